@@ -1,0 +1,1 @@
+"""The base models: recipes, data, optimizers, averaging, quantisation, export."""
