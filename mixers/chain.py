@@ -24,7 +24,7 @@ from mixers.ngram import (
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-FIRST_SLOTS = 1 << 14
+FIRST_SLOTS = 1 << 16
 BYTES_PER_SLOT = 76
 """Peak bytes for each slot: the table, its successor while records move over (32 each), and what a move needs (12)."""
 SMALLEST_SLOTS = 256
@@ -155,7 +155,7 @@ class NgramChain:
         keep = np.empty(total, dtype=np.uint8)
         kept = int(ngram_choose(self._table, slot_of, self._state, 0, 0, keep))
         slots = len(self._table)
-        while kept > slots * _FILL / 2 and slots < self._max_slots:
+        while kept > slots * _FILL / 3 and slots < self._max_slots:
             slots = min(2 * slots, self._max_slots)
         if slots == self._max_slots:
             for highest_count, oldest in _AGEING:

@@ -33,8 +33,8 @@ STAT_NATS, STAT_WITHOUT, STAT_WEIGHT = 0, 1, 2
 
 
 @njit(cache=True)
-def _account(logp: Any, weights: Any, probs: Any, stats: Any) -> Any:
-    """Add one token to the statistics; return the mixture's probability."""
+def _account(logp: Any, logits: Any, weights: Any, probs: Any, stats: Any) -> Any:
+    """Add one token to the statistics; return the mixture's probability. ``weights`` is the softmax of ``logits``."""
     experts = weights.shape[0]
     total = 0.0
     for e in range(experts):
@@ -45,17 +45,19 @@ def _account(logp: Any, weights: Any, probs: Any, stats: Any) -> Any:
         rest = 1.0 - weights[e]
         others = total - weights[e] * probs[e]
         if rest < 1e-3 or others < 1e-3 * total:
-            # The differences would lose digits: sum the others themselves.
+            # The differences would lose digits: weigh the others by themselves.
             rest = 0.0
             others = 0.0
+            top = -math.inf
+            for f in range(experts):
+                if f != e and logits[f] > top:
+                    top = logits[f]
             for f in range(experts):
                 if f != e:
-                    rest += weights[f]
-                    others += weights[f] * probs[f]
-        if rest > 0.0 and others > 0.0:
-            stats[STAT_WITHOUT, e] -= math.log(others / rest)
-        else:
-            stats[STAT_WITHOUT, e] -= LOG_FLOOR
+                    w = math.exp(logits[f] - top)
+                    rest += w
+                    others += w * probs[f]
+        stats[STAT_WITHOUT, e] -= math.log(others / rest) if experts > 1 else LOG_FLOOR
     return total
 
 
@@ -98,7 +100,7 @@ def hedge_pass(
         hedge_weights(row, last_weights)
         for e in range(experts):
             probs[e] = math.exp(logp[t, e]) if e == 0 or logp[t, e] != logp[t, e - 1] else probs[e - 1]
-        total = _account(logp[t], last_weights, probs, stats)
+        total = _account(logp[t], row, last_weights, probs, stats)
         nll[t] = -math.log(total)
         for e in range(experts):
             row[e] += eta * logp[t, e]
@@ -117,24 +119,14 @@ def hedge_pass(
 
 
 @njit(cache=True)
-def gate_weights(rows: Any, gate: Any, weights: Any) -> None:
-    """Fill ``weights`` float64[E] with the softmax of the sum of the gate's ``rows`` (int64[J] into ``gate``)."""
-    experts = gate.shape[1]
-    for e in range(experts):
+def gate_weights(rows: Any, gate: Any, logits: Any, weights: Any) -> None:
+    """Fill ``logits`` float64[E] with the sum of the gate's ``rows`` (int64[J] into ``gate``), ``weights`` with its softmax."""
+    for e in range(gate.shape[1]):
         a = 0.0
         for j in range(rows.shape[0]):
             a += gate[rows[j], e]
-        weights[e] = a
-    top = weights[0]
-    for e in range(1, experts):
-        if weights[e] > top:
-            top = weights[e]
-    total = 0.0
-    for e in range(experts):
-        weights[e] = math.exp(weights[e] - top)
-        total += weights[e]
-    for e in range(experts):
-        weights[e] /= total
+        logits[e] = a
+    hedge_weights(logits, weights)
 
 
 @njit(cache=True)
@@ -154,11 +146,12 @@ def gate_pass(
     """
     experts = logp.shape[1]
     probs = np.empty(experts)
+    logits = np.empty(experts)
     for t in range(logp.shape[0]):
-        gate_weights(rows[t], gate, last_weights)
+        gate_weights(rows[t], gate, logits, last_weights)
         for e in range(experts):
             probs[e] = math.exp(logp[t, e]) if e == 0 or logp[t, e] != logp[t, e - 1] else probs[e - 1]
-        total = _account(logp[t], last_weights, probs, stats)
+        total = _account(logp[t], logits, last_weights, probs, stats)
         nll[t] = -math.log(total)
         for e in range(experts):
             step = rate * last_weights[e] * (probs[e] / total - 1.0)

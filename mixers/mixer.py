@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -447,7 +446,7 @@ class Mixer:
                 )
             else:
                 gate_pass(logp, rows, self._weights, self.config.gate_rate, self._stats, nll[piece], last)
-            self._total[0] += math.fsum(nll[piece])
+            self._total[0] += nll[piece].sum()
             self._position = high
 
     def _weight_rows(self, codes: Ints, entropy: Floats) -> Ints:
@@ -469,7 +468,7 @@ class Mixer:
         if self.config.method == "hedge":
             hedge_weights(self._weights[rows[0, 0]], weights)
         else:
-            gate_weights(rows[0], self._weights, weights)
+            gate_weights(rows[0], self._weights, np.empty_like(weights), weights)
         out = np.empty(self.vocab_size)
         mix_rows(log_rows, weights, out)
         return out
