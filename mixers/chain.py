@@ -119,7 +119,8 @@ class NgramChain:
             )
             if self._saved_table is None:
                 self._journal_used = used
-            if position < stop:
+            if self._state[USED] + self.orders > int(len(self._table) * _FILL):
+                # At once, not before the next token: its distribution may be asked for first.
                 self._rebuild()
 
     def rows(self) -> tuple[Floats, int]:

@@ -129,7 +129,7 @@ def ngram_pass(
         exclusion: whether lower orders count only what was new to the order above.
         document_token: the token that opens a document, or -1: contexts never reach back beyond it.
         document_local: forget all counts at the document token (the old records are unreachable from the new root).
-        limit: stop early, before a token, if the table could then hold more than this many records.
+        limit: stop early, after a token, if the next could bring the table to more than this many records.
         journal: int64[>= used + tokens * (orders + 5), 2], the undo log.
         journal_used: rows of it in use.
         probs: float64[stop - start, orders], out: probability of the token at each order.
@@ -141,8 +141,6 @@ def ngram_pass(
     floor = 1.0 / vocab_size
     j = journal_used
     for i in range(start, stop):
-        if state[USED] + orders + 1 > limit:
-            return i, j
         y = np.uint32(tokens[i])
         depth = state[DEPTH]
         for k in range(depth + 1):
@@ -235,6 +233,8 @@ def ngram_pass(
             for k in range(deeper):
                 state[CONTEXT + k + 1] = scratch[k]
             state[DEPTH] = deeper
+        if state[USED] + orders > limit:
+            return i + 1, j
     return stop, j
 
 
