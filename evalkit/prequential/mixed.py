@@ -128,6 +128,14 @@ class MixedForecaster:
         if self.network is not None:
             self.network.observe(tokens, start, stop)
 
+    def report(self) -> dict[str, Any]:
+        """Return the mixer's report, the network's, and what the network alone would have scored, in nats."""
+        report: dict[str, Any] = {"mixer_report": self.mixer.report()}
+        if self.network is not None:
+            report["network_nats"] = self.network_nats
+            report |= self.network.report() if hasattr(self.network, "report") else {}
+        return report
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the mixer and the network have learned."""
         state = {"mixer": self.mixer.state_dict(), "network_nats": self.network_nats}

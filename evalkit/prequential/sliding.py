@@ -102,6 +102,22 @@ class SlidingForecaster:
             for batch in batches:
                 yield batch[0].start, batch[-1].stop, compute(batch)
 
+    def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
+        """Return the logits of every row of some windows, float32 ``[len(windows), seq_len, vocab_size]``."""
+        with (
+            torch.inference_mode(),
+            one_thread_each(self.config.threads) as threads,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+
+            def compute(window: WindowSpan) -> Tensor:
+                with torch.inference_mode():
+                    ids = gather_windows(tokens, [window], self.config.seq_len)
+                    logits: Tensor = self.model(torch.from_numpy(ids).to(self.device))
+                    return logits
+
+            return torch.cat(list(pool.map(compute, windows)))
+
     def _compute(self, tokens: Tokens, batch: list[WindowSpan]) -> Tensor:
         """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
         seq_len = self.config.seq_len
