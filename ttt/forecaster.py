@@ -27,8 +27,8 @@ class TTTForecaster:
     """Score-first test-time training around the sliding window.
 
     Chunk c holds positions c C + 1 .. (c + 1) C. ``score`` never learns; ``observe`` trains when a chunk is complete,
-    on tokens that the ledger holds. With adapters, every document starts from the unadapted weights: a position is scored
-    with adapters only if the document that it continues began before its chunk.
+    on tokens that the ledger holds. With adapters, every document starts from the unadapted weights: a position is
+    scored with adapters only if the document that it continues began before its chunk.
 
     Args:
         model: in float32; it is not changed.
