@@ -12,7 +12,8 @@ the full row is one pass over the nodes.
 Counts live in lists: a context is a block of successors (token, count, successor's own context), so one walk over the
 block yields the sums along a path. Sums are integers (discounts in 1/256), hence the same in any order.
 
-Kernels of this module call only functions of this module: numba's file cache checks no other file for changes.
+Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
+that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 # Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
@@ -37,7 +39,7 @@ LARGEST_COUNT = 65535
 _CLIP = 1e-7
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _level(n: Any) -> Any:
     """Return the size class of a raw count."""
     if n <= 4:
@@ -57,7 +59,7 @@ def _level(n: Any) -> Any:
     return 11
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _leaves(node: Any, depth: Any, bits: Any, vocab_size: Any) -> Any:
     """Return how many tokens lie below a node (1 is the root) at ``depth``."""
     width = 1 << (bits - depth)
@@ -65,28 +67,36 @@ def _leaves(node: Any, depth: Any, bits: Any, vocab_size: Any) -> Any:
     return max(0, min(low + width, vocab_size) - low)
 
 
-@njit(cache=True)
-def _log(x: Any, lens: Any, raw: Any) -> Any:
-    """Return ln x within 2e-8 for positive normal x; ``raw`` int64[1] is a view of ``lens`` float64[1]."""
-    lens[0] = x
-    b = raw[0]
-    e = (b >> 52) - 1023
-    raw[0] = (b & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000
-    m = lens[0]
-    if m > 1.4142135623730951:
-        m *= 0.5
-        e += 1
-    t = (m - 1.0) / (m + 1.0)
-    u = t * t
-    return e * 0.6931471805599453 + 2.0 * t * (1.0 + u * (1 / 3 + u * (1 / 5 + u * (1 / 7 + u * (1 / 9 + u / 11)))))
+@njit(cache=True, _nrt=False)
+def _logs(ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any) -> None:
+    """Fill ``x[:rows, :columns]`` with ln of the first ``rows * columns`` positive normal ``ratios``, within 2e-8.
+
+    A series instead of the library's logarithm, as plain loops that compile to vector instructions. ``raw`` and
+    ``mantissas_raw`` are int64 views of ``ratios`` and ``mantissas``.
+    """
+    n = rows * columns
+    for i in range(n):
+        # Split around sqrt(1/2), so that the mantissa lies in [0.707, 1.414].
+        b = raw[i] - 0x3FE6A09E667F3BCD
+        exponents[i] = b >> 52
+        mantissas_raw[i] = (b & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD
+    for i in range(n):
+        m = mantissas[i]
+        t = (m - 1.0) / (m + 1.0)
+        u = t * t
+        series = 1.0 + u * (1 / 3 + u * (1 / 5 + u * (1 / 7 + u * (1 / 9 + u / 11))))
+        ratios[i] = exponents[i] * 0.6931471805599453 + 2.0 * t * series
+    for r in range(rows):
+        for k in range(columns):
+            x[r, k] = ratios[r * columns + k]
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _squash(x: Any) -> Any:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _inputs(
     orders: Any,
     document_orders: Any,
@@ -100,17 +110,21 @@ def _inputs(
     right_prior: Any,
     bit: Any,
     bits: Any,
+    node: Any,
+    top: Any,
     tables: Any,
     stretch: Any,
+    r: Any,
+    ratios: Any,
     x: Any,
     cells: Any,
-    lens: Any,
-    raw: Any,
-) -> Any:
-    """Fill a node's inputs ``x`` and table ``cells``; return (deepest order + 1 with counts here, the document's).
+    at: Any,
+) -> None:
+    """Fill row ``r`` of a node's odds ``ratios``, table inputs in ``x``, table ``cells`` and weight rows ``at``.
 
     ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
     ``totals``: float64[K], units of n at each order, 0 without counts; ``gamma``: float64[K], units discounted.
+    The weight rows are chosen by depth and bit, by both depths, and by the node itself.
     """
     every = orders + document_orders
     deep = 0
@@ -124,66 +138,53 @@ def _inputs(
         if totals[k] > 0.0:
             low = (left[k] + gamma[k] * low) / totals[k]
             high = (right[k] + gamma[k] * high) / totals[k]
-            x[k] = _log(high / low, lens, raw)
-        elif k == 0 or k == orders:
-            x[k] = _log(high / low, lens, raw)
-        else:
-            x[k] = x[k - 1]
+        ratios[r * every + k] = high / low
         n0 = left_count[k]
         n1 = right_count[k]
         if n0 + n1 == 0:
-            cells[k] = -1
-            x[every + k] = 0.0
+            cells[r, k] = -1
+            x[r, every + k] = 0.0
         else:
             if k < orders:
                 deep = k + 1
             else:
                 document_deep = k - orders + 1
             cell = ((k * bits + bit) * LEVELS + _level(n0)) * LEVELS + _level(n1)
-            cells[k] = cell
-            x[every + k] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
-    x[2 * every] = 0.3
-    return deep, document_deep
-
-
-@njit(cache=True)
-def _weight_rows(
-    deep: Any, document_deep: Any, bit: Any, node: Any, bits: Any, orders: Any, document_orders: Any, top: Any, at: Any
-) -> None:
-    """Fill ``at`` int64[3] with the weight rows of a node: by depth and bit, by both depths, by the node itself."""
-    at[0] = deep * bits + bit
+            cells[r, k] = cell
+            x[r, every + k] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
+    x[r, 2 * every] = 0.3
+    at[r, 0] = deep * bits + bit
     base = (orders + 1) * bits
-    at[1] = base + document_deep * (orders + 1) + deep
+    at[r, 1] = base + document_deep * (orders + 1) + deep
     base += (orders + 1) * (document_orders + 1)
-    at[2] = base + (node if node < top else top + bit)
+    at[r, 2] = base + (node if node < top else top + bit)
 
 
-@njit(cache=True)
-def _mix(x: Any, weights: Any, at: Any, each: Any) -> Any:
-    """Return the probability of the right branch; fill ``each`` float64[3] with what each weight row alone says."""
-    inputs = x.shape[0]
+@njit(cache=True, _nrt=False)
+def _mix(x: Any, r: Any, weights: Any, at: Any, each: Any) -> Any:
+    """Return the probability of the right branch; fill row ``r`` of ``each`` with what each weight row alone says."""
+    inputs = x.shape[1]
     mean = 0.0
     for j in range(3):
-        row = weights[at[j]]
+        row = at[r, j]
         a = 0.0
         b = 0.0
         for q in range(0, inputs - 1, 2):
-            a += row[q] * x[q]
-            b += row[q + 1] * x[q + 1]
-        if inputs % 2:
-            a += row[inputs - 1] * x[inputs - 1]
+            a += weights[row, q] * x[r, q]
+            b += weights[row, q + 1] * x[r, q + 1]
+        a += weights[row, inputs - 1] * x[r, inputs - 1]  # the number of inputs is odd
         a += b
-        each[j] = _squash(a)
+        each[r, j] = _squash(a)
         mean += a
     p = _squash(mean / 3.0)
     return min(max(p, _CLIP), 1.0 - _CLIP)
 
 
-@njit(cache=True)
-def _walk(pool: Any, contexts: Any, c: Any, y: Any, bits: Any, level_of: Any, units: Any, mass: Any, count: Any) -> Any:
+@njit(cache=True, _nrt=False)
+def _walk(pool: Any, contexts: Any, c: Any, y: Any, level_of: Any, units: Any, k: Any, mass: Any, count: Any) -> Any:
     """Sum a context's successors by how many leading bits they share with ``y``.
 
-    Fills ``mass`` and ``count`` int64[bits + 1] (all zero before) and returns (place of y's entry in the pool or -1).
+    Fills row ``k`` of ``mass`` and ``count`` int64[K, bits + 1] (zero before); returns the place of y's entry or -1.
     """
     word = contexts[c]
     offset = np.int64(word & np.uint64(0xFFFFFFFF))
@@ -194,14 +195,14 @@ def _walk(pool: Any, contexts: Any, c: Any, y: Any, bits: Any, level_of: Any, un
         token = entry & 0xFFFF
         n = entry >> 16
         shared = level_of[token ^ y]
-        mass[shared] += n * UNIT - units[min(n, 3)]
-        count[shared] += n
+        mass[k, shared] += n * UNIT - units[k, min(n, 3)]
+        count[k, shared] += n
         if token == y:
             place = i
     return place
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _write(array: Any, which: Any, index: Any, value: Any, journal: Any, j: Any) -> Any:
     """Set one word and log what it was; return the journal's new length."""
     journal[j, 0] = index * 4 + which
@@ -210,7 +211,7 @@ def _write(array: Any, which: Any, index: Any, value: Any, journal: Any, j: Any)
     return j + 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _append(
     pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any
 ) -> Any:
@@ -240,7 +241,7 @@ def _append(
     return offset + length, j
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _learn(
     pool: Any,
     contexts: Any,
@@ -250,6 +251,7 @@ def _learn(
     y: Any,
     bits: Any,
     units: Any,
+    first: Any,
     heap: Any,
     heap_count: Any,
     places: Any,
@@ -269,9 +271,9 @@ def _learn(
             if n == 0 or not seen:
                 gain = UNIT
                 if n == 0:
-                    gain = UNIT - units[1]
+                    gain = UNIT - units[first, 1]
                 elif n < 3:
-                    gain = UNIT + units[n] - units[n + 1]
+                    gain = UNIT + units[first, n] - units[first, n + 1]
                 node = (1 << bits) + y
                 while node > 0:
                     heap[node] += gain
@@ -303,7 +305,7 @@ def _learn(
     return j
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def tree_pass(
     tokens: Any,
     start: Any,
@@ -330,6 +332,8 @@ def tree_pass(
     rate: Any,
     journal: Any,
     journal_used: Any,
+    sums: Any,
+    nodes: Any,
     logp: Any,
 ) -> Any:
     """Score then learn the tokens from ``start`` on; return (position reached, journal used).
@@ -339,25 +343,8 @@ def tree_pass(
     every = orders + document_orders
     inputs = 2 * every + 1
     top = (weights.shape[0] - (orders + 1) * bits - (orders + 1) * (document_orders + 1)) - bits
-    mass = np.zeros((every, bits + 1), dtype=np.int64)
-    count = np.zeros((every, bits + 1), dtype=np.int64)
-    totals = np.zeros(every)
-    gamma = np.zeros(every)
-    places = np.zeros(orders, dtype=np.int64)
-    document_places = np.zeros(max(document_orders, 1), dtype=np.int64)
-    left = np.zeros(every, dtype=np.int64)
-    right = np.zeros(every, dtype=np.int64)
-    left_count = np.zeros(every, dtype=np.int64)
-    right_count = np.zeros(every, dtype=np.int64)
-    below = np.zeros(every, dtype=np.int64)
-    below_count = np.zeros(every, dtype=np.int64)
-    x = np.zeros((bits, inputs))
-    cells = np.zeros((bits, every), dtype=np.int64)
-    at = np.zeros((bits, 3), dtype=np.int64)
-    each = np.zeros((bits, 3))
-    asked = np.zeros(bits, dtype=np.int64)
-    lens = np.zeros(1)
-    raw = lens.view(np.int64)
+    mass, count, totals, gamma, places, document_places, left, right, left_count, right_count, below, below_count = sums
+    x, cells, at, each, asked, ratios, raw, mantissas, mantissas_raw, exponents = nodes
     inverse = 1.0 / vocab_size
     j = journal_used
     margin = (orders + document_orders) * 2 * (1 << bits)
@@ -365,44 +352,49 @@ def tree_pass(
         y = tokens[t]
         # The counts along y's path: mass[k, b] sums the successors that part from y at bit b.
         for k in range(every):
-            document = k >= orders
-            o = k - orders if document else k
-            small = document_state if document else state
             for b in range(bits + 1):
                 mass[k, b] = 0
                 count[k, b] = 0
-            totals[k] = 0.0
-            if o > small[DEPTH]:
-                continue
-            if o == 0:
-                tree = document_heap if document else heap
-                tree_count = document_heap_count if document else heap_count
-                node = (1 << bits) + y
-                mass[k, bits] = tree[node]
-                count[k, bits] = tree_count[node]
-                for b in range(bits - 1, -1, -1):
-                    mass[k, b] = tree[node ^ 1]
-                    count[k, b] = tree_count[node ^ 1]
-                    node >>= 1
-            elif document:
+        leaf = (1 << bits) + y
+        mass[0, bits] = heap[leaf]
+        count[0, bits] = heap_count[leaf]
+        for b in range(bits):
+            side = (leaf >> (bits - 1 - b)) ^ 1
+            mass[0, b] = heap[side]
+            count[0, b] = heap_count[side]
+        for k in range(1, state[DEPTH] + 1):
+            places[k] = _walk(pool, contexts, state[CONTEXT + k], y, level_of, units, k, mass, count)
+        if document_orders > 0:
+            mass[orders, bits] = document_heap[leaf]
+            count[orders, bits] = document_heap_count[leaf]
+            for b in range(bits):
+                side = (leaf >> (bits - 1 - b)) ^ 1
+                mass[orders, b] = document_heap[side]
+                count[orders, b] = document_heap_count[side]
+            for o in range(1, document_state[DEPTH] + 1):
                 document_places[o] = _walk(
-                    document_pool, document_contexts, small[CONTEXT + o], y, bits, level_of, units[k], mass[k], count[k]
+                    document_pool,
+                    document_contexts,
+                    document_state[CONTEXT + o],
+                    y,
+                    level_of,
+                    units,
+                    orders + o,
+                    mass,
+                    count,
                 )
-            else:
-                places[o] = _walk(pool, contexts, small[CONTEXT + o], y, bits, level_of, units[k], mass[k], count[k])
-            m = 0
-            n = 0
+        for k in range(every):
+            m = np.int64(0)
+            n = np.int64(0)
             for b in range(bits + 1):
                 m += mass[k, b]
                 n += count[k, b]
-            if n > 0:
-                totals[k] = n * UNIT
-                gamma[k] = n * UNIT - m
+            totals[k] = n * UNIT
+            gamma[k] = n * UNIT - m
         for k in range(every):
             below[k] = mass[k, bits]
             below_count[k] = count[k, bits]
         # From the leaf up, so that what lies below is at hand.
-        p = 1.0
         for bit in range(bits - 1, -1, -1):
             node = ((1 << bits) + y) >> (bits - bit)
             branch = (y >> (bits - 1 - bit)) & 1
@@ -421,7 +413,7 @@ def tree_pass(
                         right_count[k] = count[k, bit]
                         left[k] = below[k]
                         left_count[k] = below_count[k]
-                deep, document_deep = _inputs(
+                _inputs(
                     orders,
                     document_orders,
                     totals,
@@ -434,19 +426,25 @@ def tree_pass(
                     right_leaves * inverse,
                     bit,
                     bits,
+                    node,
+                    top,
                     tables,
                     stretch,
-                    x[bit],
-                    cells[bit],
-                    lens,
-                    raw,
+                    bit,
+                    ratios,
+                    x,
+                    cells,
+                    at,
                 )
-                _weight_rows(deep, document_deep, bit, node, bits, orders, document_orders, top, at[bit])
-                q = _mix(x[bit], weights, at[bit], each[bit])
-                p *= q if branch else 1.0 - q
             for k in range(every):
                 below[k] += mass[k, bit]
                 below_count[k] += count[k, bit]
+        _logs(ratios, raw, mantissas, mantissas_raw, exponents, bits, every, x)
+        p = 1.0
+        for bit in range(bits):
+            if asked[bit]:
+                q = _mix(x, bit, weights, at, each)
+                p *= q if (y >> (bits - 1 - bit)) & 1 else 1.0 - q
         logp[t] = math.log(p)
 
         for bit in range(bits):
@@ -454,10 +452,10 @@ def tree_pass(
                 continue
             branch = (y >> (bits - 1 - bit)) & 1
             for w in range(3):
-                row = weights[at[bit, w]]
+                row = at[bit, w]
                 step = rate * (branch - each[bit, w])
-                for q in range(inputs):
-                    row[q] += step * x[bit, q]
+                for i in range(inputs):
+                    weights[row, i] += step * x[bit, i]
             for k in range(every):
                 cell = cells[bit, k]
                 if cell >= 0:
@@ -465,7 +463,7 @@ def tree_pass(
                     tables[cell, 0] += (branch - tables[cell, 0]) / (seen + 1.5)
                     if seen < 255.0:
                         tables[cell, 1] = seen + 1.0
-        j = _learn(pool, contexts, state, STREAM_STORE, orders, y, bits, units[0], heap, heap_count, places, journal, j)
+        j = _learn(pool, contexts, state, STREAM_STORE, orders, y, bits, units, 0, heap, heap_count, places, journal, j)
         if y == document_token:
             state[DEPTH] = min(1, orders - 1)
         if document_orders > 0:
@@ -492,7 +490,8 @@ def tree_pass(
                     document_orders,
                     y,
                     bits,
-                    units[orders],
+                    units,
+                    orders,
                     document_heap,
                     document_heap_count,
                     document_places,
@@ -504,7 +503,7 @@ def tree_pass(
     return tokens.shape[0], j
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def tree_undo(
     pool: Any, contexts: Any, document_pool: Any, document_contexts: Any, journal: Any, journal_used: Any
 ) -> None:
@@ -581,12 +580,19 @@ def tree_row(
             gamma[k] = count[k, 1] * UNIT - mass[k, 1]
     probs = np.zeros(2 * size)
     probs[1] = 1.0
-    x = np.zeros(inputs)
-    cells = np.zeros(every, dtype=np.int64)
-    at = np.zeros(3, dtype=np.int64)
-    each = np.zeros(3)
-    lens = np.zeros(1)
-    raw = lens.view(np.int64)
+    left = np.zeros(every, dtype=np.int64)
+    right = np.zeros(every, dtype=np.int64)
+    left_count = np.zeros(every, dtype=np.int64)
+    right_count = np.zeros(every, dtype=np.int64)
+    x = np.zeros((1, inputs))
+    cells = np.zeros((1, every), dtype=np.int64)
+    at = np.zeros((1, 3), dtype=np.int64)
+    each = np.zeros((1, 3))
+    ratios = np.ones(every)
+    raw = ratios.view(np.int64)
+    mantissas = np.ones(every)
+    mantissas_raw = mantissas.view(np.int64)
+    exponents = np.zeros(every)
     inverse = 1.0 / vocab_size
     for bit in range(bits):
         for node in range(1 << bit, 2 << bit):
@@ -597,28 +603,36 @@ def tree_row(
             if right_leaves == 0:
                 probs[2 * node] = probs[node]
                 continue
-            deep, document_deep = _inputs(
+            for k in range(every):
+                left[k] = mass[k, 2 * node]
+                right[k] = mass[k, 2 * node + 1]
+                left_count[k] = count[k, 2 * node]
+                right_count[k] = count[k, 2 * node + 1]
+            _inputs(
                 orders,
                 document_orders,
                 totals,
                 gamma,
-                mass[:, 2 * node],
-                mass[:, 2 * node + 1],
-                count[:, 2 * node],
-                count[:, 2 * node + 1],
+                left,
+                right,
+                left_count,
+                right_count,
                 left_leaves * inverse,
                 right_leaves * inverse,
                 bit,
                 bits,
+                node,
+                top,
                 tables,
                 stretch,
+                0,
+                ratios,
                 x,
                 cells,
-                lens,
-                raw,
+                at,
             )
-            _weight_rows(deep, document_deep, bit, node, bits, orders, document_orders, top, at)
-            q = _mix(x, weights, at, each)
+            _logs(ratios, raw, mantissas, mantissas_raw, exponents, 1, every, x)
+            q = _mix(x, 0, weights, at, each)
             probs[2 * node] = probs[node] * (1.0 - q)
             probs[2 * node + 1] = probs[node] * q
     for y in range(vocab_size):
@@ -691,3 +705,29 @@ def tree_prune(
             break
         new_state[CONTEXT + k] = np.int64(renamed[state[CONTEXT + k]])
         new_state[DEPTH] = k
+
+
+def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return the work arrays of ``tree_pass`` that hold sums over counts."""
+    every = orders + document_orders
+    paths = [np.zeros((every, bits + 1), dtype=np.int64) for _ in range(2)]
+    floats = [np.zeros(every) for _ in range(2)]
+    places = [np.zeros(max(n, 1), dtype=np.int64) for n in (orders, document_orders)]
+    return (*paths, *floats, *places, *(np.zeros(every, dtype=np.int64) for _ in range(6)))
+
+
+def new_nodes(rows: int, every: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return the work arrays that hold the inputs and outputs of ``rows`` nodes."""
+    ratios, mantissas = np.ones(rows * every), np.ones(rows * every)
+    return (
+        np.zeros((rows, 2 * every + 1)),
+        np.zeros((rows, every), dtype=np.int64),
+        np.zeros((rows, 3), dtype=np.int64),
+        np.zeros((rows, 3)),
+        np.zeros(rows, dtype=np.int64),
+        ratios,
+        ratios.view(np.int64),
+        mantissas,
+        mantissas.view(np.int64),
+        np.zeros(rows * every),
+    )

@@ -13,6 +13,8 @@ from mixers.tree import (
     LEVELS,
     POOL_TOP,
     UNIT,
+    new_nodes,
+    new_sums,
     tree_pass,
     tree_prune,
     tree_row,
@@ -85,6 +87,8 @@ class TreeExpert:
         self._level_of = np.array([bits - int(d).bit_length() for d in differ], dtype=np.uint8)
         p = (np.arange(4096) + 0.5) / 4096
         self._stretch = np.log(p / (1 - p))
+        self._sums = new_sums(orders, document_orders, bits)
+        self._nodes = new_nodes(bits, every)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
         self._journal_used = 0
         self._saved: dict[str, Array] | None = None
@@ -153,6 +157,8 @@ class TreeExpert:
                 self._rate,
                 self._journal,
                 self._journal_used,
+                self._sums,
+                self._nodes,
                 logp,
             )
             state = d["state"]
