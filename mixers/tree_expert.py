@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mixers.tree import (
     CONTEXT,
     CONTEXT_TOP,
+    DEPTH,
     LEVELS,
     POOL_TOP,
     UNIT,
@@ -31,6 +32,12 @@ _WEIGHTED_NODES = 256
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
 _AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
 _SMALL = ("state", "heap", "heap_count", "document_state", "document_heap", "document_heap_count", "tables", "weights")
+_TOPS = {
+    "pool": ("state", POOL_TOP),
+    "contexts": ("state", CONTEXT_TOP),
+    "document_pool": ("document_state", POOL_TOP),
+    "document_contexts": ("document_state", CONTEXT_TOP),
+}
 _LARGE = ("pool", "contexts", "document_pool", "document_contexts")
 
 
@@ -255,7 +262,12 @@ class TreeExpert:
         """Return copies of what has been learned. Raises ValueError if something is uncommitted."""
         if self._saved is not None:
             raise ValueError("the tree expert holds uncommitted tokens; commit or roll back before saving")
-        return {name: value.copy() for name, value in self._data.items()}
+        saved = {}
+        for name, value in self._data.items():
+            # Beyond what is in use lies what roll-backs left behind.
+            used = int(self._data[_TOPS[name][0]][_TOPS[name][1]]) if name in _LARGE else len(value)
+            saved[name] = value[:used].copy()
+        return saved
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Restore what ``state_dict`` returned. Raises ValueError if it does not fit this expert."""
@@ -264,21 +276,33 @@ class TreeExpert:
             fits = given.dtype == value.dtype and (name in _LARGE or given.shape == value.shape)
             if not fits or given.ndim != value.ndim:
                 raise ValueError(f"tree state {name!r} is {given.dtype}{list(given.shape)}; expected {value.dtype}")
-        for prefix in ("", "document_"):
+        for prefix, most in (("", self._max_pool), ("document_", self._document_words)):
             pool, contexts, small = (state[prefix + name] for name in ("pool", "contexts", "state"))
-            offsets = (contexts & np.uint64(0xFFFFFFFF)) + ((contexts >> np.uint64(32)) & np.uint64(0xFFFF))
+            ends = (contexts & np.uint64(0xFFFFFFFF)) + ((contexts >> np.uint64(32)) & np.uint64(0xFFFF))
             inside = (
-                len(pool) <= max(self._max_pool, self._document_words)
-                and 1 << self._bits <= small[POOL_TOP] <= len(pool)
-                and 1 <= small[CONTEXT_TOP] <= len(contexts)
-                and int(small.min()) >= 0
-                and int(small[CONTEXT:].max()) < len(contexts)
-                and int(offsets.max()) <= len(pool)
+                1 << self._bits <= len(pool) == small[POOL_TOP] <= most - self._margin
+                and 1 <= len(contexts) == small[CONTEXT_TOP] <= most // 2
+                and 0 <= small[DEPTH] <= len(small) - CONTEXT - 1
+                and bool(np.all((small[CONTEXT:] >= 0) & (small[CONTEXT:] < len(contexts))))
+                and int(ends.max()) <= len(pool)
                 and int((pool >> np.uint64(32)).max()) < len(contexts)
+                and int((pool & np.uint64(0xFFFF)).max()) < 1 << self._bits
             )
             if not inside:
                 raise ValueError("tree state points outside its lists, or the lists exceed the memory bound")
         self._data = {name: np.ascontiguousarray(state[name]).copy() for name in self._data}
+        every = self._orders + self._document_orders
+        size = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
+        while size < self._max_pool and (
+            int(self._data["state"][POOL_TOP]) + self._margin > size
+            or int(self._data["state"][CONTEXT_TOP]) + every > size // 2
+        ):
+            size = min(2 * size, self._max_pool)
+        for prefix, room in (("", size), ("document_", self._document_words)):
+            for name, length in (("pool", room), ("contexts", room // 2)):
+                full = np.zeros(length, dtype=np.uint64)
+                full[: len(self._data[prefix + name])] = self._data[prefix + name]
+                self._data[prefix + name] = full
         self.commit()
 
 
