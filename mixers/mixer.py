@@ -591,9 +591,7 @@ def _default_prior(experts: tuple[str, ...]) -> list[float]:
             prior.append(60.0)
         elif name == "neural":
             prior.append(200.0)
-        elif name == "entropy":
-            prior.append(20.0)
-        elif order is None:
+        elif name == "entropy" or order is None:
             prior.append(20.0)
         else:
             above = name.removeprefix("document ") != name
