@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -359,7 +360,7 @@ def _parse_header(compressed: bytes) -> tuple[list[_Entry], NativeMetadata]:
         raise ArtifactError(f"the artifact declares {len(lines)} tensors, more than {_MAX_TENSORS}")
     entries = [_parse_entry(line) for line in lines]
     names = [e.name for e in entries]
-    if any(a >= b for a, b in zip(names, names[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(names)):
         raise ArtifactError("the artifact's tensors are not sorted by name, or a name occurs twice")
     metadata = NativeMetadata(
         config=content["config"],

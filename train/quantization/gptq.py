@@ -61,7 +61,7 @@ def gptq_round(
     Raises:
         InputError: shapes do not fit, or H is not finite or cannot be made positive definite.
     """
-    rows, cols = weight.shape
+    cols = weight.shape[1]
     if hessian.shape != (cols, cols):
         raise InputError(f"a weight of {cols} columns needs a {cols}x{cols} Hessian, not {tuple(hessian.shape)}")
     if not bool(torch.isfinite(hessian).all()):
@@ -113,5 +113,6 @@ def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor, damping: float
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if int(failed) == 0:
-                return upper.float()
+                factor: Tensor = upper.float()
+                return factor
     raise InputError("the Hessian is not positive definite even with strong damping: calibrate on more tokens")

@@ -225,7 +225,7 @@ def encode_bits(coder: Coder, codes: Bank, tables: FloatTables, bits: Bits, stor
 def decode_bits(coder: Coder, codes: Bank, tables: FloatTables, shape: tuple[int, int], stored: str) -> Bits:
     """Return the bit patterns coded by :func:`encode_bits`."""
     exponent_bits, mantissa_bits = FORMATS[stored]
-    base = decode_uniform(coder.state, coder.words, 11)
+    base = int(decode_uniform(coder.state, coder.words, 11))
     rows, cols = np.zeros(shape[0], dtype=np.int32), np.zeros(shape[1], dtype=np.int32)
     matrix = min(shape) >= _MIN_MATRIX_SIDE
     if matrix:

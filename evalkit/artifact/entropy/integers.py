@@ -73,7 +73,8 @@ def _no_low() -> Bank:
 
 
 def _prior(pmf_q24: npt.NDArray[np.int64], observations: int) -> npt.NDArray[np.int64]:
-    return ((pmf_q24 * (observations * COUNT_STEP)) >> 24) + 1
+    counts: npt.NDArray[np.int64] = ((pmf_q24 * (observations * COUNT_STEP)) >> 24) + 1
+    return counts
 
 
 def make_code_bank() -> Bank:
@@ -113,15 +114,18 @@ def _side_bits(codes: Codes, reach: int) -> npt.NDArray[np.int64]:
     counts = np.bincount(shifted, minlength=int(shifted.max()) + reach + 1) + 0.3
     bits = np.log2(counts.sum() / counts)
     offsets = np.arange(-reach, reach + 1)
-    return np.rint(256 * bits[shifted[:, None] + offsets[None, :]]).astype(np.int64)
+    table: npt.NDArray[np.int64] = np.rint(256 * bits[shifted[:, None] + offsets[None, :]]).astype(np.int64)
+    return table
 
 
 def _shrunk(codes: npt.NDArray[np.float64], samples: int) -> Codes:
     """Pull codes estimated from ``samples`` values each towards their mean by the share of noise in their variance."""
-    noise = 76.0 / samples  # variance of log sigma from the mean magnitude of Gaussians, 0.57 / n, in squared bins
+    # variance of log sigma estimated by the mean magnitude of Gaussians, 0.57 / n, in squared bins
+    noise = 76.0 / samples
     variance = float(codes.var())
     keep = max(0.0, 1.0 - noise / variance) if variance > 0 else 0.0
-    return np.rint(codes.mean() + keep * (codes - codes.mean())).astype(np.int32)
+    shrunk: Codes = np.rint(codes.mean() + keep * (codes - codes.mean())).astype(np.int32)
+    return shrunk
 
 
 def fit_codes(values: Int8Matrix, wide: bool) -> tuple[int, Codes, Codes]:
@@ -199,7 +203,7 @@ def encode_axis(coder: Coder, bank: Bank, axis: int, codes: Codes) -> None:
 def decode_axis(coder: Coder, bank: Bank, axis: int, count: int) -> Codes:
     """Return the codes sent by :func:`encode_axis`."""
     codes = np.zeros(count, dtype=np.int32)
-    spread = decode_uniform(coder.state, coder.words, 2)
+    spread = int(decode_uniform(coder.state, coder.words, 2))
     _decode_codes(coder.state, coder.words, bank, axis * SPREAD_CLASSES + spread, codes)
     return codes
 
@@ -266,7 +270,7 @@ def decode_matrix(
     coder: Coder, codes: Bank, tables: IntegerTables, shape: tuple[int, int], wide: bool
 ) -> Int8Matrix:
     """Return the matrix coded by :func:`encode_matrix`."""
-    base = decode_uniform(coder.state, coder.words, 7)
+    base = int(decode_uniform(coder.state, coder.words, 7))
     rows = decode_axis(coder, codes, 0, shape[0]) + np.int32(base)
     cols = decode_axis(coder, codes, 1, shape[1])
     values = np.empty(shape, dtype=np.int8)

@@ -29,7 +29,8 @@ def _exp_neg_q30(t_q20: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     total = np.full(t.shape, one, dtype=np.int64)
     for n in range(12, 0, -1):
         total = one - ((rest * total) >> 30) // n
-    return total >> np.minimum(halvings, 62)
+    result: npt.NDArray[np.int64] = total >> np.minimum(halvings, 62)
+    return result
 
 
 @lru_cache(maxsize=2)

@@ -177,7 +177,7 @@ def encode_symbol(
 @numba.njit(cache=True)
 def decode_symbol(
     state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int
-) -> int:
+) -> np.int64:
     """Return the next symbol under ``context`` and learn from it."""
     symbols = (bank.shape[1] - _EXTRA) >> 1
     step = state[1] >> _U16
@@ -201,7 +201,7 @@ def encode_uniform(
 
 
 @numba.njit(cache=True)
-def decode_uniform(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int) -> int:
+def decode_uniform(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int) -> np.int64:
     """Return a number coded by :func:`encode_uniform`."""
     shift = PROB_BITS - bits
     step = state[1] >> _U16
