@@ -167,7 +167,7 @@ class GPT(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of the matrices, and so of the residual stream."""
-        return self.blocks[0].attn.c_q.weight.dtype
+        return next(block.attn.c_q.weight.dtype for block in self.blocks)  # type: ignore[union-attr, return-value]
 
     def to_compute_dtype(self, dtype: torch.dtype) -> GPT:
         """Cast the matrices to ``dtype`` in place; tables, vectors and the head stay in float32."""
