@@ -37,9 +37,11 @@ MAGIC = b"\x89evalkit"
 VERSION = 1
 DEFAULT_MAX_BYTES = 1 << 30
 _PREFIX = len(MAGIC) + 1 + 32 + 4
-_MAX_HEADER = 1 << 22
-_MAX_TENSORS = 1 << 16
+_MAX_HEADER = 1 << 20
+_MAX_TENSORS = 1 << 14
 _MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 1 << 40  # of the dimensions that are not 0: numpy refuses shapes beyond its own bound
+_MAX_GROUPS = 256  # further groups of floats share one set of tables, which bounds the memory
 # A payload of n bytes may declare this many values plus as many again per byte; the writer pads to keep the promise.
 _FREE_VALUES = 1 << 20
 _VALUES_PER_BYTE = 4096
@@ -143,6 +145,8 @@ class _Tables:
 
     def for_floats(self, group: str, stored: str) -> floats.FloatTables:
         key = (group, stored)
+        if key not in self._floats and len(self._floats) >= _MAX_GROUPS:
+            key = ("", stored)
         if key not in self._floats:
             self._floats[key] = floats.make_tables()
         return self._floats[key]
@@ -308,9 +312,7 @@ def _decode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry) -> S
     scale_bits = decode_floats((entry.scale_count, 1)) if entry.scale_count else np.zeros(0, dtype=np.uint32)
     scale = _values_of(scale_bits, entry.stored, scale_shape)
     if entry.count:
-        matrix = integers.decode_matrix(
-            coder, tables.codes, tables.for_integers(entry), entry.matrix_shape, entry.wide
-        )
+        matrix = integers.decode_matrix(coder, tables.codes, tables.for_integers(entry), entry.matrix_shape, entry.wide)
     else:
         matrix = np.zeros(0, dtype=np.int8)
     return QuantizedTensor(values=matrix.reshape(entry.shape), scale=scale, bits=entry.bits, dtype=entry.dtype)
@@ -334,13 +336,17 @@ def _checked_parts(data: bytes) -> tuple[bytes, bytes]:
     return body[4 : 4 + length], body[4 + length :]
 
 
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
 def _parse_header(compressed: bytes) -> tuple[list[_Entry], NativeMetadata]:
     try:
         reader = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
         raw = reader.decompress(compressed, max_length=_MAX_HEADER + 1)
         if len(raw) > _MAX_HEADER:
             raise ArtifactError(f"the artifact's header is longer than {_MAX_HEADER} bytes")
-        content = json.loads(raw.decode())
+        content = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except (lzma.LZMAError, UnicodeDecodeError, ValueError, RecursionError, EOFError) as error:
         raise ArtifactError(f"the artifact's header cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -380,6 +386,8 @@ def _parse_entry(line: Any) -> _Entry:
         raise ArtifactError(f"{problem} has no shape of at most {_MAX_DIMENSIONS} dimensions")
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
         raise ArtifactError(f"{problem} has a dimension that is not a size")
+    if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
+        raise ArtifactError(f"{problem} has more than {_MAX_ELEMENTS} elements")
     if dtype not in _MODEL_DTYPES:
         raise ArtifactError(f"{problem} has an unknown dtype")
     if kind == "p" and len(line) == 5 and stored in ("float16", "bfloat16", "float32"):

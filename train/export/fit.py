@@ -152,9 +152,7 @@ class _Search:
         self.cap_bytes, self.code_bytes, self.table = cap_bytes, code_bytes, table
 
     def size(self, tensors: Mapping[str, StoredTensor]) -> int:
-        return len(
-            pack_artifact(tensors, self.option.container, layout=self.option.layout, metadata=self.metadata)
-        )
+        return len(pack_artifact(tensors, self.option.container, layout=self.option.layout, metadata=self.metadata))
 
     def record(self, factor: float, zeroed: int, n_bytes: int) -> FitRow:
         total = n_bytes + self.code_bytes
@@ -175,9 +173,7 @@ class _Search:
         tensors = quantize_state_dict(self.state, plan, self.hessians)
         return self.record(factor, 0, self.size(tensors)), tensors
 
-    def run(
-        self, step_range: tuple[float, float], step_trials: int
-    ) -> tuple[FitRow, dict[str, StoredTensor]] | None:
+    def run(self, step_range: tuple[float, float], step_trials: int) -> tuple[FitRow, dict[str, StoredTensor]] | None:
         row, tensors = self.attempt(1.0)
         if self.option.reach == "none" or (self.option.reach == "prune" and row.fits):
             return (row, tensors) if row.fits else None

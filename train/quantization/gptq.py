@@ -1,7 +1,8 @@
-"""Full-Hessian GPTQ (Frantar et al. 2023, arXiv:2210.17323): round column by column, and let later columns make up for it.
+"""Full-Hessian GPTQ (Frantar et al. 2023, arXiv:2210.17323): later columns make up for the rounding of earlier ones.
 
-With ``H`` the mean of ``x x^T`` over the layer's inputs and ``U`` the upper Cholesky factor of the inverse,
-``U^T U = H^-1``, column ``j`` is rounded to ``q_j``, and every later column ``k`` takes ``- (w_j - q_j) / U_jj * U_jk``.
+With ``H`` the mean of ``x x^T`` over the layer's inputs and ``U`` the upper Cholesky factor of its inverse
+(``U^T U = H^-1``), column ``j`` is rounded to ``q_j``, and every later column ``k`` takes
+``- (w_j - q_j) / U_jj * U_jk``.
 Inputs that are always zero are taken out first; the diagonal is damped once; columns go in descending order of their
 input energy, so that the important ones are rounded while there is still freedom left.
 """
@@ -43,9 +44,7 @@ class GptqConfig:
 DEFAULT_CONFIG = GptqConfig()
 
 
-def gptq_round(
-    weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config: GptqConfig = DEFAULT_CONFIG
-) -> Tensor:
+def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config: GptqConfig = DEFAULT_CONFIG) -> Tensor:
     """Return GPTQ's integers for a matrix whose row steps are fixed.
 
     Args:

@@ -70,9 +70,7 @@ class TensorRule:
         if self.clip not in ("quantile", "row", "matrix"):
             raise InputError(f"clip search {self.clip!r} is none of quantile, row, matrix")
         if not 0 < self.quantile <= 1 or not all(0 < p <= 1 for p in self.percentiles):
-            raise InputError(
-                f"clip quantiles must be above 0 and at most 1: {self.quantile}, {self.percentiles}"
-            )
+            raise InputError(f"clip quantiles must be above 0 and at most 1: {self.quantile}, {self.percentiles}")
         if not 0 <= self.min_step < 65504:
             raise InputError(f"the smallest step {self.min_step} must be at least 0 and fit float16")
         if self.max_elements < 0 or self.last_layers < 0:
@@ -171,9 +169,7 @@ def _int8_rest() -> TensorRule:
 
 
 def _block(patterns: tuple[str, ...], bits: int, clip: ClipSearch, gptq: bool) -> TensorRule:
-    return TensorRule(
-        patterns=patterns, format=f"int{bits}", clip=clip, min_step=published_min_step(bits), gptq=gptq
-    )
+    return TensorRule(patterns=patterns, format=f"int{bits}", clip=clip, min_step=published_min_step(bits), gptq=gptq)
 
 
 # What the published systems store, with their hidden floors explicit. The searches and GPTQ are this
@@ -207,9 +203,7 @@ PLANS: dict[str, QuantizationPlan] = {
             _block(_ALL, 6, "row", False),
         )
     ),
-    "pr634": QuantizationPlan(
-        rules=(_small("float16"), _block(_MLP + _ATTENTION, 6, "row", True), _int8_rest())
-    ),
+    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6, "row", True), _int8_rest())),
     "pr849": QuantizationPlan(
         rules=(_small("float16"), _block(_MLP + _ATTENTION, 5, "row", True), _int8_rest()),
         magnitude_prune=0.03,

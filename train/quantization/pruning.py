@@ -18,11 +18,9 @@ _QUANTILE_LIMIT = 1 << 24  # torch.quantile refuses more elements
 
 
 def magnitude_prune(weight: Tensor, share: float, small_elements: int = SMALL_ELEMENTS) -> Tensor:
-    """Zero the entries of a large matrix whose magnitude is below the ``share`` quantile (PR333 2%, PR849
-    3%).
+    """Zero the entries of a large matrix that are below its ``share`` quantile of magnitudes (PR333 2%, PR849 3%).
 
-    Tensors that are not matrices or have at most ``small_elements`` elements come back unchanged; ties are
-    kept.
+    Tensors that are not matrices or have at most ``small_elements`` elements come back unchanged; ties are kept.
     """
     if share <= 0 or weight.ndim != 2 or weight.numel() <= small_elements:
         return weight
@@ -103,9 +101,7 @@ def prune_to_size(
         flat = np.flatnonzero(np.abs(tensor.values.ravel().astype(np.int16)) == 1)
         cost = costs[name] if name in costs else zeroing_cost(tensor)
         if cost.shape != tensor.values.shape:
-            raise InputError(
-                f"the zeroing costs of {name!r} have shape {cost.shape}, not {tensor.values.shape}"
-            )
+            raise InputError(f"the zeroing costs of {name!r} have shape {cost.shape}, not {tensor.values.shape}")
         places.append(flat + starts[-1])
         keys.append(cost.ravel()[flat].astype(np.float32))
         starts.append(starts[-1] + tensor.values.size)
@@ -142,8 +138,7 @@ def prune_to_size(
         high = total
         if measure(total) > target_bytes:
             raise InputError(
-                f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target "
-                f"of {target_bytes}"
+                f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target of {target_bytes}"
             )
     halve = False
     while high - low > max(1, resolution):
@@ -157,6 +152,4 @@ def prune_to_size(
         else:
             low = middle
         halve = not halve
-    return PruningResult(
-        tensors=pruned(high), zeroed=high, candidates=total, n_bytes=sizes[high], sizes=sizes
-    )
+    return PruningResult(tensors=pruned(high), zeroed=high, candidates=total, n_bytes=sizes[high], sizes=sizes)

@@ -1,11 +1,11 @@
-"""Row scales and rounding, the one definition of the quantisation step for export, training-time rounding and regularisers.
+"""Row scales and rounding: the one definition of the quantisation step, for export and for training-time rounding.
 
-A weight row ``w`` becomes ``round(w / step)`` with ``step = max(clip / limit, min_step)``, where ``limit`` is 15, 31, 127
-for 5, 6, 8 bits. The step is rounded to float16 *before* the integers are made, because float16 is what is stored.
+A weight row ``w`` becomes ``round(w / step)`` with ``step = max(clip / limit, min_step)``, where ``limit`` is 15, 31,
+127 for 5, 6, 8 bits. The step is rounded to float16 *before* the integers are made, because float16 is what is stored.
 
-``min_step`` is the published systems' hidden floor made explicit: they write ``max(clip, 1) / limit``, so that every row
-whose largest weight is below 1 gets the fixed step ``1 / limit`` (PR592, PR344, PR634, PR849). It controls the rate: a
-larger step means fewer distinct integers and a smaller file. 0 turns it off (PR333).
+``min_step`` is the published systems' hidden floor made explicit: they write ``max(clip, 1) / limit``, so that every
+row whose largest weight is below 1 gets the fixed step ``1 / limit`` (PR592, PR344, PR634, PR849). It controls the
+rate: a larger step means fewer distinct integers and a smaller file. 0 turns it off (PR333).
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def round_to_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
     return (weight.float() / divisor).round().clamp(-limit - 1, limit).to(torch.int8)
 
 
-def quantize_rows(
-    weight: Tensor, bits: int, *, quantile: float = 1.0, min_step: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, bits: int, *, quantile: float = 1.0, min_step: float = 0.0) -> tuple[Tensor, Tensor]:
     """Quantise each row with one clip rule; returns integers int8 and steps float16 ``[rows]``."""
     step = row_step(row_clip(weight, quantile), bits, min_step)
     return round_to_step(weight, step, bits), step

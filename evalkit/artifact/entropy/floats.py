@@ -70,8 +70,8 @@ def fit_codes(bits: Bits, exponent_bits: int, mantissa_bits: int) -> tuple[int, 
     """Fit spread codes in quarter octaves of the bit patterns' exponents.
 
     Returns:
-        base, rows ``[rows]``, cols ``[cols]``: the value at (r, c) is expected at ``base + rows[r] + cols[c]``, a quarter
-        of which is the exponent field.
+        base, rows ``[rows]``, cols ``[cols]``: the value at (r, c) is expected at
+        ``base + rows[r] + cols[c]``, a quarter of which is the exponent field.
     """
     n_rows, n_cols = bits.shape
     magnitude = (bits & ((1 << (exponent_bits + mantissa_bits)) - 1)).astype(np.int64)
@@ -134,9 +134,7 @@ def _encode_values(
             else:
                 encode_symbol(state, words, exponent_bank, fraction, distance + 32)
             left = mantissa_bits - _HEAD_BITS
-            encode_symbol(
-                state, words, head, (min(max(distance, -6), 1) + 6) * 4 + fraction, mantissa >> left
-            )
+            encode_symbol(state, words, head, (min(max(distance, -6), 1) + 6) * 4 + fraction, mantissa >> left)
             chunk = 0
             while left > 0:
                 size = min(left, _CHUNK_BITS)
@@ -173,16 +171,13 @@ def _decode_values(
             exponent = np.int64(0)
             mantissa = np.int64(0)
             if symbol != _ZERO:
+                exponent = (place >> 2) + symbol - 32
                 if symbol == 0:
                     exponent = decode_uniform(state, words, exponent_bits)
-                else:
-                    exponent = (place >> 2) + symbol - 32
                 distance = exponent - (place >> 2)
                 exponent &= (1 << exponent_bits) - 1  # only hostile bytes leave the field
                 left = mantissa_bits - _HEAD_BITS
-                mantissa = decode_symbol(
-                    state, words, head, (min(max(distance, -6), 1) + 6) * 4 + fraction
-                )
+                mantissa = decode_symbol(state, words, head, (min(max(distance, -6), 1) + 6) * 4 + fraction)
                 chunk = 0
                 while left > 0:
                     size = min(left, _CHUNK_BITS)

@@ -261,14 +261,10 @@ def encode_matrix(coder: Coder, codes: Bank, tables: IntegerTables, values: Int8
     encode_axis(coder, codes, 0, rows)
     encode_axis(coder, codes, 1, cols)
     reserve(coder, 2 * values.size + 8)
-    _encode_values(
-        coder.state, coder.words, tables.high, tables.low, values, rows + np.int32(base), cols, wide
-    )
+    _encode_values(coder.state, coder.words, tables.high, tables.low, values, rows + np.int32(base), cols, wide)
 
 
-def decode_matrix(
-    coder: Coder, codes: Bank, tables: IntegerTables, shape: tuple[int, int], wide: bool
-) -> Int8Matrix:
+def decode_matrix(coder: Coder, codes: Bank, tables: IntegerTables, shape: tuple[int, int], wide: bool) -> Int8Matrix:
     """Return the matrix coded by :func:`encode_matrix`."""
     base = int(decode_uniform(coder.state, coder.words, 7))
     rows = decode_axis(coder, codes, 0, shape[0]) + np.int32(base)

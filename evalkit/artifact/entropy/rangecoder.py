@@ -127,9 +127,7 @@ def _carry(words: npt.NDArray[np.uint32], used: int) -> None:
 
 
 @numba.njit(cache=True, inline="always")
-def _encode_interval(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], start: int, freq: int
-) -> None:
+def _encode_interval(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], start: int, freq: int) -> None:
     low = state[0]
     step = state[1] >> _U16
     new_low = low + step * np.uint64(start)
@@ -175,9 +173,7 @@ def encode_symbol(
 
 
 @numba.njit(cache=True)
-def decode_symbol(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int
-) -> np.int64:
+def decode_symbol(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int) -> np.int64:
     """Return the next symbol under ``context`` and learn from it."""
     symbols = (bank.shape[1] - _EXTRA) >> 1
     step = state[1] >> _U16
@@ -192,9 +188,7 @@ def decode_symbol(
 
 
 @numba.njit(cache=True)
-def encode_uniform(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int, value: int
-) -> None:
+def encode_uniform(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int, value: int) -> None:
     """Code ``value`` in ``[0, 2^bits)`` as equally likely numbers; ``bits`` at most 16."""
     shift = PROB_BITS - bits
     _encode_interval(state, words, value << shift, 1 << shift)
