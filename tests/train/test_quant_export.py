@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,15 @@ from train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_c
 
 PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
 SYSTEMS = ["baseline", "pr333", "pr344", "pr592", "pr634", "pr849"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def full_size_shapes(system: str) -> dict[str, torch.Size]:
@@ -82,7 +91,11 @@ def test_rules_that_make_no_sense_are_refused() -> None:
 
 def tiny_model(system: str) -> GPT:
     torch.manual_seed(0)
-    overrides = {"num_layers": 3, "model_dim": 128, "num_heads": 4, "num_kv_heads": 2, "mlp_hidden": 640}
+    overrides = {"num_layers": 3, "model_dim": 128, "num_heads": 4, "num_kv_heads": 2, "mlp_hidden": 520}
+    if system == "pr344":
+        overrides["trigram_buckets"] = 600
+    if system != "baseline":
+        overrides["bigram_buckets"] = 600
     if system == "pr849":
         overrides["num_kv_heads"] = 4
     config = load_recipe(system).model_config(**overrides)
@@ -258,7 +271,7 @@ def test_fit_finds_the_best_that_fits_and_shows_what_it_tried() -> None:
         FitOption(label="int6 pruned", plan=PLANS["pr634"], reach="prune"),
         FitOption(label="int6 as it is", plan=PLANS["pr634"], reach="none"),
     ]
-    cap, code = 42_000, 2_000
+    cap, code = 44_000, 2_000
     result = fit(state, options, squared_error, cap_bytes=cap, code_bytes=code)
     packed = len(pack_artifact(result.tensors, "evalkit"))
     assert packed == result.best.n_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,15 @@ from train.quantization.calibration import check_calibration_shards
 from train.quantization.gptq import GptqConfig, gptq_round
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.rows import integer_limit, quantize_rows, round_to_step
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def reference(
