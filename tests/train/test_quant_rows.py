@@ -60,7 +60,7 @@ def test_error_is_at_most_half_a_step_inside_the_clip(
 
 
 def test_ranges_of_int5_and_int6() -> None:
-    weight = torch.linspace(-100, 100, 401)[None]
+    weight = torch.linspace(-200, 200, 401)[None]
     for bits, low, high in ((5, -16, 15), (6, -32, 31), (8, -128, 127)):
         values = round_to_step(weight, torch.ones(1, dtype=torch.float16), bits)
         assert (int(values.min()), int(values.max())) == (low, high)
