@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.artifact.entropy import floats, integers, rangecoder
+from evalkit.artifact.entropy import floats, integers, prediction, rangecoder
 from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import ArtifactError, InputError
 
@@ -46,6 +46,10 @@ _MAX_GROUPS = 256  # further groups of floats share one set of tables, which bou
 _FREE_VALUES = 1 << 20
 _VALUES_PER_BYTE = 4096
 _HEADER_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
+
+# How the integers of a tensor are coded: within [-32, 31]; any int8; any int8 by the residuals of linear prediction.
+NARROW, WIDE, PREDICTED = 0, 1, 2
+_MAX_PREDICTION_WORK = 2 * prediction.MAX_WORK  # of a whole artifact
 
 _MODEL_DTYPES = ("float32", "bfloat16")
 _NUMPY_OF = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32}
@@ -93,12 +97,12 @@ class _Entry:
     dtype: str
     stored: str  # format of the values (plain) or of the scale (quantised)
     bits: int = 0
-    wide: bool = False
+    mode: int = NARROW
     scalar_scale: bool = False
 
     def to_json(self) -> list[Any]:
         line: list[Any] = [self.name, self.kind, list(self.shape), self.dtype, self.stored]
-        return [*line, self.bits, int(self.wide), int(self.scalar_scale)] if self.kind == "q" else line
+        return [*line, self.bits, self.mode, int(self.scalar_scale)] if self.kind == "q" else line
 
     @property
     def count(self) -> int:
@@ -110,6 +114,14 @@ class _Entry:
         if not self.shape:
             return (1, 1)
         return (self.shape[0], self.count // self.shape[0] if self.shape[0] else 0)
+
+    @property
+    def wide(self) -> bool:
+        return self.mode != NARROW
+
+    @property
+    def prediction_work(self) -> int:
+        return prediction.prediction_work(self.matrix_shape) if self.mode == PREDICTED else 0
 
     @property
     def scale_count(self) -> int:
@@ -200,6 +212,9 @@ def read_native(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> NativeArt
     values = sum(e.count + e.scale_count for e in entries)
     if values > _FREE_VALUES + _VALUES_PER_BYTE * len(payload):
         raise ArtifactError(f"the artifact declares {values} values, more than its {len(payload)} bytes can hold")
+    work = [e.prediction_work for e in entries]
+    if max(work, default=0) > prediction.MAX_WORK or sum(work) > _MAX_PREDICTION_WORK:
+        raise ArtifactError("the artifact asks for more prediction than any model's tables need")
     coder = rangecoder.make_decoder(payload)
     tables = _Tables()
     tensors: dict[str, StoredTensor] = {}
@@ -240,7 +255,6 @@ def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
             f"tensor {name}: the scale must be float16 or float32 of shape () or {shape[:1]}, "
             f"not {tensor.scale.dtype} of shape {tensor.scale.shape}"
         )
-    wide = bool(tensor.values.size and (tensor.values.min() < -32 or tensor.values.max() > 31))
     return _Entry(
         name=name,
         kind="q",
@@ -248,9 +262,30 @@ def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
         dtype=tensor.dtype,
         stored=str(tensor.scale.dtype),
         bits=tensor.bits,
-        wide=wide,
+        mode=_mode_of(tensor.values),
         scalar_scale=tensor.scale.ndim == 0,
     )
+
+
+def _mode_of(values: npt.NDArray[np.int8]) -> int:
+    """Choose how a tensor's integers are coded: by prediction where that is affordable, plausible and measured smaller."""
+    if not values.size:
+        return NARROW
+    wide = bool(values.min() < -32 or values.max() > 31)
+    plain = WIDE if wide else NARROW
+    matrix = np.ascontiguousarray(values).reshape(values.shape[0], -1)
+    rows, cols = matrix.shape
+    table = min(rows, cols) >= 8 and (wide or rows >= 4 * cols)
+    if not table or prediction.prediction_work((rows, cols)) > prediction.MAX_WORK:
+        return plain
+    saved = _coded_size(matrix, wide) - _coded_size(prediction.residuals(matrix), True)
+    return PREDICTED if saved > 0 else plain
+
+
+def _coded_size(matrix: npt.NDArray[np.int8], wide: bool) -> int:
+    coder = rangecoder.make_encoder()
+    integers.encode_matrix(coder, integers.make_code_bank(), integers.make_tables(wide), matrix, wide)
+    return len(rangecoder.finish(coder))
 
 
 def _header_bytes(entries: list[_Entry], metadata: NativeMetadata) -> bytes:
@@ -293,6 +328,8 @@ def _encode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry, tens
             _encode_floats(coder, tables, _float_group(entry), scale, entry.stored)
         if entry.count:
             values = np.ascontiguousarray(tensor.values).reshape(rows, cols)
+            if entry.mode == PREDICTED:
+                values = prediction.residuals(values)
             integers.encode_matrix(coder, tables.codes, tables.for_integers(entry), values, entry.wide)
     elif entry.count:
         bits = _bits_of(tensor.values, entry.stored).reshape(rows, cols)
@@ -313,6 +350,8 @@ def _decode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry) -> S
     scale = _values_of(scale_bits, entry.stored, scale_shape)
     if entry.count:
         matrix = integers.decode_matrix(coder, tables.codes, tables.for_integers(entry), entry.matrix_shape, entry.wide)
+        if entry.mode == PREDICTED:
+            matrix = prediction.restore(matrix)
     else:
         matrix = np.zeros(0, dtype=np.int8)
     return QuantizedTensor(values=matrix.reshape(entry.shape), scale=scale, bits=entry.bits, dtype=entry.dtype)
@@ -393,8 +432,8 @@ def _parse_entry(line: Any) -> _Entry:
     if kind == "p" and len(line) == 5 and stored in ("float16", "bfloat16", "float32"):
         return _Entry(name=name, kind="p", shape=tuple(shape), dtype=dtype, stored=stored)
     if kind == "q" and len(line) == 8 and stored in ("float16", "float32") and shape:
-        bits, wide, scalar_scale = line[5:]
-        if bits in INT_BITS and wide in (0, 1) and scalar_scale in (0, 1):
+        bits, mode, scalar_scale = line[5:]
+        if bits in INT_BITS and mode in (NARROW, WIDE, PREDICTED) and scalar_scale in (0, 1):
             return _Entry(
                 name=name,
                 kind="q",
@@ -402,7 +441,7 @@ def _parse_entry(line: Any) -> _Entry:
                 dtype=dtype,
                 stored=stored,
                 bits=int(bits),
-                wide=bool(wide),
+                mode=int(mode),
                 scalar_scale=bool(scalar_scale),
             )
     raise ArtifactError(f"{problem} is of no known kind")

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.artifact import native
+from evalkit.artifact.entropy import prediction
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata, read_metadata, read_native, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
@@ -92,6 +93,22 @@ def test_a_large_matrix_survives_with_every_value_at_every_spread() -> None:
     data = write_native(tensors, METADATA)
     for name, tensor in read_native(data).tensors.items():
         assert_same(tensor, tensors[name])
+
+
+def test_correlated_tables_are_predicted_and_survive() -> None:
+    rng = np.random.default_rng(5)
+    table = rng.normal(0, 12, (400, 6)) @ rng.normal(0, 1, (6, 40)) + rng.normal(0, 6, (400, 40))
+    values = np.clip(np.rint(table), -128, 127).astype(np.int8)
+    shuffled = rng.permuted(values, axis=0)  # the same columns without their correlation
+    sizes = []
+    for matrix in (values, shuffled):
+        tensor = QuantizedTensor(values=matrix, scale=np.ones(400, np.float16), bits=8)
+        data = write_native({"tok_emb.weight": tensor}, METADATA)
+        assert_same(read_native(data).tensors["tok_emb.weight"], tensor)
+        sizes.append(len(data))
+    assert sizes[0] < 0.95 * sizes[1]
+    extreme = np.where(rng.random((300, 20)) < 0.5, -128, 127).astype(np.int8)  # residuals wrap around
+    assert np.array_equal(prediction.restore(prediction.residuals(extreme)), extreme)
 
 
 def small_artifact() -> bytes:
@@ -181,6 +198,9 @@ def header(*tensors: Any) -> dict[str, Any]:
         (forge(header(["a", "q", [2], "float32", "float16", 60, 0, 0])), "no known kind"),
         (forge(header(["a", "q", [2], "float32", "float16", [], 0, 0])), "no known kind"),
         (forge(header(["a", "p", [1], [], {}])), "dtype"),
+        (forge(header(["a", "q", [2], "float32", "float16", 6, 3, 0])), "no known kind"),
+        (forge(header(["a", "q", [4, 1 << 17], "float32", "float16", 8, 2, 0])), "prediction"),
+        (forge(header(["a", "q", [1, 2049], "float32", "float16", 8, 2, 0])), "prediction"),
         (forge(header(["b", "p", [1], "float32", "float32"], ["a", "p", [1], "float32", "float32"])), "sorted"),
         (forge(header("nonsense")), "malformed"),
     ],
