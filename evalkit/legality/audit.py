@@ -14,7 +14,7 @@ from evalkit.legality import agreement, known, ledger, replay, substitution, suf
 from evalkit.legality.context import Context
 from evalkit.legality.hosts import ChildHost, Host, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
-from evalkit.legality.report import LegalityReport
+from evalkit.legality.report import AXIOMS, LegalityReport
 from evalkit.prequential.forecaster import Forecaster
 
 FIRST_PASS = 0.06
@@ -67,7 +67,8 @@ def audit(
         "findings": context.counts(),
         "seed": options.seed,
     }
-    report.findings.sort(key=lambda finding: -abs(float(finding.evidence.get("nats") or 0.0)))
+    rank = {axiom: place for place, axiom in enumerate(AXIOMS)}
+    report.findings.sort(key=lambda f: (rank[f.axiom], -abs(float(f.evidence.get("nats") or 0.0))))
     return report
 
 
@@ -97,11 +98,12 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
                 future.result()
 
         alive: list[bool] = []
+        memory: list[replay.Breach | None] = []
 
         def start(place: Host) -> None:
             alive.append(ledger.first_pass(context, place, FIRST_PASS * options.budget_seconds))
             if alive[0]:
-                replay.again(context, place)
+                memory.append(replay.again(context, place))
 
         with_host(start)
         if not alive[0]:
@@ -116,7 +118,7 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
             bait = (lambda h: replay.beside_bait(context, h),)  # type: ignore[arg-type, return-value]
         together(
             (
-                lambda h: replay.fresh(context, h),
+                lambda h: replay.fresh(context, h, memory[0]),
                 lambda h: replay.repeated_calls(context, h, seeds[0]),
                 *bait,
             ),

@@ -38,6 +38,8 @@ class Context:
     offers: frozenset[str] = frozenset()
     recallable: bool = True
     drift: float = 0.0
+    unstable: bool = False
+    moved: set[int] = field(default_factory=set)
     how: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _counts: Counter[tuple[str, str]] = field(default_factory=Counter)

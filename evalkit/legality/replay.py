@@ -61,10 +61,14 @@ def judge(context: Context, other: Floats) -> tuple[Difference, dict[str, float]
     return "drift", numbers, worst + 1
 
 
-def again(context: Context, host: Host, passes: int = 2) -> None:
+Breach = tuple[str, dict[str, float], int]
+
+
+def again(context: Context, host: Host, passes: int = 2) -> Breach | None:
     """Make more forecasters where the first one ran: nothing of the first may be left.
 
-    A memory that outlives its forecaster knows the tokens after t when t is scored again.
+    Returns:
+        Which pass differed, by how much and where; None where none did. :func:`fresh` judges it.
     """
     audit = "again"
     try:
@@ -74,56 +78,78 @@ def again(context: Context, host: Host, passes: int = 2) -> None:
             kind, numbers, position = judge(context, run.nats[: run.stop - 1])
             context.cover(audit, passes=number - 1, positions=run.stop - 1, difference=kind, **numbers)
             if kind == "breach":
-                evidence = {**numbers, **context.size(numbers["largest_nats"]), "pass": number}
-                text = (
-                    f"Pass {number} in one process scores this position {numbers['largest_nats']:.6g} nats apart "
-                    f"from pass 1 ({numbers['mean_gain_nats']:.3g} nats per token better on average): a memory "
-                    "outlives the forecaster"
-                )
-                context.find(
-                    audit,
-                    "causality",
-                    position,
-                    evidence,
-                    text + ", and it knows the tokens that follow this position.",
-                )
-                context.find(
-                    audit, "ledger", position, evidence, text + ": a factory must give a fresh forecaster."
-                )
-                return
+                return f"pass {number} in one process", numbers, position
     except Fault as fault:
         context.failed(audit, fault, real=True)
+    return None
 
 
-def fresh(context: Context, host: Host) -> None:
-    """Run a fresh forecaster in a fresh process: the same scores, or the ledger cannot be reproduced."""
+def fresh(context: Context, host: Host, memory: Breach | None) -> None:
+    """Run a fresh forecaster in a fresh process: the same scores, or the ledger cannot be reproduced.
+
+    A memory that outlives its forecaster knows the tokens after t when t is scored again. What tells it from mere
+    luck: the forecasters that have it agree with each other, and so do those that do not.
+    """
     audit = "replay"
+    kind, numbers, position, run = _rerun(context, host, audit)
+    if run is None:
+        return
+    if kind == "breach":
+        context.unstable = True
+        later = run_once(context, host)
+        agree = later is not None and not moved(run, later[: len(run)]).any()
+        _accuse(context, audit, ("a later fresh process", numbers, position), remembers=agree)
+        if memory is not None:
+            _accuse(context, "again", memory, remembers=agree)
+        return
+    if kind == "drift":
+        gap = difference(context.base.nats[: len(run)], run)
+        context.drift = float(np.sqrt(np.mean(gap**2)))
+        if context.drift > 0.02:
+            context.gap(f"fresh runs differ by {context.drift:.3g} nats rms, so smaller leaks cannot be seen")
+    if memory is not None:
+        _accuse(context, "again", memory, remembers=True)
+
+
+def run_once(context: Context, host: Host) -> Floats | None:
+    """Return the scores of one more fresh forecaster; None where it failed."""
     try:
         host.fresh(int(context.tokens[0]))
         run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
     except Fault as fault:
-        context.failed(audit, fault, real=True)
-        return
-    kind, numbers, position = judge(context, run.nats[: run.stop - 1])
-    gap = difference(context.base.nats[: run.stop - 1], run.nats[: run.stop - 1])
-    context.cover(audit, positions=run.stop - 1, difference=kind, **numbers)
-    if kind == "breach":
-        evidence = {**numbers, **context.size(numbers["largest_nats"])}
-        text = f"Two fresh forecasters score this position {numbers['largest_nats']:.6g} nats apart"
-        context.find(audit, "ledger", position, evidence, text + ": the ledger cannot be reproduced.")
-        if numbers["mean_gain_nats"] > FLOAT32:
-            context.find(
-                audit,
-                "causality",
-                position,
-                evidence,
-                text
-                + ", the later one better: something outside its memory kept what follows this position.",
-            )
-    elif kind == "drift":
-        context.drift = float(np.sqrt(np.mean(gap**2)))
-        if context.drift > 0.02:
-            context.gap(f"fresh runs differ by {context.drift:.3g} nats rms, so smaller leaks cannot be seen")
+        context.failed("replay", fault, real=True)
+        return None
+    return run.nats[: run.stop - 1]
+
+
+def _rerun(
+    context: Context, host: Host, audit: str
+) -> tuple[Difference, dict[str, float], int, Floats | None]:
+    scores = run_once(context, host)
+    if scores is None:
+        return "none", {}, 0, None
+    kind, numbers, position = judge(context, scores)
+    context.cover(audit, positions=len(scores), difference=kind, **numbers)
+    return kind, numbers, position, scores
+
+
+def _accuse(context: Context, audit: str, breach: Breach, *, remembers: bool) -> None:
+    """Record that a later forecaster differs from the first; and, where it remembers, that it saw the future."""
+    where, numbers, position = breach
+    evidence = {**numbers, **context.size(numbers["largest_nats"])}
+    text = (
+        f"The forecaster of {where} scores this position {numbers['largest_nats']:.6g} nats apart from the first "
+        f"({numbers['mean_gain_nats']:.3g} nats per token better on average)"
+    )
+    if remembers:
+        context.find(
+            audit,
+            "causality",
+            position,
+            evidence,
+            f"{text}: a memory outlives its forecaster, and it holds the tokens that follow this position.",
+        )
+    context.find(audit, "ledger", position, evidence, f"{text}: the ledger cannot be reproduced.")
 
 
 def beside_bait(context: Context, host: ChildHost) -> None:
@@ -140,7 +166,7 @@ def beside_bait(context: Context, host: ChildHost) -> None:
         return
     kind, numbers, position = judge(context, run.nats[: run.stop - 1])
     context.cover(audit, positions=run.stop - 1, difference=kind, **numbers)
-    if kind == "breach":
+    if kind == "breach" and not context.unstable:
         context.find(
             audit,
             "causality",

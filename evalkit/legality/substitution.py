@@ -20,6 +20,7 @@ from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
 
 Mode = Literal["single", "span"]
+NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
 
@@ -128,6 +129,10 @@ def conclude(context: Context, audit: str, sums: Sums) -> None:
     allowed = np.array(sums.tolerance)
     excess = total - 1.0
     over = np.flatnonzero(excess > allowed)
+    if (
+        audit == NAMES["span"]
+    ):  # later tokens stand in the span: where they move the score, that is causality's case
+        over = over[[int(position[index]) not in context.moved for index in over]]
     fiction = np.log(np.maximum(total, 1.0))
     mean = float(np.mean(fiction))
     context.cover(
@@ -190,7 +195,7 @@ def audit(
     context: Context, host: Host, mode: Mode, seconds: float, rng: np.random.Generator, *, least: int = 64
 ) -> int:
     """Run the audit in one mode for about ``seconds``; return how many positions were covered."""
-    name = f"substitution ({mode})"
+    name = NAMES[mode]
     sums = Sums()
     deadline = time.monotonic() + seconds
     try:

@@ -212,6 +212,8 @@ def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generato
             sure.append(index)
     if not sure and gain_p < P_SYSTEMATIC and gain > FLOAT32:
         sure = chosen[:1]
+    if sure:
+        context.moved.update(int(index) + 1 for index in over)
     for index in sure:
         seen = facts.get(index, {"move": 0.0, "p_value": 1.0})
         start, stop = moves.bounds[index]
