@@ -1,0 +1,241 @@
+"""The configuration of the model: every feature is a field, and no field knows about any published system."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from evalkit.errors import InputError
+
+Activation = Literal["relu2", "leaky_relu2"]
+RopeTable = Literal["exact", "bf16"]
+XsaForm = Literal["projection", "mean"]
+ValueResidual = Literal["none", "first_layer", "x0"]
+AttentionGate = Literal["none", "sigmoid", "scalar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A GPT of the parameter-golf family.
+
+    Attributes:
+        vocab_size: number of token ids.
+        num_layers: transformer blocks.
+        model_dim: width of the residual stream.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; consecutive query heads share one.
+        mlp_hidden: hidden width of the MLP.
+        tie_embeddings: the head is the token embedding; otherwise ``lm_head`` is a matrix of its own.
+        activation: ``relu2`` is relu(z)^2; ``leaky_relu2`` is leaky_relu(z, leaky_slope)^2.
+        leaky_slope: negative slope of ``leaky_relu2``.
+        logit_softcap: logits are c * tanh(logits / c); 0 switches it off.
+        rope_base: base of the rotary frequencies.
+        rope_dims: rotated dimensions of each head; 0 rotates all of them.
+        rope_train_len: fed length beyond which the base is rescaled (NTK-aware); 0 never rescales.
+        rope_table: ``exact`` frequencies in float32, or rounded to bfloat16 unless rescaled, as a bfloat16 buffer
+            holds them.
+        xsa_last_n: exclusive self-attention on the last n layers (all of them if n exceeds the number of layers).
+        xsa_form: ``projection`` removes the component along the position's own value; ``mean`` subtracts v / T.
+        ln_scale: normed inputs of layer i are scaled by 1 / sqrt(i + 1).
+        unet_skips: the first half of the layers feed the second half, last to first, with learned weights.
+        smear_gate: each position mixes in its predecessor's embedding, by a learned gate per dimension.
+        bigram_buckets: rows of the bigram hash table; 0 leaves it out.
+        bigram_dim: width of the bigram hash table.
+        trigram_buckets: rows of the trigram hash table; 0 leaves it out.
+        trigram_dim: width of the trigram hash table.
+        value_embed_layers: layers whose values get a token embedding added; empty leaves it out.
+        value_embed_dim: width of the value embedding table.
+        value_residual: ``first_layer`` blends layer 0's values into later ones (PR344); ``x0`` adds a multiple of
+            the first hidden state to each block's output (PR849).
+        attention_gate: ``sigmoid`` of a linear map of the normed input (PR344), or a free ``scalar`` a head (PR849).
+    """
+
+    vocab_size: int
+    num_layers: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_hidden: int
+    tie_embeddings: bool = True
+    activation: Activation = "relu2"
+    leaky_slope: float = 0.5
+    logit_softcap: float = 30.0
+    rope_base: float = 10000.0
+    rope_dims: int = 0
+    rope_train_len: int = 0
+    rope_table: RopeTable = "exact"
+    xsa_last_n: int = 0
+    xsa_form: XsaForm = "projection"
+    ln_scale: bool = False
+    unet_skips: bool = True
+    smear_gate: bool = False
+    bigram_buckets: int = 0
+    bigram_dim: int = 128
+    trigram_buckets: int = 0
+    trigram_dim: int = 128
+    value_embed_layers: tuple[int, ...] = ()
+    value_embed_dim: int = 128
+    value_residual: ValueResidual = "none"
+    attention_gate: AttentionGate = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(
+            self.model_dim % self.num_heads == 0,
+            "num_heads",
+            self.num_heads,
+            f"a divisor of model_dim {self.model_dim}",
+        )
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            self.num_kv_heads,
+            f"a divisor of num_heads {self.num_heads}",
+        )
+        _require(
+            0 <= self.rope_dims <= self.head_dim and self.rope_dims % 2 == 0,
+            "rope_dims",
+            self.rope_dims,
+            f"an even number from 0 to the head width {self.head_dim}",
+        )
+        _require(self.rotated_dims % 2 == 0, "rope_dims", self.rope_dims, "an even number of rotated dimensions")
+        _require(self.rope_base > 1.0, "rope_base", self.rope_base, "above 1")
+        _require(
+            self.rope_train_len >= 0,
+            "rope_train_len",
+            self.rope_train_len,
+            "0 (no NTK) or a length in tokens",
+        )
+        _require(
+            not (self.rope_train_len and self.rotated_dims == 2),
+            "rope_dims",
+            self.rope_dims,
+            "more than 2 when rope_train_len is set, since the NTK exponent is dims / (dims - 2)",
+        )
+        _require(self.logit_softcap >= 0.0, "logit_softcap", self.logit_softcap, "0 (off) or positive")
+        _require(self.xsa_last_n >= 0, "xsa_last_n", self.xsa_last_n, "0 or more")
+        for name in ("bigram_buckets", "trigram_buckets"):
+            _require(
+                getattr(self, name) != 1 and getattr(self, name) >= 0,
+                name,
+                getattr(self, name),
+                "0 or at least 2",
+            )
+        layers = self.value_embed_layers
+        _require(
+            len(set(layers)) == len(layers) and all(0 <= layer < self.num_layers for layer in layers),
+            "value_embed_layers",
+            ",".join(map(str, layers)),
+            f"different layers from 0 to {self.num_layers - 1}",
+        )
+        for field in dataclasses.fields(self):
+            choices = get_args(_LITERALS.get(field.name))
+            if choices:
+                _require(
+                    getattr(self, field.name) in choices,
+                    field.name,
+                    getattr(self, field.name),
+                    " or ".join(choices),
+                )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all keys (or all values) of a position."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def rotated_dims(self) -> int:
+        """Dimensions of a head that RoPE rotates."""
+        return self.rope_dims or self.head_dim
+
+    @property
+    def num_encoder_layers(self) -> int:
+        """Layers of the first half, whose outputs the U-Net skips carry."""
+        return self.num_layers // 2
+
+    @property
+    def num_skips(self) -> int:
+        """U-Net skip connections."""
+        return self.num_encoder_layers if self.unet_skips else 0
+
+    def uses_xsa(self, layer: int) -> bool:
+        """Whether exclusive self-attention acts in ``layer``."""
+        return layer >= self.num_layers - self.xsa_last_n
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as JSON can hold it."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Build a configuration from :meth:`to_dict`'s output.
+
+        Raises:
+            InputError: a field is unknown, missing, or has the wrong type or value.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InputError(f"model.{name} is not a model setting; the settings are {', '.join(known)}")
+        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in values]
+        if missing:
+            raise InputError(f"the model's configuration lacks {', '.join(missing)}")
+        return cls(**{name: coerce_field(name, value) for name, value in values.items()})
+
+
+_LITERALS: dict[str, Any] = {
+    "activation": Activation,
+    "rope_table": RopeTable,
+    "xsa_form": XsaForm,
+    "value_residual": ValueResidual,
+    "attention_gate": AttentionGate,
+}
+_FIELD_TYPES: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(ModelConfig)}
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+def coerce_field(name: str, value: Any) -> Any:
+    """Turn a value from JSON, TOML or the command line into the type of ``ModelConfig.name``.
+
+    Raises:
+        InputError: there is no such field, or the value does not fit it.
+    """
+    kind = _FIELD_TYPES.get(name)
+    if kind is None:
+        raise InputError(f"model.{name} is not a model setting; the settings are {', '.join(_FIELD_TYPES)}")
+    try:
+        if kind == "bool":
+            text = str(value).lower()
+            if text in _TRUE or text in _FALSE:
+                return text in _TRUE
+            raise ValueError
+        if kind == "int":
+            if isinstance(value, float) and not value.is_integer():
+                raise ValueError
+            return int(value)
+        if kind == "float":
+            return float(value)
+        if kind.startswith("tuple"):
+            items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+            return tuple(int(item) for item in items)
+    except (TypeError, ValueError):
+        expected = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        raise InputError(
+            f"model.{name} is {value!r}; expected {expected.get(kind, 'whole numbers separated by commas')}"
+        ) from None
+    return str(value)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"model.{name} is {value}; expected {expected}")
