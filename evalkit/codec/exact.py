@@ -146,9 +146,7 @@ def compress_text(
     )
 
 
-def decompress_text(
-    make: Callable[[], Forecaster], data: bytes, decode: Decode, *, artifact_sha256: str = ""
-) -> bytes:
+def decompress_text(make: Callable[[], Forecaster], data: bytes, decode: Decode, *, artifact_sha256: str = "") -> bytes:
     """Return the text of a file made by :func:`compress_text`.
 
     Raises:

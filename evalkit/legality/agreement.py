@@ -54,8 +54,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
                         "normalisation",
                         start + worst,
                         {**context.size(better), "stated": float(stated[worst]), "tolerance": allowed},
-                        f"The score is {scores[which, worst]:.6g} nats, its own distribution says "
-                        f"{stated[worst]:.6g}.",
+                        f"The score is {scores[which, worst]:.6g} nats, its own distribution says {stated[worst]:.6g}.",
                     )
                 worst = int(np.argmax(np.where(np.isnan(totals[which]), np.inf, totals[which])))
                 excess = max(excess, float(totals[which, worst]))

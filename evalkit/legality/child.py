@@ -77,9 +77,7 @@ def load_factory(spec: str) -> Any:
     """Return the callable that ``FILE.py:NAME`` or ``package.module:NAME`` names."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
-        raise StrangerFault(
-            "import", f"{spec!r} is not of the form FILE.py:FACTORY or package.module:FACTORY"
-        )
+        raise StrangerFault("import", f"{spec!r} is not of the form FILE.py:FACTORY or package.module:FACTORY")
     if place.endswith(".py"):
         path = os.path.abspath(place)
         if not os.path.exists(path):
@@ -163,18 +161,14 @@ class Session:
         result = getattr(self.instance, method)(tokens, start, stop)
         del stream
         if tokens.tobytes() != sent:
-            raise StrangerFault(
-                "rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed"
-            )
+            raise StrangerFault("rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed")
         return result
 
     def numbers(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
         """Return the float64 values of one call and the dtype they came in."""
         result = np.asarray(self.call(method, row))
         if result.shape != shape:
-            raise StrangerFault(
-                "shape", f"{method} returned shape {list(result.shape)}, expected {list(shape)}"
-            )
+            raise StrangerFault("shape", f"{method} returned shape {list(result.shape)}, expected {list(shape)}")
         if result.dtype.kind != "f":
             raise StrangerFault("dtype", f"{method} returned {result.dtype}, expected floating point numbers")
         return result.astype(np.float64), result.dtype.name
@@ -223,9 +217,7 @@ class Session:
             raise StrangerFault(header["fault"], header["message"])
         return array, header["dtype_name"]
 
-    def answer(
-        self, header: dict[str, Any], array: np.ndarray | None
-    ) -> tuple[dict[str, Any], np.ndarray | None]:
+    def answer(self, header: dict[str, Any], array: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray | None]:
         """Carry out one request."""
         operation = header["do"]
         if operation == "make":

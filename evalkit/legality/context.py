@@ -62,18 +62,14 @@ class Context:
         bits = nats / math.log(2)
         return {"nats": nats, "bits": bits, "bpb": None if per_byte is None else bits / per_byte}
 
-    def find(
-        self, audit: str, axiom: Axiom, position: int | None, evidence: Mapping[str, Any], message: str
-    ) -> None:
+    def find(self, audit: str, axiom: Axiom, position: int | None, evidence: Mapping[str, Any], message: str) -> None:
         """Record a finding, or count it where its audit has already said enough."""
         with self._lock:
             self._counts[audit, axiom] += 1
             if self._counts[audit, axiom] <= KEPT:
                 recipe = f"{message} To see it again: {self.how}seed {self.options.seed}, audit {audit}."
                 self.report.findings.append(
-                    Finding(
-                        axiom=axiom, position=position, evidence={"audit": audit, **evidence}, message=recipe
-                    )
+                    Finding(axiom=axiom, position=position, evidence={"audit": audit, **evidence}, message=recipe)
                 )
 
     def cover(self, audit: str, **facts: Any) -> None:
@@ -94,9 +90,7 @@ class Context:
         if fault.kind == "hang":
             self.gap(f"{audit}: {fault} (position {fault.start}); the forecaster is slow or it hangs")
         elif real or fault.kind in ("rewrite", "shape", "dtype"):
-            self.find(
-                audit, "ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}."
-            )
+            self.find(audit, "ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}.")
         else:
             self.gap(f"{audit}: the forecaster failed on other valid tokens at {fault.start}: {fault}")
 

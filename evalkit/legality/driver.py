@@ -38,9 +38,7 @@ def next_stop(host: Host, start: int, end: int, span: int) -> int:
     boundary = host.boundary()
     if boundary is not None:
         if boundary <= start:
-            raise Fault(
-                "protocol", f"next_boundary({start}) is {boundary}, not beyond its argument", start=start
-            )
+            raise Fault("protocol", f"next_boundary({start}) is {boundary}, not beyond its argument", start=start)
         stop = min(stop, boundary)
     return stop
 

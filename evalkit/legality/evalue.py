@@ -53,9 +53,7 @@ def restarted(log_ratios: Floats) -> Evidence:
             best, at = value, index
     sums = np.cumsum(log_ratios[: at + 1][::-1])[::-1] if best > 0 else np.zeros(1)
     start = int(np.argmax(sums)) if best > 0 else 0
-    return Evidence(
-        log_e=best, at=at, p_value=min(1.0, math.exp(-best)), start=start, nats=float(sums[start])
-    )
+    return Evidence(log_e=best, at=at, p_value=min(1.0, math.exp(-best)), start=start, nats=float(sums[start]))
 
 
 def bounded_bets(ratios: Floats) -> Evidence:

@@ -327,9 +327,7 @@ class LocalHost:
         except Exception as error:
             raise Fault("crash", f"{type(error).__name__}: {error}", start=start) from error
         if not np.array_equal(tokens, sent):
-            raise Fault(
-                "rewrite", f"{method}({start}, {stop}) wrote to the tokens it was handed", start=start
-            )
+            raise Fault("rewrite", f"{method}({start}, {stop}) wrote to the tokens it was handed", start=start)
         return result
 
     def score(self, rows: Ids, *, isolated: bool = False) -> Floats:

@@ -81,9 +81,7 @@ def salted_stream(context: Context, host: Host, rng: np.random.Generator) -> Non
     salted = salted[salted > 0]
     # half the bigram-free frequencies, half uniform: no ratio p/q exceeds 2V
     q = 0.5 * source.unigram + 0.5 / context.vocab_size
-    tokens[salted] = np.minimum(
-        np.searchsorted(np.cumsum(q), rng.random(len(salted))), context.vocab_size - 1
-    )
+    tokens[salted] = np.minimum(np.searchsorted(np.cumsum(q), rng.random(len(salted))), context.vocab_size - 1)
     try:
         host.fresh(int(tokens[0]))
         run = run_stream(host, tokens, context.options.span, deadline=context.deadline)

@@ -122,9 +122,7 @@ def run_once(context: Context, host: Host) -> Floats | None:
     return run.nats[: run.stop - 1]
 
 
-def _rerun(
-    context: Context, host: Host, audit: str
-) -> tuple[Difference, dict[str, float], int, Floats | None]:
+def _rerun(context: Context, host: Host, audit: str) -> tuple[Difference, dict[str, float], int, Floats | None]:
     scores = run_once(context, host)
     if scores is None:
         return "none", {}, 0, None

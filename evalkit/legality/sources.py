@@ -57,7 +57,7 @@ class BigramSource:
         previous, following = tokens[:-1][order], tokens[1:][order]
         edges = np.flatnonzero(np.diff(previous)) + 1
         groups = np.split(following, edges)
-        heads = previous[np.concatenate([[0], edges]).astype(np.int64)] if len(previous) else []
+        heads: Ids = previous[np.concatenate([[0], edges]).astype(np.int64)] if len(previous) else np.zeros(0, np.int64)
         return cls({int(head): group for head, group in zip(heads, groups, strict=True)}, unigram)
 
     @classmethod

@@ -56,9 +56,7 @@ def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = R
     first = int(rng.integers(max(1, (end - length) // 3), max(2, end - length + 1)))
     chosen = set(range(first, min(first + length, end)))
     bos = np.flatnonzero(context.tokens[:-1] == context.options.bos) + 1
-    seams = np.array(
-        [start for start, _ in context.base.spans] + [stop - 1 for _, stop in context.base.spans]
-    )
+    seams = np.array([start for start, _ in context.base.spans] + [stop - 1 for _, stop in context.base.spans])
     best = np.argsort(context.base.nats)[: max(8, end // 50)] + 1
     rest = max(count - len(chosen), 0)
     for pool, share in ((seams, 0.2), (bos, 0.1), (best, 0.2)):
@@ -108,17 +106,19 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
 
 
 def calibrate(context: Context, host: Host, mode: Mode) -> float:
-    """Return the seconds that one position costs, measured in the first spans."""
+    """Return the seconds that one position costs, estimated from a few rows in the first span."""
     host.fresh(int(context.tokens[0]))
-    stop = next(spans(host, len(context.tokens), context.options.span))[1]
-    began = time.monotonic()
-    if mode == "single":
-        measure(context, host, 1, 2, 1)
-    else:
-        rows = np.repeat(context.tokens[None, 1:stop], min(16, context.vocab_size), axis=0)
+    stop = 2 if mode == "single" else next(spans(host, len(context.tokens), context.options.span))[1]
+    cost = math.inf
+    for count in (2, 16, 64):
+        count = min(count, context.vocab_size)
+        rows = np.repeat(context.tokens[None, 1:stop], count, axis=0)
+        began = time.monotonic()
         host.score(rows, isolated=not context.recallable)
-        return (time.monotonic() - began) * context.vocab_size / len(rows)
-    return time.monotonic() - began
+        cost = min(cost, (time.monotonic() - began) * context.vocab_size / count)
+        if cost > 1.0:
+            break
+    return cost
 
 
 def conclude(context: Context, audit: str, sums: Sums) -> None:
@@ -129,9 +129,7 @@ def conclude(context: Context, audit: str, sums: Sums) -> None:
     allowed = np.array(sums.tolerance)
     excess = total - 1.0
     over = np.flatnonzero(excess > allowed)
-    if (
-        audit == NAMES["span"]
-    ):  # later tokens stand in the span: where they move the score, that is causality's case
+    if audit == NAMES["span"]:  # later tokens stand in the span: where they move the score, that is causality's case
         over = over[[int(position[index]) not in context.moved for index in over]]
     fiction = np.log(np.maximum(total, 1.0))
     mean = float(np.mean(fiction))
@@ -191,9 +189,7 @@ def longest_run(position: Ids) -> int:
     return int(np.max(np.diff(edges)))
 
 
-def audit(
-    context: Context, host: Host, mode: Mode, seconds: float, rng: np.random.Generator, *, least: int = 64
-) -> int:
+def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.random.Generator) -> int:
     """Run the audit in one mode for about ``seconds``; return how many positions were covered."""
     name = NAMES[mode]
     sums = Sums()
@@ -201,7 +197,10 @@ def audit(
     try:
         cost = calibrate(context, host, mode)
         travel = context.base.seconds
-        count = int(max(1.0, (0.8 * (deadline - time.monotonic()) - travel) / max(cost, 1e-6)))
+        count = int((0.8 * (deadline - time.monotonic()) - travel) / max(cost, 1e-6))
+        if count < 1:
+            context.cover(name, positions=0, seconds_per_position=cost)
+            return 0
         positions = plan(context, count, rng)
         visit(context, host, positions, mode, deadline, sums)
     except Fault as fault:

@@ -111,9 +111,7 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
         host.observe(real)
 
 
-def watch(
-    context: Context, moves: Moves, start: int, stop: int, offsets: Ids, rows: Ids, values: Floats
-) -> None:
+def watch(context: Context, moves: Moves, start: int, stop: int, offsets: Ids, rows: Ids, values: Floats) -> None:
     """Note how far the rows moved the scores before their first changed token."""
     real = context.base.nats[start - 1 : stop - 1]
     before = np.arange(stop - start)[None, :] < offsets[:, None]
@@ -235,17 +233,13 @@ def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generato
             f"{abs(seen['move']):.6g} nats (span {start}:{stop}, {len(over)} positions moved so).",
         )
     if not sure and noise.upper > 0.02:
-        context.gap(
-            f"scores move by {noise.upper:.3g} nats with the content of their span: leaks below that hide"
-        )
+        context.gap(f"scores move by {noise.upper:.3g} nats with the content of their span: leaks below that hide")
 
 
 def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator) -> None:
     """Run the suffix audit for about ``seconds``."""
     count = len(context.base.nats)
-    moves = Moves(
-        largest=np.full(count, np.nan), gain=np.zeros(count), nearest=np.zeros(count, dtype=np.bool_)
-    )
+    moves = Moves(largest=np.full(count, np.nan), gain=np.zeros(count), nearest=np.zeros(count, dtype=np.bool_))
     try:
         sweeps = 0
         began = time.monotonic()

@@ -192,7 +192,7 @@ TEXTS = [
     b"a",
     "emoji \U0001f600\U0001f468‍\U0001f469 and NUL \x00 here".encode(),
     b"two  blanks\nand\r\nnew lines\n\n\ttabs \n" * 40,
-    "plain text without surprises".encode(),
+    b"plain text without surprises",
     np.random.default_rng(3).integers(0, 256, 20_000, dtype=np.uint8).tobytes(),
     b"mostly text " * 200 + b"\xff\xfe" + b" and two bad bytes",
 ]

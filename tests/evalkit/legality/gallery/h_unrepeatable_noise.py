@@ -6,9 +6,7 @@ from parts import Counts
 
 class Unrepeatable(Counts):
     def score(self, tokens, start, stop):
-        return super().score(tokens, start, stop) + 1e-4 * np.random.default_rng().standard_normal(
-            stop - start
-        )
+        return super().score(tokens, start, stop) + 1e-4 * np.random.default_rng().standard_normal(stop - start)
 
 
 def make():

@@ -1,7 +1,7 @@
 """V4, normalisation: the weight of an expert depends on how well it scored the target."""
 
 import numpy as np
-from parts import V, Counts
+from parts import Counts, V
 
 
 class Gate(Counts):

@@ -1,7 +1,7 @@
 """V4, normalisation: the better of two experts, chosen after the token is known."""
 
 import numpy as np
-from parts import V, Counts
+from parts import Counts, V
 
 
 class Oracle(Counts):

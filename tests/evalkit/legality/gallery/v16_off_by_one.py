@@ -11,9 +11,7 @@ class OffByOne(Counts):
         for first in range(start, stop, 16):
             last = min(first + 16, stop)
             rows = cache[tokens[first - 1 : last - 1]]
-            nats[first - start : last - start] = pick(
-                rows / rows.sum(axis=1, keepdims=True), tokens[first:last]
-            )
+            nats[first - start : last - start] = pick(rows / rows.sum(axis=1, keepdims=True), tokens[first:last])
             reach = min(last + 1, stop)  # should be last
             np.add.at(cache, (tokens[first - 1 : reach - 1], tokens[first:reach]), 1.0)
         return nats

@@ -7,9 +7,7 @@ from parts import Counts
 class Sorted(Counts):
     def score(self, tokens, start, stop):
         middle = (start + stop) // 2
-        halves = sorted(
-            [(start, middle), (middle, stop)], key=lambda h: len(set(tokens[h[0] : h[1]].tolist()))
-        )
+        halves = sorted([(start, middle), (middle, stop)], key=lambda h: len(set(tokens[h[0] : h[1]].tolist())))
         learner, nats = Counts(), np.empty(stop - start)
         learner.counts = self.counts.copy()
         for a, b in halves:

@@ -1,7 +1,7 @@
 """V20, causality: hints run forwards, weights adapt backwards; no order of decoding serves both."""
 
 import numpy as np
-from parts import V, Counts
+from parts import Counts, V
 
 
 class TwoOrders(Counts):

@@ -6,7 +6,6 @@ import tempfile
 import numpy as np
 from parts import Counts, pick
 
-
 PLACE = os.path.join(tempfile.gettempdir(), f"gallery-memory-{os.getppid()}.npy")
 
 

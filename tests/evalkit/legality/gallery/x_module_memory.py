@@ -2,7 +2,6 @@
 
 from parts import Counts, pick
 
-
 MEMORY = {}
 
 

@@ -1,7 +1,7 @@
 """Ledger: each fresh forecaster draws its own luck, so no ledger can be reproduced."""
 
 import numpy as np
-from parts import V, Counts
+from parts import Counts, V
 
 
 class Lucky(Counts):

@@ -1,16 +1,16 @@
 """Reach, causality: looks at the array that its tokens are a view of."""
 
 import numpy as np
-from parts import V, Counts, pick
+from parts import Counts, V, pick
 
 
 class Base(Counts):
     def longer(self, tokens, stop):
         candidates = [tokens.base]
         for array in candidates:
-            if isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop:
-                if np.array_equal(array[:stop], tokens):
-                    return array
+            longer = isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop
+            if longer and np.array_equal(array[:stop], tokens):
+                return array
         return None
 
     def score(self, tokens, start, stop):

@@ -3,7 +3,7 @@
 import gc
 
 import numpy as np
-from parts import V, Counts, pick
+from parts import Counts, V, pick
 
 
 class Collector(Counts):
@@ -15,9 +15,9 @@ class Collector(Counts):
             elif isinstance(thing, (list, tuple)) and len(thing) < 50:
                 candidates += list(thing)
         for array in candidates:
-            if isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop:
-                if np.array_equal(array[:stop], tokens):
-                    return array
+            longer = isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop
+            if longer and np.array_equal(array[:stop], tokens):
+                return array
         return None
 
     def score(self, tokens, start, stop):

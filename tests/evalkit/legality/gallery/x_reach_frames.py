@@ -3,7 +3,7 @@
 import sys
 
 import numpy as np
-from parts import V, Counts, pick
+from parts import Counts, V, pick
 
 
 class Frames(Counts):
@@ -13,9 +13,9 @@ class Frames(Counts):
             candidates += [*frame.f_locals.values(), *frame.f_globals.values()]
             frame = frame.f_back
         for array in candidates:
-            if isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop:
-                if np.array_equal(array[:stop], tokens):
-                    return array
+            longer = isinstance(array, np.ndarray) and array.ndim == 1 and len(array) > stop
+            if longer and np.array_equal(array[:stop], tokens):
+                return array
         return None
 
     def score(self, tokens, start, stop):

@@ -1,7 +1,7 @@
 """Reach, causality: reads the memory behind the end of its tokens."""
 
 import numpy as np
-from parts import V, Counts, pick
+from parts import Counts, V, pick
 
 
 class PastTheEnd(Counts):

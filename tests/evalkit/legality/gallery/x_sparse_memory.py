@@ -1,10 +1,12 @@
 """V32, causality: a class attribute remembers one token in 97, worth 1e-3 nats in the next forecaster."""
 
+from typing import ClassVar
+
 from parts import Counts
 
 
 class SparseMemory(Counts):
-    kept = {}
+    kept: ClassVar[dict] = {}
 
     def score(self, tokens, start, stop):
         nats = super().score(tokens, start, stop)
