@@ -32,7 +32,7 @@ class Coded:
     Attributes:
         data: The file.
         words_bits: Bits of the code itself, without header and side information.
-        ledger_bits: What the float log-probabilities charge: the score of the stream.
+        ledger_bits: What ``score`` charges for the same tokens in the same spans: the ledger's claim.
         fixed_bits: What the integer frequencies charge: the loss of the conversion shows here.
         tokens: Tokens coded (the first one is given).
     """
@@ -70,8 +70,9 @@ class _Walk:
                 counts = frequencies(row, position)
                 token = code(position, counts / float(1 << PRECISION))
                 tokens[position] = token
-                nats.append(-float(row[token]))
                 self.fixed_bits.append(PRECISION - math.log2(float(counts[token])))
+            # both sides know these tokens now, so both can ask for the ledger's own numbers
+            nats.extend(np.asarray(self.forecaster.score(tokens[:stop].copy(), start, stop)).tolist())
             self.forecaster.observe(tokens[:stop].copy(), start, stop)
             start = stop
         self.ledger_nats = math.fsum(nats)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from evalkit.legality.context import Context
-from evalkit.legality.driver import spans
+from evalkit.legality.driver import advance, spans
 from evalkit.legality.hosts import Fault, Host
 from evalkit.legality.noise import FLOAT32, difference, step
 from evalkit.legality.suffix import replacement
@@ -83,7 +83,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
                     f"{start + offset} on, which it must not see.",
                 )
             count = stop - 1
-            host.observe(real)
+            advance(host, real)
     except Fault as fault:
         context.failed(AUDIT, fault, real=False)
     context.cover(

@@ -17,7 +17,7 @@ from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import AXIOMS, LegalityReport
 from evalkit.prequential.forecaster import Forecaster
 
-FIRST_PASS = 0.06
+FIRST_PASS = 0.05
 """Share of the budget that one pass over the stream may take: some ten passes come before the substitutions."""
 
 Job = Callable[[Host], None]
@@ -101,7 +101,7 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
         def start(place: Host) -> None:
             alive.append(ledger.first_pass(context, place, FIRST_PASS * options.budget_seconds))
             if alive[0]:
-                memory.append(replay.again(context, place))
+                memory.append(replay.again(context, place) if place.remote else None)
 
         with_host(start)
         if not alive[0]:
@@ -114,34 +114,38 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
         bait: tuple[Job, ...] = ()
         if isinstance(make, str):
             bait = (lambda h: replay.beside_bait(context, h),)  # type: ignore[arg-type, return-value]
+        # where calls are dear and whole rows are stated, the rows say more than two further passes would
+        dear = "distribution" in context.offers and context.base.seconds > 0.02 * options.budget_seconds
+        sources: tuple[Job, ...] = (lambda h: known.whole_stream(context, h, "uniform", seeds[1]),)
+        if not dear:
+            sources += (
+                lambda h: known.whole_stream(context, h, "ngram", seeds[2]),
+                lambda h: known.salted_stream(context, h, seeds[3]),
+            )
         together(
             (
                 lambda h: replay.fresh(context, h, memory[0]),
                 lambda h: replay.repeated_calls(context, h, seeds[0]),
                 *bait,
             ),
-            (
-                lambda h: known.whole_stream(context, h, "uniform", seeds[1]),
-                lambda h: known.whole_stream(context, h, "ngram", seeds[2]),
-                lambda h: known.salted_stream(context, h, seeds[3]),
-            ),
+            sources,
         )
-        share = max(context.left(), 1.0) / (1.0 if workers == 2 else 2.0)
-        with_host(lambda h: suffix.audit(context, h, 0.3 * share, seeds[4]))
+        with_host(lambda h: suffix.audit(context, h, 0.4 * max(context.left(), 1.0), seeds[4]))
         covered: dict[str, int] = {}
 
         def single(place: Host) -> None:
-            seconds = max(context.left(), 1.0) * (0.9 if workers == 2 else 0.6)
+            seconds = max(context.left(), 1.0) * 0.9
             covered["single"] = substitution.audit(context, place, "single", seconds, seeds[5])
 
         def in_span(place: Host) -> None:
             if "distribution" in context.offers:
-                seconds = max(context.left(), 1.0) * 0.4
+                seconds = max(context.left(), 1.0) * (0.4 if workers == 2 else 0.8)
                 covered["distribution"] = agreement.audit(context, place, seconds, seeds[6])
-            seconds = max(context.left(), 1.0) * 0.9
+            seconds = max(context.left(), 1.0) * (0.9 if workers == 2 else 0.4)
             covered["span"] = substitution.audit(context, place, "span", seconds, seeds[7])
 
-        together((single,), (in_span,))
+        # with one worker the stated distribution comes first: it covers most where a call is dear
+        together(*(((single,), (in_span,)) if workers == 2 else ((in_span, single),)))
     _conclude(context, covered)
 
 

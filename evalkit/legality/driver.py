@@ -60,6 +60,12 @@ def spans(host: Host, end: int, span: int, cuts: Ids | None = None) -> Iterator[
         start = stop
 
 
+def advance(host: Host, span: Ids) -> None:
+    """Do with a span what the ledger does: score it as it is, then let it be observed."""
+    host.score(span[None, :])
+    host.observe(span)
+
+
 def run_stream(host: Host, tokens: Ids, span: int, *, deadline: float = math.inf) -> Run:
     """Score ``tokens`` from position 1 with the forecaster that ``host`` has just started.
 

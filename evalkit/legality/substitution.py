@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from evalkit.legality.context import Context
-from evalkit.legality.driver import spans
+from evalkit.legality.driver import advance, spans
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
 
@@ -99,9 +99,7 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
                 sums.tolerance.append(allowed)
         if stop > last:
             break
-        if not context.recallable:
-            host.score(context.tokens[None, start:stop])
-        host.observe(context.tokens[start:stop])
+        advance(host, context.tokens[start:stop])
     sums.seconds += time.monotonic() - began
 
 

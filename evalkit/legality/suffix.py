@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evalkit.legality.context import Context
-from evalkit.legality.driver import spans
+from evalkit.legality.driver import advance, spans
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import (
     FLOAT32,
@@ -89,7 +89,7 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
     """Pass over the stream once, perturbing every span; stop where the time is up."""
     began = time.monotonic()
     host.fresh(int(context.tokens[0]))
-    per_row = 0.0
+    per_row = context.base.seconds / max(len(context.base.spans), 1)
     end = len(context.tokens)
     for start, stop in spans(host, end, context.options.span):
         real = context.tokens[start:stop]
@@ -98,17 +98,15 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
             if left < 0:
                 break
             spans_left = max(1.0, (end - start) / (stop - start))
-            limit = 16 if per_row == 0.0 else max(1, int(left / spans_left / per_row))
+            limit = max(1, int(left / spans_left / max(per_row, 1e-6)) - 1)
             offsets = pick_offsets(real, limit, context.options.bos, rng)
             rows = staircase(real, offsets, context, rng)
             clock = time.monotonic()
             values = host.score(rows, isolated=not context.recallable)
             cost = (time.monotonic() - clock) / len(rows)
-            per_row = cost if per_row == 0.0 else 0.7 * per_row + 0.3 * cost
+            per_row = 0.7 * per_row + 0.3 * cost
             watch(context, moves, start, stop, offsets, rows, values)
-        if not context.recallable:
-            host.score(real[None, :])  # what the ledger would do: such a forecaster may learn in score
-        host.observe(real)
+        advance(host, real)
 
 
 def watch(context: Context, moves: Moves, start: int, stop: int, offsets: Ids, rows: Ids, values: Floats) -> None:
@@ -169,9 +167,7 @@ def confirm(
             verdicts[index] = facts
         if not by_start or context.left() < 0:
             break
-        if isolated:
-            host.score(real[None, :])
-        host.observe(real)
+        advance(host, real)
     return verdicts
 
 
@@ -252,5 +248,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
         conclude(context, host, moves, rng)
     seams = any(stop - start > 1 for start, stop in context.base.spans)
     share = float(np.mean(moves.nearest)) if count else 1.0
-    if seams and count and moves.nearest.sum() < min(200, 0.5 * count):
+    # our own forecasters are handed buffers that hold nothing later: for them a sample is enough
+    needed = min(200, 0.5 * count) if host.remote else min(8, 0.5 * count)
+    if seams and count and moves.nearest.sum() < needed:
         context.gap(f"suffix: only {int(moves.nearest.sum())} of {count} positions were tested ({share:.0%})")

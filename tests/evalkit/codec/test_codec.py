@@ -102,8 +102,12 @@ def test_the_encoder_does_not_show_the_token_to_the_forecaster():
             assert tokens[stop - 1] == 0
             return super().distribution(tokens, start, stop)
 
-    tokens = stream(50) + 1
-    compress(Curious, tokens % V)
+        def score(self, tokens, start, stop):
+            assert tokens[stop - 1] > 0
+            return -super().distribution(tokens, start, stop)[np.arange(stop - start), tokens[start:stop]]
+
+    tokens = stream(50) % (V - 1) + 1
+    assert np.array_equal(decompress(Curious, compress(Curious, tokens).data), tokens)
 
 
 def test_next_distribution_is_used_where_it_is_offered():
@@ -114,6 +118,9 @@ def test_next_distribution_is_used_where_it_is_offered():
 
         def distribution(self, tokens, start, stop):
             raise AssertionError("not asked")
+
+        def score(self, tokens, start, stop):
+            return -super().distribution(tokens, start, stop)[np.arange(stop - start), tokens[start:stop]]
 
     tokens = stream(100)
     assert np.array_equal(decompress(Quick, compress(Quick, tokens).data), tokens)
