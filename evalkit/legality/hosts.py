@@ -145,7 +145,9 @@ class ChildHost:
             reply, values = self._receive(deadline)
         except TimeoutError:
             self.close()
-            raise Fault("hang", f"no answer to {header['do']} within {self.call_seconds:.0f} s") from None
+            raise Fault(
+                "hang", f"no answer to {header['do']} within {self.call_seconds:.0f} s", start=self.length
+            ) from None
         except (EOFError, OSError, ValueError, KeyError):
             message = f"the process of the forecaster died during {header['do']}{self.last_words()}"
             self.close()

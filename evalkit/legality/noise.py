@@ -8,7 +8,7 @@ breach, and so is noise of any size that turns out to be systematic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,8 +27,11 @@ EXACT = 1e-6
 FLOAT32 = 1e-4
 """Nats that float32 arithmetic can move a score: some 30 roundings (2^-24) of logits as large as 50."""
 
-ROUNDING = 0.5
-"""Nats that no rounding explains: bfloat16 logits of 32 to 64 have steps of 0.25."""
+BFLOAT16 = 0.15
+"""Nats that bfloat16 can move a score: one step of logits between 16 and 32 is 0.125."""
+
+ROUNDING = 0.3
+"""Nats that no rounding explains: one step of bfloat16 logits between 32 and 64 is 0.25."""
 
 P_SYSTEMATIC = 1e-9
 """Level of each single test of noise; with at most a few hundred tests the whole stays below 1e-6."""
@@ -79,7 +82,8 @@ class NoiseProfile:
     Attributes:
         grid: Float type of its values.
         median: Median over positions of how far a score moved, in nats, when only later tokens changed.
-        upper: The 90th percentile of the same.
+        upper: The size of the noise: the 90th percentile of the same, or a quarter of the largest once all of them
+            are taken for noise (a sum over the vocabulary is allowed eight times this).
         largest: The largest of the same, breaches included.
     """
 
@@ -106,19 +110,13 @@ class NoiseProfile:
         """Whether most positions do not move at all."""
         return self.median <= 1e-12
 
-    def outright(self, values: Floats) -> Floats:
-        """Return, for scores ``values``, the move in nats beyond which no further test is needed."""
-        if self.exact and self.grid == "float64":
-            limit = np.full(values.shape, EXACT)
-        elif self.grid in ("bfloat16", "float16"):
-            limit = np.full(values.shape, ROUNDING)
-        else:
-            limit = np.full(values.shape, max(FLOAT32, 100.0 * self.median))
-        return np.asarray(np.minimum(limit, ROUNDING))
-
     def material(self) -> float:
         """Return the move in nats below which no test is made: it cannot be told from arithmetic."""
         return EXACT if self.exact and self.grid == "float64" else FLOAT32
+
+    def innocent(self) -> NoiseProfile:
+        """Return the profile once the moves are taken for noise: the largest of them then tells its size."""
+        return replace(self, upper=min(self.largest, BFLOAT16) / 4)
 
 
 def one_sided_gain(gains: Floats) -> tuple[float, float]:

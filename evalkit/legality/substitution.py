@@ -164,7 +164,8 @@ def conclude(context: Context, audit: str, sums: Sums) -> None:
         )
     scattered = float(np.max(allowed)) > 2 * FLOAT32
     if len(over) == 0 and scattered and len(position) >= 8 and float(np.std(excess)) > 0:
-        bias = FLOAT32 * 3 + 0.5 * context.noise.upper**2
+        # noise may depend on the token alone, and is then the same at every position
+        bias = 3 * FLOAT32 + context.noise.upper
         spread = float(np.std(excess, ddof=1)) / math.sqrt(len(position))
         p_value = float(stats.t.sf((float(np.mean(excess)) - bias) / spread, len(position) - 1))
         context.cover(audit, mean_p_value=p_value)
