@@ -139,6 +139,7 @@ def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> flo
     return config.soft_alpha_start + (config.soft_alpha_end - config.soft_alpha_start) * progress
 
 
+@torch.no_grad()
 def grid_distance(weights: Mapping[str, Tensor], config: QatConfig) -> float:
     """Return the root mean square distance to the nearest grid point in steps, over all weights QAT reaches.
 
