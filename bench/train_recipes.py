@@ -40,7 +40,9 @@ def replace_between(path: Path, marks: tuple[str, str], body: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
@@ -76,7 +78,10 @@ def main() -> None:
         lines = read_metrics(result.folder.metrics)
         raw = [(line["step"], line["val_nats"]) for line in lines if line.get("weights") == "raw"]
         curves[recipe] = list(dict(raw).items())
-        cells = [f"{v.val_loss:.4f}" if (v := result.validation.get(kind)) else "-" for kind in ("raw", "ema", "swa")]
+        cells = [
+            f"{v.val_loss:.4f}" if (v := result.validation.get(kind)) else "-"
+            for kind in ("raw", "ema", "swa")
+        ]
         exported = result.validation[result.exported]
         grid = "-" if result.grid_distance is None else f"{result.grid_distance:.3f}"
         rows.append(
@@ -92,7 +97,9 @@ def main() -> None:
         f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported weights "
         "to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
         "| recipe | raw | EMA | SWA | exported | bits/byte | nats below unigram | grid distance | seconds |\n"
-        "|---|---:|---:|---:|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n\n![curves](train_recipes.png)"
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
+        + "\n".join(rows)
+        + "\n\n![curves](train_recipes.png)"
     )
     replace_between(here / "train_results.md", MARKS, body)
     draw(here / "train_recipes.png", curves, unigram)

@@ -77,7 +77,15 @@ class TrainConfig:
     as_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "spans", "seq_len", "steps", "log_every", "sync_every", "val_batch_tokens"):
+        for name in (
+            "batch_tokens",
+            "spans",
+            "seq_len",
+            "steps",
+            "log_every",
+            "sync_every",
+            "val_batch_tokens",
+        ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in (
             "max_seconds",
@@ -241,10 +249,16 @@ class AveragingConfig:
             "raw, because averaging.ema_decay is 0",
         )
         require(
-            self.export != "ema" or self.ema_decay > 0, "averaging.export", "ema", "averaging.ema_decay above 0"
+            self.export != "ema" or self.ema_decay > 0,
+            "averaging.export",
+            "ema",
+            "averaging.ema_decay above 0",
         )
         require(
-            self.export != "swa" or self.swa_every > 0, "averaging.export", "swa", "averaging.swa_every above 0"
+            self.export != "swa" or self.swa_every > 0,
+            "averaging.export",
+            "swa",
+            "averaging.swa_every above 0",
         )
 
 
@@ -267,6 +281,9 @@ class QatConfig:
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
         soft_alpha_end: sharpness when the learning rate reaches zero.
+        grid_pull: decoupled decay towards the nearest grid point while QAT is on, w <- w - lr grid_pull (w - Q(w))
+            with Muon's scheduled lr (after Nagel et al., 2022); 0 leaves it out. Straight-through training lowers the
+            loss of the rounded weights without moving weights towards the grid; this does.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
         crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker: inert).
     """
@@ -284,6 +301,7 @@ class QatConfig:
     rounding: Literal["ste", "soft"] = "ste"
     soft_alpha_start: float = 1.0
     soft_alpha_end: float = 16.0
+    grid_pull: float = 0.0
     crown_q: float = 0.0
     crown_q_reduction: Literal["sum", "mean"] = "sum"
 
@@ -314,7 +332,8 @@ class QatConfig:
             self.soft_alpha_start,
             f"above 0 and at most qat.soft_alpha_end {self.soft_alpha_end}",
         )
-        require(self.crown_q >= 0, "qat.crown_q", self.crown_q, "0 or more")
+        for name in ("crown_q", "grid_pull"):
+            require(getattr(self, name) >= 0, f"qat.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,7 +517,9 @@ def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) ->
         section, dot, name = key.partition(".")
         known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
         if not dot or section not in known:
-            raise InputError(f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}")
+            raise InputError(
+                f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}"
+            )
         sections.setdefault(section, {})[name] = value
 
 

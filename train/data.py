@@ -30,10 +30,14 @@ def open_shard(path: Path) -> npt.NDArray[np.uint16]:
     except OSError as error:
         raise TokenError(f"shard {path} cannot be read: {error.strerror or error}") from None
     if header.size < _HEADER_INTS or header[0] != _MAGIC or header[1] != _VERSION:
-        raise TokenError(f"{path} is not a token shard: expected magic number {_MAGIC} and version {_VERSION}")
+        raise TokenError(
+            f"{path} is not a token shard: expected magic number {_MAGIC} and version {_VERSION}"
+        )
     tokens, size = int(header[2]), os.path.getsize(path)
     if tokens < 1 or size != 4 * _HEADER_INTS + 2 * tokens:
-        raise TokenError(f"shard {path} has {size} bytes, but its header promises {tokens} tokens; fetch it again")
+        raise TokenError(
+            f"shard {path} has {size} bytes, but its header promises {tokens} tokens; fetch it again"
+        )
     return np.memmap(path, dtype="<u2", mode="r", offset=4 * _HEADER_INTS, shape=(tokens,))
 
 
@@ -46,7 +50,9 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
         InputError: there is no such folder, no training shard, or shards of several tokenizers.
     """
     if not data.is_dir():
-        raise InputError(f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards")
+        raise InputError(
+            f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards"
+        )
     found = sorted(data.rglob(config.train_pattern))
     folders = sorted({path.parent for path in found})
     if not found:
@@ -118,7 +124,9 @@ class TokenStream:
             done += len(piece)
         return out
 
-    def span(self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int) -> tuple[Tensor, Tensor]:
+    def span(
+        self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, ``[span_tokens / seq_len, seq_len]`` each, of one micro-batch."""
         tokens = torch.from_numpy(self.read((step * spans + index) * (span_tokens + 1), span_tokens + 1))
         return tokens[:-1].view(-1, seq_len), tokens[1:].view(-1, seq_len)
@@ -172,7 +180,9 @@ class ByteCounter:
     def count(self, tokens: npt.NDArray[np.int64]) -> int:
         """Return the bytes of ``tokens[1:]``."""
         targets, before = tokens[1:], tokens[:-1]
-        return int(self.piece_bytes[targets].sum() + (self.leading_space[targets] & ~self.boundary[before]).sum())
+        return int(
+            self.piece_bytes[targets].sum() + (self.leading_space[targets] & ~self.boundary[before]).sum()
+        )
 
 
 def load_validation(paths: list[Path], *, vocab_size: int, limit: int) -> npt.NDArray[np.int64] | None:

@@ -46,7 +46,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
 
-
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
 
@@ -72,7 +71,9 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}") from None
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}"
+        ) from None
 
 
 def read_json(path: Path) -> Any:

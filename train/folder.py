@@ -89,7 +89,9 @@ class RunFolder:
         sections = config.to_dict()
         if self.config.exists():
             if not resume:
-                raise InputError(f"{self.path} already holds a run; go on with --resume, or name another --out")
+                raise InputError(
+                    f"{self.path} already holds a run; go on with --resume, or name another --out"
+                )
             known = read_json(self.config)
             if known.get("format") != FORMAT or known.get("version") != VERSION:
                 raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")

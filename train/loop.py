@@ -27,7 +27,7 @@ from train.metrics import MetricsLog, Progress, draw_losses
 from train.objective import Objective
 from train.optimizers.optimizer import DTYPES, Optimizer
 from train.parameters import pack, role_of, unpack
-from train.qat import grid_distance, soft_alpha
+from train.qat import grid_distance, pull_to_grid, soft_alpha
 from train.schedules import Clock, muon_momentum
 from train.validation import Validation, Validator
 
@@ -83,7 +83,9 @@ class Trainer:
     ) -> None:
         train = config.train
         if train.spans % ranks.size:
-            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes")
+            raise InputError(
+                f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes"
+            )
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
         self._ranks, self._folder = ranks, folder
@@ -167,6 +169,9 @@ class Trainer:
         norm = self.optimizer.step(
             lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch)
         )
+        if quantised and config.qat.grid_pull:
+            rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
+            pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
         self.step += 1
         self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
         return nats, norm
@@ -196,7 +201,11 @@ class Trainer:
             self._log.write(step=self.step, event="resume")
         warmup = self.config.train.warmup_steps
         # Eager CPU kernels have nothing to compile, so there is nothing to warm.
-        if warmup and not self.clock.over(self.step) and (self._objective.compiled or self._ranks.device.type == "cuda"):
+        if (
+            warmup
+            and not self.clock.over(self.step)
+            and (self._objective.compiled or self._ranks.device.type == "cuda")
+        ):
             self.warm_up(warmup)
         with self._signals():
             self._loop()
@@ -234,7 +243,9 @@ class Trainer:
 
     def _require_finite(self, nats: float, norm: float) -> None:
         if not (math.isfinite(nats) and math.isfinite(norm)):
-            saved = "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
+            saved = (
+                "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
+            )
             raise InputError(
                 f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient norm "
                 f"{norm}); {saved}; lower optimizer.matrix_lr, scalar_lr or embed_lr, or set optimizer.clip_norm"
@@ -274,7 +285,11 @@ class Trainer:
             return None
         outcome = self._validator.run(self._objective, masters)
         self._log.write(
-            step=self.step, event="validation", weights=kind, val_nats=outcome.val_loss, val_bpb=outcome.val_bpb
+            step=self.step,
+            event="validation",
+            weights=kind,
+            val_nats=outcome.val_loss,
+            val_bpb=outcome.val_bpb,
         )
         return outcome
 
@@ -331,7 +346,8 @@ class Trainer:
             "exported": result.exported,
             "swa_samples": self.averages.swa_samples,
             "validation": {
-                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
+                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb}
+                for kind, loss in result.validation.items()
             },
             "grid_distance": result.grid_distance,
             "processes": self._ranks.size,
@@ -351,7 +367,7 @@ class Trainer:
             "timer": self.clock.timer.state_dict(),
             "train_nats": self.train_nats,
             "qat_start_scale": self.qat_start_scale,
-            "masters": {name: value.detach() for name, value in self.masters.items()},
+            "masters": self._detached(),
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(),
             "rng": torch.get_rng_state(),
@@ -379,6 +395,9 @@ class Trainer:
         self.qat_start_scale = state["qat_start_scale"]
         self.train_nats = float(state["train_nats"])
         torch.set_rng_state(state["rng"])
+
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.masters.items()}
 
     def _load_masters(self, masters: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

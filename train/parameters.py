@@ -50,7 +50,9 @@ def role_of(name: str) -> Role:
 
 def is_linear(name: str) -> bool:
     """Whether the weight multiplies activations, and so is cast to the compute dtype; the head casts itself."""
-    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(("attn_gate.weight", "attn_gate.bias"))
+    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(
+        ("attn_gate.weight", "attn_gate.bias")
+    )
 
 
 def bank_members(config: ModelConfig, bank: str) -> list[str]:

@@ -14,9 +14,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from evalkit.model.config import ModelConfig
 from train.config import QatConfig
-from train.parameters import bank_members, role_of
+from train.parameters import role_of
 
 _TINY = 1e-12
 
@@ -26,19 +25,14 @@ def bits_of(name: str, config: QatConfig) -> int:
     role = role_of(name)
     if role not in ("attention", "mlp", "projection"):
         return 0
-    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[role]
+    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[
+        role
+    ]
     for item in config.layer_bits:
         pattern, _, width = item.rpartition("=")
         if fnmatchcase(name, pattern):
             bits = int(width)
     return bits
-
-
-def quantised_names(model: ModelConfig, names: Mapping[str, Tensor], config: QatConfig) -> dict[str, int]:
-    """Return the width of every weight that QAT reaches; names may be masters, banks included."""
-    members = [m for name in names for m in (bank_members(model, name) if name.startswith("bank.") else [name])]
-    widths = {name: bits_of(name, config) for name in members}
-    return {name: bits for name, bits in widths.items() if bits}
 
 
 def row_clip(w: Tensor, config: QatConfig) -> Tensor:
@@ -111,7 +105,9 @@ def fake_quantise(weights: Mapping[str, Tensor], alpha: Tensor, config: QatConfi
         bits = bits_of(name, config)
         if bits:
             soft = config.rounding == "soft"
-            result[name] = soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
+            result[name] = (
+                soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
+            )
     return result
 
 
@@ -131,6 +127,15 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     if total is None:
         return torch.zeros(())
     return config.crown_q / 12.0 * total
+
+
+@torch.no_grad()
+def pull_to_grid(weights: Mapping[str, Tensor], rate: float, config: QatConfig) -> None:
+    """Move every weight that QAT reaches by ``rate`` (at most 1) of the way to its nearest grid point, in place."""
+    for name, w in weights.items():
+        bits = bits_of(name, config)
+        if bits:
+            w.lerp_(round_to_grid(w, bits, config), min(rate, 1.0))
 
 
 def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> float:

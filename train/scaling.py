@@ -27,7 +27,9 @@ def parse_scale(text: str, config: ModelConfig) -> tuple[int, int]:
         except ValueError:
             fraction = 0.0
         if not 0.0 < fraction <= 4.0:
-            raise InputError(f"scale {text!r} is unusable; expected a fraction such as 0.25 or WIDTHxDEPTH such as 128x4")
+            raise InputError(
+                f"scale {text!r} is unusable; expected a fraction such as 0.25 or WIDTHxDEPTH such as 128x4"
+            )
         width, depth = _rounded(config.model_dim * fraction), max(2, round(config.num_layers * fraction))
     if width < _MIN_HEAD_DIM or width % _MULTIPLE or depth < 2:
         raise InputError(

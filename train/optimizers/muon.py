@@ -18,7 +18,9 @@ from train.distributed import Ranks
 from train.optimizers.newton_schulz import aspect_scale, newton_schulz
 
 
-def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, nesterov: bool, ns_steps: int) -> Tensor:
+def muon_direction(
+    g: Tensor, momentum_buffer: Tensor, *, momentum: float, nesterov: bool, ns_steps: int
+) -> Tensor:
     """Return the orthogonalised, aspect-scaled update of a batch of matrices, and advance their momentum in place.
 
     Args:

@@ -43,7 +43,9 @@ class Optimizer:
         for name, parameter in masters.items():
             owned.setdefault(owner_of(name, config), {})[name] = parameter
         banks, matrices = owned.pop("bank", {}), owned.pop("muon", {})
-        self._flat = _flat_gradients([*matrices.values(), *(p for group in owned.values() for p in group.values())])
+        self._flat = _flat_gradients(
+            [*matrices.values(), *(p for group in owned.values() for p in group.values())]
+        )
         momentum_dtype = DTYPES[config.momentum_precision]
         self._muon = Muon(
             matrices,
@@ -74,7 +76,12 @@ class Optimizer:
         for owner, parameters in owned.items():
             decay = config.adam_weight_decay if owner != "vector" or config.decay_vectors else 0.0
             groups.append(
-                {"params": list(parameters.values()), "lr": rates[owner], "base_lr": rates[owner], "weight_decay": decay}
+                {
+                    "params": list(parameters.values()),
+                    "lr": rates[owner],
+                    "base_lr": rates[owner],
+                    "weight_decay": decay,
+                }
             )
         self._adam = torch.optim.AdamW(
             groups,
