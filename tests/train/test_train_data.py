@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import InputError, TokenError
-from tests.train.conftest import VOCAB, markov_tokens, write_shard
+from train_helpers import VOCAB, markov_tokens, write_shard
 from train.config import DataConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 
