@@ -126,6 +126,7 @@ class OptimizerConfig:
         momentum_warmup: steps over which it rises, linearly; a horizon (see :class:`ScheduleConfig`).
         nesterov: update from G + momentum M in place of M.
         ns_steps: Newton-Schulz iterations.
+        ns_precision: dtype of their products.
         matrix_weight_decay: decoupled decay of Muon's matrices, times the scheduled learning rate.
         adam_weight_decay: the same for Adam's parameters; 0 makes it plain Adam.
         decay_vectors: decay gains, mixes, gates and scales too. Off as meant: decay pulls gains that start at 1
@@ -149,6 +150,7 @@ class OptimizerConfig:
     momentum_warmup: int = 1500
     nesterov: bool = True
     ns_steps: int = 5
+    ns_precision: Precision = "bfloat16"
     matrix_weight_decay: float = 0.04
     adam_weight_decay: float = 0.04
     decay_vectors: bool = False

@@ -71,9 +71,8 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from None
 
 
 def read_json(path: Path) -> Any:

@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_one_sentence(finished: Path, data: Path, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data: Path, tmp_path: Path) -> None:
-    keys = {"train__checkpoint_every": "1", "optimizer__embed_lr": "1e38", "optimizer__clip_norm": "0"}
+    keys = {"train__checkpoint_every": "1", "optimizer__matrix_lr": "1e37", "optimizer__clip_norm": "0"}
     with pytest.raises(InputError, match="not finite at step") as caught:
         train(settings(**keys), data, tmp_path / "run")
     assert "\n" not in str(caught.value)

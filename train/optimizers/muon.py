@@ -19,7 +19,13 @@ from train.optimizers.newton_schulz import aspect_scale, newton_schulz
 
 
 def muon_direction(
-    g: Tensor, momentum_buffer: Tensor, *, momentum: float, nesterov: bool, ns_steps: int
+    g: Tensor,
+    momentum_buffer: Tensor,
+    *,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    ns_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """Return the orthogonalised, aspect-scaled update of a batch of matrices, and advance their momentum in place.
 
@@ -29,14 +35,15 @@ def muon_direction(
         momentum: mu.
         nesterov: whether to look ahead.
         ns_steps: Newton-Schulz iterations.
+        ns_dtype: dtype of their products.
 
     Returns:
-        bfloat16 ``[N, m, n]``.
+        ``[N, m, n]`` in ``ns_dtype``.
     """
     g = g.to(momentum_buffer.dtype)
     momentum_buffer.mul_(momentum).add_(g)
     update = g.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
-    return newton_schulz(update, ns_steps) * aspect_scale(g.shape[-2], g.shape[-1])
+    return newton_schulz(update, ns_steps, ns_dtype) * aspect_scale(g.shape[-2], g.shape[-1])
 
 
 def shard_rows(count: int, ranks: Ranks) -> int:
@@ -60,7 +67,9 @@ class Muon:
         weight_decay: float,
         momentum_dtype: torch.dtype,
         ranks: Ranks,
+        ns_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
+        self._ns_dtype = ns_dtype
         self._nesterov, self._ns_steps, self._weight_decay = nesterov, ns_steps, weight_decay
         self._ranks = ranks
         self._groups: list[dict[str, nn.Parameter]] = []
@@ -82,13 +91,18 @@ class Muon:
     def step(self, *, lr: float, momentum: float) -> None:
         """Update all matrices from their ``.grad``."""
         for group, buffer in zip(self._groups, self._momentum, strict=True):
-            parameters = list(group.values())
+            parameters: list[Tensor] = list(group.values())
             shard = buffer.shape[0]
             first = self._ranks.rank * shard
             mine = [p.grad for p in parameters[first : first + shard] if p.grad is not None]
             mine += [torch.zeros_like(buffer[0], dtype=torch.float32)] * (shard - len(mine))
             update = muon_direction(
-                torch.stack(mine), buffer, momentum=momentum, nesterov=self._nesterov, ns_steps=self._ns_steps
+                torch.stack(mine),
+                buffer,
+                momentum=momentum,
+                nesterov=self._nesterov,
+                ns_steps=self._ns_steps,
+                ns_dtype=self._ns_dtype,
             )
             if self._ranks.size > 1:
                 gathered = update.new_empty(shard * self._ranks.size, *update.shape[1:])

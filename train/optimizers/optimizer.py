@@ -54,6 +54,7 @@ class Optimizer:
             weight_decay=config.matrix_weight_decay,
             momentum_dtype=momentum_dtype,
             ranks=ranks,
+            ns_dtype=DTYPES[config.ns_precision],
         )
         self._parallel: ParallelMuon | None = None
         if banks:
@@ -65,6 +66,7 @@ class Optimizer:
                 momentum_dtype=momentum_dtype,
                 reduce_dtype=DTYPES[config.reduce_precision],
                 ranks=ranks,
+                ns_dtype=DTYPES[config.ns_precision],
             )
         rates = {
             "table": config.embed_lr,

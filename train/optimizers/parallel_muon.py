@@ -53,7 +53,9 @@ class ParallelMuon:
         momentum_dtype: torch.dtype,
         reduce_dtype: torch.dtype,
         ranks: Ranks,
+        ns_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
+        self._ns_dtype = ns_dtype
         self._nesterov, self._ns_steps, self._weight_decay = nesterov, ns_steps, weight_decay
         self._reduce_dtype, self._ranks = reduce_dtype, ranks
         self._banks: list[_Bank] = []
@@ -109,6 +111,7 @@ class ParallelMuon:
                 momentum=momentum,
                 nesterov=self._nesterov,
                 ns_steps=self._ns_steps,
+                ns_dtype=self._ns_dtype,
             )
             work = None
             if self._ranks.size > 1:
