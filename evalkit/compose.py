@@ -219,7 +219,7 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
     seq_len = options.seq_len
     if not seq_len:
         name = options.recipe or artifact.recognise()
-        stored = artifact.metadata.get("scoring", {}).get("seq_len")
+        stored = artifact.metadata.get("recipe", {}).get("seq_len")
         seq_len = int(stored) if stored else load_recipe(name).seq_len if name else 2048
     dtype = options.dtype
     if dtype == "auto":
