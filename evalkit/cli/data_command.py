@@ -98,9 +98,10 @@ def tokenize_command(
     rows = [
         (
             name,
-            f"{s['documents']:,} documents, {s['tokens']:,} tokens, {s['raw_bytes']:,} bytes, {len(s['shards'])} shards",
+            f"{split['documents']:,} documents, {split['raw_bytes']:,} bytes, {split['tokens']:,} tokens in "
+            f"{len(split['shards'])} shards",
         )
-        for name, s in manifest["splits"].items()
+        for name, split in manifest["splits"].items()
     ]
     click.echo(format_pairs([*rows, ("folder", out)]))
 

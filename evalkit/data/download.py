@@ -142,10 +142,8 @@ def download(options: DownloadOptions, *, say: Callable[[str], None] = lambda li
 
 def file_digest(path: Path, file: RemoteFile) -> str:
     """Return the hash of a file, of the kind that the hub gives for it."""
-    if len(file.digest) == 64:
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    large = len(file.digest) == 64
+    digest = hashlib.sha256() if large else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as content:
         while block := content.read(_BLOCK):
             digest.update(block)
