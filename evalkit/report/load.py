@@ -71,7 +71,7 @@ def read_json(path: Path, what: str) -> Any:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise InputError(f"{what} {path} is {path.stat().st_size:,} bytes; expected at most {_MAX_JSON_BYTES:,}")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise InputError(f"{what} {path} is not JSON; expected what --json of evalkit wrote") from None
 
@@ -165,6 +165,10 @@ def open_report_stream(
             f"--tokens"
         )
     return stream, model
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _escaped(name: str) -> str:
