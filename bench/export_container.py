@@ -1,5 +1,6 @@
-"""Sizes of evalkit's container beside zstd-22 and xz of the torch layouts, the order-0 entropy, and its decode time (processor
-seconds, one thread).
+"""Sizes of evalkit's container beside zstd-22 and xz of the torch layouts and the order-0 entropy, and its decode time.
+
+Times are processor seconds of one thread::
 
     python bench/export_container.py                      # the parity artifacts, if they are there
     python bench/export_container.py --full               # also full-size shapes, minutes (zstd-22 and xz are slow)
@@ -92,7 +93,7 @@ def drawn_state(recipe: str, shape: str, spread: float, seed: int = 0) -> dict[s
 
 
 def cold_read_seconds(data: bytes) -> tuple[float, float]:
-    """Processor seconds to read in a fresh process: without any compiled code on disk, and with it (imports excluded)."""
+    """Processor seconds to read in a fresh process: first with nothing compiled on disk, then with it; no imports."""
     import os
     import tempfile
 
