@@ -94,8 +94,8 @@ def main() -> None:
         f"`python bench/train_recipes.py --steps {arguments.steps} --scale {arguments.scale}`, "
         f"{arguments.threads} CPU thread(s), validation on {arguments.val_tokens} tokens. "
         f"A unigram model of the training shards has {unigram:.4f} nats per token "
-        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported weights "
-        "to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
+        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported "
+        "weights to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
         "| recipe | raw | EMA | SWA | exported | bits/byte | nats below unigram | grid distance | seconds |\n"
         "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
         + "\n".join(rows)

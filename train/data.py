@@ -60,7 +60,7 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
     if len(folders) > 1:
         names = ", ".join(str(folder) for folder in folders[:4])
         raise InputError(
-            f"data folder {data} holds shards of several sets, perhaps of several tokenizers ({names}); name one"
+            f"data folder {data} holds several sets of shards, of several tokenizers? ({names}); name one"
         )
     train = found[: config.max_shards or None]
     val = sorted(path for path in folders[0].glob(config.val_pattern) if path not in found)
@@ -71,15 +71,15 @@ def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None
     largest = int(tokens.max())
     if largest >= vocab_size:
         raise TokenError(
-            f"{where} holds token {largest}, but the model has {vocab_size}: the shards come from another tokenizer"
+            f"{where} holds token {largest}, but the model has {vocab_size}: they are another tokenizer's"
         )
 
 
 class TokenStream:
     """Shards in order, one after another and again from the first, addressed by position.
 
-    Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can resume at
-    any step, and any rank can read its own spans and nothing else.
+    Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can
+    resume at any step, and any rank can read its own spans and nothing else.
     """
 
     def __init__(self, paths: list[Path], *, vocab_size: int) -> None:
@@ -99,7 +99,8 @@ class TokenStream:
         """
         if self.num_tokens < span_tokens + 1:
             raise TokenError(
-                f"the training shards hold {self.num_tokens} tokens, too few for one micro-batch of {span_tokens + 1}; "
+                f"the training shards hold {self.num_tokens} tokens, too few for one micro-batch of "
+                f"{span_tokens + 1}; "
                 "use more data, a smaller train.batch_tokens or more train.spans"
             )
 
@@ -186,7 +187,7 @@ class ByteCounter:
 
 
 def load_validation(paths: list[Path], *, vocab_size: int, limit: int) -> npt.NDArray[np.int64] | None:
-    """Return the first ``limit`` targets of the validation stream and the token before them; None without shards.
+    """Return the first ``limit`` validation targets and the token before them; None without shards.
 
     Raises:
         TokenError: a shard is unusable or too short.

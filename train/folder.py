@@ -98,7 +98,7 @@ class RunFolder:
             changed = _differences(known["sections"], sections)
             if changed:
                 raise InputError(
-                    f"{self.path} holds a run with other settings ({'; '.join(changed[:3])}); resume with the same"
+                    f"{self.path} has other settings ({'; '.join(changed[:3])}); resume with the same"
                 )
             if known["data"] != data:
                 raise InputError(f"{self.path} holds a run on other shards; resume with the same data")

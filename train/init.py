@@ -71,15 +71,17 @@ def _initial(
 
 
 def orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return a semi-orthogonal matrix: orthonormal columns if tall, orthonormal rows if wide (Saxe et al., 2014)."""
-    return torch.nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    """Return a matrix with orthonormal columns if tall, orthonormal rows if wide (Saxe et al., 2014)."""
+    matrix: Tensor = torch.nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    return matrix
 
 
 def overtone(table: Tensor) -> Tensor:
-    """Return ``table`` with singular values S_1 k^(-1/2), k = 1, 2, ..., and its singular vectors kept (PR333)."""
+    """Return ``table`` with singular values S_1 k^(-1/2), k = 1, 2, ..., and its own vectors (PR333)."""
     u, s, vt = torch.linalg.svd(table, full_matrices=False)
     shaped = s[0] * torch.arange(1, len(s) + 1, dtype=s.dtype) ** -0.5
-    return (u * shaped) @ vt
+    result: Tensor = (u * shaped) @ vt
+    return result
 
 
 def phase_mix(layer: int, num_layers: int) -> float:

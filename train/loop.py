@@ -45,7 +45,8 @@ class TrainResult:
         train_nats: last step's training loss, nats per token.
         exported: kind of weights in ``model.pt``.
         validation: validation loss of every kind of weights; empty without validation shards.
-        grid_distance: root mean square distance of the exported weights to the QAT grid, in steps; None without QAT.
+        grid_distance: root mean square distance of the exported weights to the QAT grid, in steps; None
+            without QAT.
     """
 
     folder: RunFolder
@@ -143,7 +144,7 @@ class Trainer:
         return total
 
     def warm_up(self, steps: int) -> None:
-        """Take ``steps`` real steps, with and without QAT, and undo them: weights, optimizers and data position."""
+        """Take ``steps`` real steps, with and without QAT, and undo them in weights and optimizers."""
         masters = {name: value.detach().clone() for name, value in self.masters.items()}
         state = copy.deepcopy(self.optimizer.state_dict())
         for step in range(steps):
@@ -247,8 +248,8 @@ class Trainer:
                 "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
             )
             raise InputError(
-                f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient norm "
-                f"{norm}); {saved}; lower optimizer.matrix_lr, scalar_lr or embed_lr, or set optimizer.clip_norm"
+                f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient "
+                f"norm {norm}); {saved}; lower the learning rates or set optimizer.clip_norm"
             )
 
     def _report(self, grad_norm: float) -> None:
@@ -294,7 +295,7 @@ class Trainer:
         return outcome
 
     def _finish(self) -> TrainResult:
-        """Save the end state, validate every kind of weights and write those of the recipe as ``model.pt``."""
+        """Save the end state, validate every kind of weights and write them, the recipe's as ``model.pt``."""
         self.save_checkpoint()
         kinds: dict[AverageKind, Mapping[str, Tensor]] = {"raw": self.masters, **self.averages.available()}
         losses: dict[AverageKind, Validation] = {}
@@ -406,7 +407,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the run after the step at hand, with a checkpoint; the second kills."""
+        """Let the first SIGINT or SIGTERM end the run after the step at hand; the second one kills."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

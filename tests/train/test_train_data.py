@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_helpers import VOCAB, markov_tokens, write_shard
 
 from evalkit.errors import InputError, TokenError
-from train_helpers import VOCAB, markov_tokens, write_shard
 from train.config import DataConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 
@@ -53,7 +53,7 @@ def test_a_folder_without_shards_or_with_several_sets_is_refused(tmp_path: Path)
     for folder in ("sp1024", "sp8192"):
         (tmp_path / folder).mkdir()
         write_shard(tmp_path / folder / "f_train_0.bin", markov_tokens(100, 1))
-    with pytest.raises(InputError, match="several tokenizers"):
+    with pytest.raises(InputError, match="several sets"):
         find_shards(tmp_path, DataConfig())
 
 
@@ -66,7 +66,7 @@ def test_damaged_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     short.write_bytes(b"not a shard")
     with pytest.raises(TokenError, match="not a token shard"):
         TokenStream([short], vocab_size=VOCAB)
-    with pytest.raises(TokenError, match="another tokenizer"):
+    with pytest.raises(TokenError, match="another tokenizer's"):
         TokenStream([good], vocab_size=32)
     with pytest.raises(TokenError, match="too few"):
         TokenStream([good], vocab_size=VOCAB).require(500)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_helpers import SMALL
 
 from evalkit.recipes import load_recipe
 from train.config import resolve, to_toml
 from train.files import load_tensors, read_json
 from train.metrics import read_metrics
-
-from train_helpers import SMALL
 
 CHILD = """
 import os
@@ -71,7 +70,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             train__precision="float32",
             qat__enabled="false",
         ),
-        "half": recipe(root, "half", optimizer__reduce_precision="bfloat16", optimizer__momentum_precision="bfloat16"),
+        "half": recipe(
+            root, "half", optimizer__reduce_precision="bfloat16", optimizer__momentum_precision="bfloat16"
+        ),
     }
     for processes in (1, 2, 4):
         names = {1: list(recipes), 2: ["banks", "matrices", "exact"], 4: ["banks", "exact"]}[processes]
@@ -102,7 +103,11 @@ def test_parallel_muon_gives_the_parameters_of_one_process(runs: Path, processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_data_parallel_equals_gradient_accumulation(runs: Path, processes: int) -> None:
     losses = [
-        {line["step"]: line["train_nats"] for line in read_metrics(runs / f"exact-{n}" / "metrics.jsonl") if "train_nats" in line}
+        {
+            line["step"]: line["train_nats"]
+            for line in read_metrics(runs / f"exact-{n}" / "metrics.jsonl")
+            if "train_nats" in line
+        }
         for n in (1, processes)
     ]
     common = sorted(set(losses[0]) & set(losses[1]))
@@ -118,7 +123,9 @@ def test_plain_muon_shares_its_work_without_changing_the_result(runs: Path) -> N
 
 
 def test_ranks_share_validation(runs: Path) -> None:
-    one, two = (read_json(runs / f"exact-{n}" / "summary.json")["validation"]["raw"]["val_nats"] for n in (1, 2))
+    one, two = (
+        read_json(runs / f"exact-{n}" / "summary.json")["validation"]["raw"]["val_nats"] for n in (1, 2)
+    )
     assert one == pytest.approx(two, abs=2e-3)
 
 

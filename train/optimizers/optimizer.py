@@ -33,8 +33,8 @@ def owner_of(name: str, config: OptimizerConfig) -> Owner:
 class Optimizer:
     """Muon for matrices and Adam(W) for the rest, on replicated masters.
 
-    Gradients live in flat buffers, of which every ``.grad`` is a view: one reduction serves all parameters outside
-    banks, and a parameter that got no gradient contributes zeros.
+    Gradients live in flat buffers, of which every ``.grad`` is a view: one reduction serves all parameters
+    outside banks, and a parameter that got no gradient contributes zeros.
     """
 
     def __init__(self, masters: Mapping[str, nn.Parameter], config: OptimizerConfig, ranks: Ranks) -> None:
