@@ -1,1 +1,4 @@
-"""Artifacts: compressed models as files. Reading one never executes code and never allocates past a stated bound."""
+"""Artifacts: compressed models as files.
+
+Reading one never executes code and never allocates past a stated bound.
+"""

@@ -1,4 +1,4 @@
-"""Self-attention with grouped queries, exclusive self-attention, value embeddings, value residual and gates."""
+"""Self-attention: grouped queries, exclusive self-attention, value embeddings, value residual, gates."""
 
 from __future__ import annotations
 

@@ -100,9 +100,7 @@ class ModelConfig:
             self.rope_dims,
             f"an even number from 0 to the head width {self.head_dim}",
         )
-        _require(
-            self.rotated_dims % 2 == 0, "rope_dims", self.rope_dims, "an even number of rotated dimensions"
-        )
+        _require(self.rotated_dims % 2 == 0, "rope_dims", self.rope_dims, "an even number of rotated dimensions")
         _require(self.rope_base > 1.0, "rope_base", self.rope_base, "above 1")
         _require(
             self.rope_train_len >= 0,
@@ -189,11 +187,7 @@ class ModelConfig:
         for name in values:
             if name not in known:
                 raise InputError(f"model.{name} is not a model setting; the settings are {', '.join(known)}")
-        missing = [
-            name
-            for name, field in known.items()
-            if field.default is dataclasses.MISSING and name not in values
-        ]
+        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in values]
         if missing:
             raise InputError(f"the model's configuration lacks {', '.join(missing)}")
         return cls(**{name: coerce_field(name, value) for name, value in values.items()})
@@ -232,9 +226,7 @@ def coerce_field(name: str, value: Any) -> Any:
         if kind == "float":
             return float(value)
         if kind.startswith("tuple"):
-            items = (
-                [item for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
-            )
+            items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
             return tuple(int(item) for item in items)
     except (TypeError, ValueError):
         expected = {"bool": "true or false", "int": "a whole number", "float": "a number"}

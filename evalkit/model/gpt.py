@@ -167,7 +167,7 @@ class GPT(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of the matrices, and so of the residual stream."""
-        return self.blocks[0].attn.c_q.weight.dtype
+        return next(block.attn.c_q.weight.dtype for block in self.blocks)  # type: ignore[union-attr, return-value]
 
     def to_compute_dtype(self, dtype: torch.dtype) -> GPT:
         """Cast the matrices to ``dtype`` in place; tables, vectors and the head stay in float32."""
@@ -257,7 +257,8 @@ class GPT(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """Return soft-capped logits in float32, ``[..., vocab_size]``."""
         weight = self.tok_emb.weight if self.config.tie_embeddings else self.lm_head.weight
-        logits = F.linear(rms_norm(x.float()), weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(rms_norm(x.float()), weight.float())
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -68,9 +68,7 @@ def load_recipe(name: str) -> Recipe:
     elif name in recipe_names():
         text = resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     else:
-        raise InputError(
-            f"there is no recipe {name!r}; the recipes are {', '.join(recipe_names())}, or a .toml file"
-        )
+        raise InputError(f"there is no recipe {name!r}; the recipes are {', '.join(recipe_names())}, or a .toml file")
     try:
         sections = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

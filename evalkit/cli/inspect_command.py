@@ -1,0 +1,125 @@
+"""``evalkit inspect``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import click
+
+from evalkit.artifact.load import SIZE_CAP, Artifact, load_artifact
+from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
+from evalkit.cli.score_command import describe_config
+from evalkit.compose import SECTIONS
+from evalkit.errors import InputError
+from evalkit.files import check_writable, write_json
+from evalkit.settings import parse_settings
+from evalkit.table import format_pairs, format_table
+
+EXAMPLE = """Example:
+
+  evalkit inspect final_model.int6.ptz
+"""
+
+
+@click.command("inspect", epilog=EXAMPLE)
+@click.argument("artifact")
+@click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised).")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a model setting.")
+@click.option("--tensors", is_flag=True, help="List every tensor, not groups.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the same as JSON.")
+def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensors: bool, json_path: str | None) -> None:
+    """Show what is inside ARTIFACT: format, configuration, bytes of each tensor group, headroom under the cap."""
+    check_writable(json_path)
+    opened = load_artifact(artifact)
+    overrides = parse_settings(settings, SECTIONS)["model"]
+    config: dict[str, Any] | None = None
+    origins: dict[str, str] = {}
+    try:
+        resolved = opened.resolve(recipe, overrides)
+        config, origins = resolved.config.to_dict(), resolved.origins
+        unresolved = ""
+    except InputError as error:
+        if recipe or overrides:
+            raise
+        unresolved = str(error)
+    rows = group_bytes(opened, each=tensors)
+    if json_path:
+        write_json(json_path, _as_json(opened, config, origins, rows))
+    pairs = [
+        ("file", f"{opened.path}, sha256 {opened.sha256}"),
+        ("format", f"{opened.format}, {opened.compression}"),
+        ("size", f"{opened.size:,} bytes, {SIZE_CAP - opened.size:,} under the cap of {SIZE_CAP:,}"),
+        ("parameters", f"{opened.num_parameters:,}, {8 * opened.size / opened.num_parameters:.2f} bits each"),
+        ("system", recipe or opened.recognise() or "not recognised"),
+        ("config", describe_config(config, origins) if config else unresolved),
+    ]
+    click.echo(format_pairs(pairs))
+    click.echo()
+    header = ["tensor" if tensors else "group", "kind", "parameters", "bytes stored", "entropy bytes"]
+    click.echo(format_table(header, [[r["name"], r["kind"], f"{r['parameters']:,}", f"{r['stored_bytes']:,}",
+                                      f"{r['entropy_bytes']:,}"] for r in rows]))  # fmt: skip
+
+
+def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
+    """Return parameters and bytes of each tensor, or of each group of tensors of one role and width.
+
+    ``stored_bytes`` is what the tensors take before compression; ``entropy_bytes`` is the sum of the order-0
+    entropies of their bytes, a guide to what a compressor makes of them.
+    """
+    groups: dict[tuple[str, str], list[StoredTensor]] = defaultdict(list)
+    for name, tensor in artifact.tensors.items():
+        kind = f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else tensor.stored
+        groups[name if each else _role(name), kind].append(tensor)
+    rows = []
+    for (name, kind), members in groups.items():
+        rows.append(
+            {
+                "name": name,
+                "kind": kind,
+                "parameters": sum(t.values.size for t in members),
+                "stored_bytes": sum(t.values.nbytes + _scale_bytes(t) for t in members),
+                "entropy_bytes": round(sum(_entropy_bytes(t) for t in members)),
+            }
+        )
+    return rows if each else sorted(rows, key=lambda row: -row["entropy_bytes"])
+
+
+def _role(name: str) -> str:
+    parts = name.split(".")
+    return "blocks.*." + ".".join(parts[2:]) if parts[0] == "blocks" else name
+
+
+def _scale_bytes(tensor: StoredTensor) -> int:
+    return int(tensor.scale.nbytes) if isinstance(tensor, QuantizedTensor) else 0
+
+
+def _entropy_bytes(tensor: StoredTensor) -> float:
+    import numpy as np
+
+    def entropy(data: bytes) -> float:
+        counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
+        p = counts[counts > 0] / max(len(data), 1)
+        return float(-(p * np.log2(p)).sum() * len(data) / 8)
+
+    total = entropy(tensor.values.tobytes())
+    return total + (entropy(tensor.scale.tobytes()) if isinstance(tensor, QuantizedTensor) else 0.0)
+
+
+def _as_json(
+    artifact: Artifact, config: dict[str, Any] | None, origins: dict[str, str], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "path": artifact.path,
+        "sha256": artifact.sha256,
+        "bytes": artifact.size,
+        "cap": SIZE_CAP,
+        "cap_headroom_bytes": SIZE_CAP - artifact.size,
+        "format": artifact.format,
+        "compression": artifact.compression,
+        "parameters": artifact.num_parameters,
+        "system": artifact.recognise(),
+        "config": config,
+        "config_origins": origins,
+        "groups": rows,
+    }

@@ -1,0 +1,107 @@
+"""The ``evalkit`` command: a group whose commands are imported when they are called, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from evalkit import __version__
+from evalkit.errors import EvalkitError
+
+COMMANDS = {
+    "demo": "Train, export, score and check a tiny model on text that every machine has.",
+    "train": "Train a base model from a recipe.",
+    "score": "Score an artifact in bits per byte.",
+    "run": "Train, export, score and check in one go.",
+    "check": "Check that a score is legal: causal, normalised, honest about bytes.",
+    "compress": "Compress a text with an artifact as the model.",
+    "decompress": "Restore a text that compress wrote.",
+    "probe": "Audit a program that cannot be imported, from the loss that it reports.",
+    "inspect": "Show what is inside an artifact.",
+    "export": "Turn a checkpoint into an artifact.",
+    "compare": "Compare scores: means, deviations, tests.",
+    "data": "Download, tokenise and verify data.",
+    "report": "Render a score as one HTML page.",
+    "submit": "Write a submission folder from reports.",
+    "doctor": "Show versions, hardware and a quick self-test.",
+}
+"""Commands and their one-line help; the module of a command is ``evalkit.cli.NAME_command``."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and imports a command's module only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of a user's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return a command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"evalkit.cli.{name}_command").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"auto_envvar_prefix": "EVALKIT", "help_option_names": ["-h", "--help"], "max_content_width": 99},
+    epilog="Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation or over the cap.",
+)
+@click.version_option(__version__, prog_name="evalkit")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Score compressed language models in bits per byte, and prove that the score is legal."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of the contract."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or os.environ.get("EVALKIT_DEBUG", "") not in ("", "0")
+    # --debug is welcome anywhere on the line, which is where people type it.
+    arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result: Any = cli.main(args=arguments, prog_name="evalkit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("evalkit: interrupted", file=sys.stderr)
+        return 130
+    except EvalkitError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"evalkit: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone; point stdout elsewhere so that Python's own flush stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"evalkit: error: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"evalkit: internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1

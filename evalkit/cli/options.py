@@ -1,0 +1,83 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from evalkit.compose import MIXERS, SECTIONS, ScoreOptions
+from evalkit.errors import InputError
+from evalkit.settings import parse_settings
+
+
+def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--tokens`` and ``--text``."""
+    decorators = [
+        click.option("--tokens", metavar="GLOB", help="Token shards to score (quote the glob)."),
+        click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
+        click.option("--limit-tokens", type=int, default=0, help="Score at most this many tokens (default: all)."),
+    ]
+    return _apply(command, decorators)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how an artifact is scored."""
+    decorators = [
+        click.option("--tokenizer", metavar="MODEL", required=True, help="SentencePiece model of the tokens."),
+        click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised)."),
+        click.option(
+            "--set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help=f"Override a setting, such as model.rope_base=50000. Sections: {', '.join(SECTIONS)}.",
+        ),
+        click.option("--seq-len", type=int, default=0, help="Window in tokens (default: the recipe's)."),
+        click.option("--stride", type=int, default=64, show_default=True, help="Distance between windows in tokens."),
+        click.option(
+            "--mixer",
+            type=click.Choice(MIXERS),
+            default="none",
+            show_default=True,
+            help="Mix in online experts; 'published' is PR849's mixer, which is no probability model.",
+        ),
+        click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training)."),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="Matrices: auto is bfloat16 for models of 10M parameters and more where it is fast.",
+        ),
+        click.option("--batch-windows", type=int, default=32, show_default=True, help="Windows at a time on a GPU."),
+        click.option("--threads", type=int, default=0, help="CPU threads (default: all)."),
+    ]
+    return _apply(command, decorators)
+
+
+def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) -> Callable[..., Any]:
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
+    """Build :class:`ScoreOptions` from the values of the shared options."""
+    settings = parse_settings(values.pop("settings"), SECTIONS)
+    return ScoreOptions(artifact=artifact, settings=settings, **values)
+
+
+def require_one(artifact: str | None, no_model: bool) -> str | None:
+    """Return the artifact, or None with ``--no-model``.
+
+    Raises:
+        InputError: both or neither were given.
+    """
+    if no_model and artifact is not None:
+        raise InputError(f"--no-model scores the online mixer alone; leave out the artifact {artifact}")
+    if not no_model and artifact is None:
+        raise InputError("name the artifact to score, or give --no-model to score the online mixer alone")
+    return artifact

@@ -1,0 +1,96 @@
+"""``evalkit score``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from evalkit.artifact.load import SIZE_CAP
+from evalkit.cli.options import model_options, require_one, score_options, text_options
+from evalkit.compose import open_session
+from evalkit.files import check_writable, write_json
+from evalkit.progress import format_seconds
+from evalkit.score import ScoreReport, score_session
+from evalkit.table import format_pairs
+
+EXAMPLE = """Example:
+
+  evalkit score final_model.int6.ptz --tokens 'data/fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
+"""
+
+
+@click.command("score", epilog=EXAMPLE)
+@click.argument("artifact", required=False)
+@text_options
+@model_options
+@click.option("--no-model", is_flag=True, help="Score the online mixer alone (with --mixer hedge).")
+@click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON.")
+@click.option("--dump-nll", "nll_path", metavar="FILE.npz", help="Write the nats and bytes of every position.")
+@click.option("--resume", is_flag=True, help="Continue this very run where it was interrupted.")
+@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress line.")
+def command(
+    artifact: str | None,
+    no_model: bool,
+    json_path: str | None,
+    nll_path: str | None,
+    resume: bool,
+    enforce_cap: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Score ARTIFACT in bits per byte with a sliding window, every position exactly once."""
+    check_writable(json_path)
+    check_writable(nll_path)
+    session = open_session(score_options(require_one(artifact, no_model), options))
+    report = score_session(session, resume=resume, quiet=quiet)
+    if json_path:
+        write_json(json_path, report.to_dict())
+    if nll_path:
+        report.save_nll(nll_path)
+    click.echo(describe(report))
+    if enforce_cap and session.artifact is not None and session.artifact.size > SIZE_CAP:
+        click.echo(f"evalkit: the artifact is {session.artifact.size - SIZE_CAP:,} bytes over the cap", err=True)
+        return 3
+    return 0
+
+
+def describe(report: ScoreReport) -> str:
+    """Return the report as two columns for a terminal."""
+    v = report.values
+    rows = []
+    if v["artifact"]:
+        a = v["artifact"]
+        rows += [
+            ("artifact", f"{a['path']} ({a['bytes']:,} bytes, {a['cap_headroom_bytes']:,} under the cap)"),
+            ("format", f"{a['format']}, {a['compression']}, {a['parameters']:,} parameters"),
+            ("config", describe_config(v["config"], v["config_origins"])),
+            ("window", f"{v['seq_len']} tokens, stride {v['stride']}, {v['dtype']} on {v['device']}"),
+        ]
+    rows += [
+        ("mixer, ttt", f"{v['mixer']}, {'on' if v['ttt'] else 'off'}"),
+        ("scored", f"{v['tokens_scored']:,} tokens, {v['bytes_scored']:,} bytes"),
+        ("val_loss", f"{v['val_loss']:.6f} nats per token"),
+    ]
+    if v["bpb_raw"] is not None:
+        rows.append(
+            ("raw text", f"{v['bytes_raw']:,} bytes before normalisation: {v['bpb_raw']:.6f} bits per raw byte")
+        )
+    if v.get("network_bpb") is not None:
+        rows.append(("network alone", f"{v['network_bpb']:.6f} bits per byte"))
+    rows.append(("bpb", f"{v['bpb']:.6f} bits per byte"))
+    legal = {None: "not checked (evalkit check)", True: "yes", False: f"no: {v.get('illegal_because', '')}"}
+    rows.append(("legal", legal[v["legal"]]))
+    rows.append(("time", f"{format_seconds(v['seconds'])}, {v['tokens_per_second'] or 0:,.0f} tokens/s"))
+    return format_pairs(rows)
+
+
+def describe_config(config: dict[str, Any], origins: dict[str, str]) -> str:
+    """Return the settings that something other than a default decided, grouped by what decided them."""
+    groups: dict[str, list[str]] = {}
+    for name, value in config.items():
+        if origins[name] != "default":
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            groups.setdefault(origins[name], []).append(f"{name}={text}")
+    return "\n" + "\n".join(f"    from {origin}: {' '.join(items)}" for origin, items in groups.items())

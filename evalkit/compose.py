@@ -1,0 +1,258 @@
+"""Put inputs, model, mixer and test-time training together.
+
+This is the composition root: the only module of evalkit that imports ``mixers`` and ``ttt``. The command line and the
+Python interface both stand on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from evalkit import __version__
+from evalkit.artifact.load import Artifact, load_artifact
+from evalkit.errors import InputError, TokenError
+from evalkit.model.infer import ResolvedConfig
+from evalkit.recipes import load_recipe
+from evalkit.settings import replace_fields
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from evalkit.prequential.forecaster import Forecaster
+    from evalkit.prequential.sliding import SlidingConfig
+
+MIXERS = ("none", "hedge", "published")
+SECTIONS = ("model", "mixer", "ttt")
+_LARGE_MODEL = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What to score, with what, and how; the command line's options under the same names.
+
+    Attributes:
+        artifact: path of the artifact, or None for the online mixer alone.
+        tokenizer: path of the SentencePiece model.
+        tokens: glob of token shards; or
+        text: path of a text or of documents in JSON lines.
+        recipe: recipe name; None recognises the artifact.
+        settings: ``--set`` overrides by section: ``model``, ``mixer``, ``ttt``.
+        seq_len: window in tokens; 0 takes the recipe's.
+        stride: distance between windows in tokens.
+        limit_tokens: score at most this many tokens; 0 scores all.
+        mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
+        ttt: train on what has been scored.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more on hardware
+            that multiplies it fast, float32 otherwise.
+        batch_windows: windows at a time on a GPU.
+        threads: CPU threads; 0 for all.
+    """
+
+    artifact: str | None
+    tokenizer: str
+    tokens: str | None = None
+    text: str | None = None
+    recipe: str | None = None
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    seq_len: int = 0
+    stride: int = 64
+    limit_tokens: int = 0
+    mixer: str = "none"
+    ttt: bool = False
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch_windows: int = 32
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.text is None):
+            raise InputError("give what to score as either --tokens GLOB or --text FILE")
+        if self.mixer not in MIXERS:
+            raise InputError(f"--mixer is {self.mixer!r}; expected {', '.join(MIXERS)}")
+        if self.artifact is None and (self.mixer != "hedge" or self.ttt):
+            raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
+        if self.limit_tokens < 0:
+            raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 1 or more")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Opened and checked inputs; makes fresh forecasters."""
+
+    options: ScoreOptions
+    tokenizer: Tokenizer
+    stream: TokenStream
+    artifact: Artifact | None
+    resolved: ResolvedConfig | None
+    sliding: SlidingConfig | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    def make_forecaster(self) -> Forecaster:
+        """Return a forecaster that has learned nothing."""
+        network = self._make_network()
+        if self.options.mixer == "none":
+            assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
+            forecaster: Forecaster = network
+            return forecaster
+        if self.options.mixer == "published":
+            from evalkit.prequential.published import PublishedMixedForecaster
+            from mixers.published import PublishedMixer
+
+            assert network is not None
+            assert self.sliding is not None
+            return PublishedMixedForecaster(
+                network,
+                PublishedMixer(self.vocab_size, eta=0.1),
+                seq_len=self.sliding.seq_len,
+                stride=self.sliding.stride,
+                batch_windows=self.sliding.batch_windows,
+                chunk_tokens=self.ttt_config().chunk_tokens,
+            )
+        from evalkit.prequential.mixed import MixedForecaster
+        from mixers import Mixer
+
+        return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
+
+    def ttt_config(self) -> Any:
+        """Return the configuration of test-time training; ``ttt.preset`` is ``default``, ``published`` or ``adapters``.
+
+        PR849's mixer comes with PR849's temperature and chunks even when nothing trains.
+        """
+        from ttt.config import PRESETS
+
+        settings = dict(self.options.settings.get("ttt", {}))
+        preset = settings.pop("preset", "published" if self.options.mixer == "published" else "default")
+        if preset not in PRESETS:
+            raise InputError(f"ttt.preset is {preset!r}; expected {', '.join(PRESETS)}")
+        config = replace_fields(PRESETS[preset](), settings, "ttt")
+        return config if self.options.ttt else dataclasses.replace(config, epochs=0)
+
+    def mixer_config(self) -> Any:
+        """Return the configuration of the online mixer."""
+        from mixers import best_config, default_config
+
+        settings = dict(self.options.settings.get("mixer", {}))
+        preset = settings.pop("preset", "best" if self.artifact is None else "default")
+        presets = {"default": default_config, "best": best_config}
+        if preset not in presets:
+            raise InputError(f"mixer.preset is {preset!r}; expected default or best")
+        document_token = self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None
+        config = presets[preset](self.vocab_size, network=self.artifact is not None, document_token=document_token)
+        return replace_fields(config, settings, "mixer")
+
+    def _make_network(self) -> Any:
+        if self.artifact is None or self.resolved is None or self.sliding is None:
+            return None
+        model = self.artifact.build(self.resolved.config)
+        if not self.options.ttt and self.options.mixer != "published":
+            from evalkit.prequential.sliding import SlidingForecaster
+
+            return SlidingForecaster(model, self.sliding)
+        from ttt.forecaster import TTTForecaster
+
+        config = self.ttt_config()
+        return TTTForecaster(
+            model,
+            self.sliding,
+            config,
+            self.tokenizer.byte_table,
+            document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
+            num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the scores, for the key of an interrupted run."""
+        return {
+            "version": __version__,
+            "artifact": self.artifact.sha256 if self.artifact else None,
+            "tokenizer": self.tokenizer.sha256,
+            "tokens": self.stream.sha256(),
+            "model": self.resolved.config.to_dict() if self.resolved else None,
+            "sliding": dataclasses.asdict(self.sliding) | {"threads": 0} if self.sliding else None,
+            "mixer": self.options.mixer,
+            "ttt": self.options.ttt,
+            "settings": {section: dict(values) for section, values in self.options.settings.items()},
+        }
+
+
+def open_session(options: ScoreOptions) -> Session:
+    """Open every input and check that they fit together.
+
+    Raises:
+        InputError: something is missing, damaged, or does not fit.
+    """
+    artifact = resolved = sliding = None
+    if options.artifact is not None:
+        artifact = load_artifact(options.artifact)
+        resolved = artifact.resolve(options.recipe, options.settings.get("model"))
+    tokenizer = Tokenizer(options.tokenizer)
+    if resolved is not None and resolved.config.vocab_size != tokenizer.vocab_size:
+        raise TokenError(
+            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model {resolved.config.vocab_size}: "
+            f"wrong artifact or wrong --tokenizer"
+        )
+    stream = open_shards(options.tokens) if options.tokens is not None else tokenize_file(str(options.text), tokenizer)
+    if options.limit_tokens:
+        stream = stream.truncated(options.limit_tokens + 1)
+    stream.validate(tokenizer)
+    if artifact is not None and resolved is not None:
+        sliding = _sliding_config(options, artifact)
+    return Session(
+        options=options, tokenizer=tokenizer, stream=stream, artifact=artifact, resolved=resolved, sliding=sliding
+    )
+
+
+def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
+    from evalkit.prequential.sliding import SlidingConfig
+
+    seq_len = options.seq_len
+    if not seq_len:
+        name = options.recipe or artifact.recognise()
+        stored = artifact.metadata.get("recipe", {}).get("seq_len")
+        seq_len = int(stored) if stored else load_recipe(name).seq_len if name else 2048
+    dtype = options.dtype
+    if dtype == "auto":
+        large = artifact.num_parameters >= _LARGE_MODEL
+        dtype = "bfloat16" if large and has_fast_bfloat16(options.device) else "float32"
+    return SlidingConfig(
+        seq_len=seq_len,
+        stride=options.stride,
+        batch_windows=options.batch_windows,
+        device=options.device,
+        dtype=dtype,
+        threads=options.threads,
+    )
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    import numpy as np
+    import torch
+
+    return {
+        "evalkit": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,56 @@
+"""Write files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from evalkit.errors import InputError
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write under a temporary name in the same folder, flush to disk, then rename.
+
+    Raises:
+        InputError: the folder is missing or not writable, or the disk is full. Nothing is left behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            _write_and_sync(file, content)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with a stable layout, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def check_writable(path: str | Path | None) -> None:
+    """Find out before the work that its result can be written.
+
+    Raises:
+        InputError: the path is a folder, or its folder is missing or not writable.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"folder {path.parent} is not writable")
+
+
+def _write_and_sync(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())

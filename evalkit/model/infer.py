@@ -1,0 +1,147 @@
+"""Work out a model's configuration: from tensor names and shapes, then a recipe, then explicit overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evalkit.errors import ArtifactError, InputError
+from evalkit.model.config import ModelConfig, coerce_field
+from evalkit.recipes import Recipe, resolve_layers
+
+NOT_INFERABLE = (
+    "activation",
+    "leaky_slope",
+    "logit_softcap",
+    "ln_scale",
+    "rope_base",
+    "rope_dims",
+    "rope_train_len",
+    "rope_table",
+    "xsa_last_n",
+    "xsa_form",
+    "value_embed_layers",
+)
+"""Settings that no tensor reveals; a recipe supplies them."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """A configuration and where each value came from (``shapes``, ``recipe NAME``, ``artifact``, ``--set``)."""
+
+    config: ModelConfig
+    origins: dict[str, str]
+
+
+def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Return every setting that tensor names and shapes reveal.
+
+    Raises:
+        ArtifactError: the tensors are not those of a model that evalkit knows.
+    """
+    vocab_size, model_dim = _matrix(shapes, "tok_emb.weight")
+    layers = {int(match.group(1)) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
+    if not layers or layers != set(range(len(layers))):
+        raise ArtifactError(f"the artifact's blocks are numbered {sorted(layers)}; expected 0, 1, 2, ... without gaps")
+    heads = _shape(shapes, "blocks.0.attn.q_gain", 1)[0]
+    if heads < 1 or model_dim % heads:
+        raise ArtifactError(f"the artifact has {heads} heads for width {model_dim}; expected a divisor of the width")
+    kv_dim, _ = _matrix(shapes, "blocks.0.attn.c_k.weight")
+    head_dim = model_dim // heads
+    if kv_dim % head_dim:
+        raise ArtifactError(f"the artifact's keys are {kv_dim} wide; expected a multiple of the head width {head_dim}")
+    found: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "model_dim": model_dim,
+        "num_layers": len(layers),
+        "num_heads": heads,
+        "num_kv_heads": kv_dim // head_dim,
+        "mlp_hidden": _matrix(shapes, "blocks.0.mlp.fc.weight")[0],
+        "tie_embeddings": "lm_head.weight" not in shapes,
+        "smear_gate": "smear.gate" in shapes,
+        "unet_skips": "skip_weights" in shapes,
+    }
+    for kind in ("bigram", "trigram"):
+        if f"{kind}.embed.weight" in shapes:
+            found[f"{kind}_buckets"], found[f"{kind}_dim"] = _matrix(shapes, f"{kind}.embed.weight")
+    if "ve_shared.embed.weight" in shapes:
+        found["value_embed_dim"] = _matrix(shapes, "ve_shared.embed.weight")[1]
+    if "blocks.0.attn.attn_gate.weight" in shapes:
+        found["attention_gate"] = "sigmoid"
+    elif "blocks.0.attn.attn_gate" in shapes:
+        found["attention_gate"] = "scalar"
+    if any(name.endswith(".attn.vr_lambda") for name in shapes):
+        found["value_residual"] = "first_layer"
+    elif "blocks.0.lambda_v" in shapes:
+        found["value_residual"] = "x0"
+    return found
+
+
+def resolve_config(
+    shapes: Shapes,
+    *,
+    recipe: Recipe | None = None,
+    stored: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ResolvedConfig:
+    """Combine what shapes reveal with the artifact's own configuration or a recipe, and with overrides.
+
+    Args:
+        shapes: shape of every tensor, by model name.
+        recipe: supplies :data:`NOT_INFERABLE` settings.
+        stored: a configuration that the artifact carries itself; it goes before the recipe.
+        overrides: settings given by the user, without the ``model.`` prefix; they win.
+
+    Raises:
+        InputError: an override is unknown or does not fit.
+        ArtifactError: the tensors do not fit any configuration.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def put(settings: Mapping[str, Any], origin: str) -> None:
+        for name, value in settings.items():
+            values[name] = coerce_field(name, value)
+            origins[name] = origin
+
+    if recipe is not None:
+        put({name: recipe.model[name] for name in NOT_INFERABLE if name in recipe.model}, f"recipe {recipe.name}")
+    if stored is not None:
+        put(stored, "artifact")
+    inferred = infer_from_shapes(shapes)
+    put(inferred, "shapes")
+    put(overrides or {}, "--set")
+    value_embed_scales = sum(1 for name in shapes if name.startswith("ve_layer_scales."))
+    layers = resolve_layers(values.get("value_embed_layers", ()), values["num_layers"])
+    if origins.get("value_embed_layers", "").startswith("recipe") and len(layers) != value_embed_scales:
+        # A recipe says which layers for its own count; other counts are the last layers, as in every published system.
+        layers = tuple(range(values["num_layers"] - value_embed_scales, values["num_layers"]))
+        origins["value_embed_layers"] = "shapes (the last layers)"
+    values["value_embed_layers"] = layers
+    if len(layers) != value_embed_scales:
+        raise InputError(
+            f"model.value_embed_layers names {len(layers)} layers; the artifact has value embeddings for "
+            f"{value_embed_scales}: give that many with --set model.value_embed_layers=I,J"
+        )
+    config = ModelConfig(**values)
+    for name in config.to_dict():
+        origins.setdefault(name, "default")
+    return ResolvedConfig(config=config, origins=origins)
+
+
+def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None:
+        raise ArtifactError(f"the artifact has no tensor {name}; it is not a model that evalkit knows")
+    if len(shape) != dimensions or 0 in shape:
+        raise ArtifactError(f"tensor {name} has shape {shape}; expected {dimensions} dimensions")
+    return shape
+
+
+def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
+    rows, columns = _shape(shapes, name, 2)
+    return rows, columns

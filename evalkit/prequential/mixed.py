@@ -1,0 +1,198 @@
+"""A network and online experts behind one forecaster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evalkit.prequential.forecaster import Nats, Tokens
+
+ENTROPY_EXPERT_TEMPERATURE = 0.8
+"""Temperature of the entropy expert where the network is certain; 1 where it knows nothing."""
+
+
+class LogitsForecaster(Protocol):
+    """A forecaster that is a network: it can give its logits."""
+
+    vocab_size: int
+
+    def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order."""
+        ...
+
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits of the token after ``prefix``, ``[1, vocab_size]``."""
+        ...
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Learn from a span."""
+        ...
+
+
+class OnlineMixer(Protocol):
+    """What a mixer must offer; :class:`mixers.Mixer` does."""
+
+    def score(
+        self,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        neural_logp: Nats | None = None,
+        entropy_logp: Nats | None = None,
+        entropy: Nats | None = None,
+    ) -> Nats:
+        """Return the nats of the mixture at each position, learning inside the span."""
+        ...
+
+    def distributions(
+        self,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        neural_logprobs: Nats | None = None,
+        entropy_logprobs: Nats | None = None,
+        entropy: Nats | None = None,
+    ) -> Nats:
+        """Return the mixture's log-probabilities of every token at each position."""
+        ...
+
+    def distribution(
+        self,
+        tokens: Tokens,
+        position: int,
+        neural_logprobs: Nats | None = None,
+        entropy_logprobs: Nats | None = None,
+        entropy: float | None = None,
+    ) -> Nats:
+        """Return the mixture's log-probabilities of every token at one position."""
+        ...
+
+    def commit(self, stop: int) -> None:
+        """Keep what was learned up to ``stop``."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Return what the report shows of the mixer."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        ...
+
+
+class MixedForecaster:
+    """Mixes a network's distribution with online experts, after every token.
+
+    The mixer learns inside ``score`` (token t is mixed in only after t's own score) and keeps it in ``observe``; a
+    second ``score`` from the same place starts over from what was kept.
+
+    Args:
+        network: gives logits, or None for the online experts alone.
+        mixer: the experts and their weights.
+        vocab_size: needed when there is no network.
+    """
+
+    def __init__(self, network: LogitsForecaster | None, mixer: OnlineMixer, vocab_size: int) -> None:
+        self.network = network
+        self.mixer = mixer
+        self.vocab_size = vocab_size
+        self.network_nats = 0.0
+        self._pending_network_nats = 0.0
+        if network is not None and hasattr(network, "next_boundary"):
+            self.next_boundary = network.next_boundary
+
+    def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return the nats of the mixture at positions ``[start, stop)``, float64."""
+        if self.network is None:
+            return self.mixer.score(tokens, start, stop)
+        neural, tempered, entropy = np.empty(stop - start), np.empty(stop - start), np.empty(stop - start)
+        for first, last, logits in self.network.logits(tokens, start, stop):
+            piece = slice(first - start, last - start)
+            rows, sharpened, entropy[piece] = network_experts(logits)
+            targets = torch.from_numpy(np.asarray(tokens[first:last], dtype=np.int64)).to(logits.device)[:, None]
+            neural[piece] = rows.gather(1, targets)[:, 0].cpu().numpy()
+            tempered[piece] = sharpened.gather(1, targets)[:, 0].cpu().numpy()
+        self._pending_network_nats = -float(neural.sum())
+        return self.mixer.score(tokens, start, stop, neural, tempered, entropy)
+
+    def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return the mixture's log-probabilities, float64 ``[stop - start, vocab_size]``."""
+        if self.network is None:
+            return self.mixer.distributions(tokens, start, stop)
+        shape = (stop - start, self.vocab_size)
+        neural, tempered, entropy = np.empty(shape), np.empty(shape), np.empty(stop - start)
+        for first, last, logits in self.network.logits(tokens, start, stop):
+            piece = slice(first - start, last - start)
+            rows, sharpened, entropy[piece] = network_experts(logits)
+            neural[piece], tempered[piece] = rows.cpu().numpy(), sharpened.cpu().numpy()
+        return self.mixer.distributions(tokens, start, stop, neural, tempered, entropy)
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return the mixture's log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
+        position = len(prefix)
+        if self.network is None:
+            return self.mixer.distribution(prefix, position)
+        rows, sharpened, entropy = network_experts(self.network.next_logits(prefix))
+        return self.mixer.distribution(
+            prefix, position, rows[0].cpu().numpy(), sharpened[0].cpu().numpy(), float(entropy[0])
+        )
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Keep what the mixer learned, then let the network learn."""
+        self.mixer.commit(stop)
+        self.network_nats += self._pending_network_nats
+        self._pending_network_nats = 0.0
+        if self.network is not None:
+            self.network.observe(tokens, start, stop)
+
+    def report(self) -> dict[str, Any]:
+        """Return the mixer's report, the network's, and what the network alone would have scored, in nats."""
+        report: dict[str, Any] = {"mixer_report": self.mixer.report()}
+        if self.network is not None:
+            report["network_nats"] = self.network_nats
+            report |= self.network.report() if hasattr(self.network, "report") else {}
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the mixer and the network have learned."""
+        state = {"mixer": self.mixer.state_dict(), "network_nats": self.network_nats}
+        if self.network is not None and hasattr(self.network, "state_dict"):
+            state["network"] = self.network.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.mixer.load_state_dict(state["mixer"])
+        self.network_nats = float(state["network_nats"])
+        if self.network is not None and hasattr(self.network, "load_state_dict"):
+            self.network.load_state_dict(state["network"])
+
+
+def network_experts(logits: Tensor) -> tuple[Tensor, Tensor, Nats]:
+    """Return what the neural and the entropy expert say, in float64.
+
+    The entropy expert is the network's own distribution with temperature 1 - (1 - T)(1 - H / ln V), H its entropy, and
+    renormalised: where the network is certain, this expert bets that it is even more so. PR849 scales its logits by the
+    same rule with T = 0.98; its "entropy expert" is no distribution.
+
+    Args:
+        logits: ``[n, vocab_size]``.
+
+    Returns:
+        Log-probabilities of the network ``[n, vocab_size]``, those of the entropy expert, and the network's entropy in
+        nats ``[n]``.
+    """
+    rows = torch.log_softmax(logits.double(), dim=-1)
+    entropy = -(rows.exp() * rows).sum(dim=-1)
+    temperature = 1.0 - (1.0 - ENTROPY_EXPERT_TEMPERATURE) * (1.0 - entropy / np.log(logits.shape[-1]))
+    sharpened = torch.log_softmax(rows / temperature[:, None], dim=-1)
+    numbers: Nats = entropy.cpu().numpy()
+    return rows, sharpened, numbers

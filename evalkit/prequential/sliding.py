@@ -1,0 +1,229 @@
+"""The sliding-window forecaster: a frozen network that sees at most ``seq_len`` tokens before each position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evalkit.errors import InputError
+from evalkit.model.gpt import GPT, KVCache
+from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingConfig:
+    """How the windows are laid and computed.
+
+    Attributes:
+        seq_len: inputs of a window, in tokens. Shorter windows are padded on the right to this length, since some
+            models' logits depend on the length that is fed.
+        stride: distance between windows, in tokens.
+        batch_windows: windows computed at a time on a GPU. A CPU takes one window a thread, which is as fast and makes
+            the scores independent of batches, spans and the number of threads, bit for bit.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``: the matrices; the head is float32 and the losses float64 always.
+        threads: CPU threads; 0 means as many as torch uses.
+    """
+
+    seq_len: int = 2048
+    stride: int = 64
+    batch_windows: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 1:
+            raise InputError(f"--seq-len is {self.seq_len}; expected at least 1 token")
+        if not 1 <= self.stride <= self.seq_len:
+            raise InputError(f"--stride is {self.stride}; expected 1 to --seq-len, which is {self.seq_len}")
+        if self.batch_windows < 1:
+            raise InputError(f"--batch-windows is {self.batch_windows}; expected at least 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"--dtype is {self.dtype!r}; expected float32 or bfloat16")
+        if self.threads < 0:
+            raise InputError(f"--threads is {self.threads}; expected 0 (all) or more")
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise InputError(f"--device is {self.device!r}; expected cpu or cuda")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
+
+
+@dataclass
+class _Stepping:
+    """A window that is being extended token by token."""
+
+    window_start: int
+    cache: KVCache
+    inputs: npt.NDArray[np.int64] | None = None
+
+
+class SlidingForecaster:
+    """Scores every position with the first window that reaches it; learns nothing."""
+
+    def __init__(self, model: GPT, config: SlidingConfig) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+        self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
+        self.vocab_size = model.config.vocab_size
+        self._stepping: _Stepping | None = None
+
+    def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return the nats of positions ``[start, stop)``, float64."""
+        nll = np.empty(stop - start)
+        for first, last, logits in self.logits(tokens, start, stop):
+            nll[first - start : last - start] = target_nll(logits, tokens[first:last])
+        return nll
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Learn nothing."""
+
+    def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return log-probabilities of every token at positions ``[start, stop)``, float64 ``[n, vocab_size]``."""
+        rows = np.empty((stop - start, self.vocab_size))
+        for first, last, logits in self.logits(tokens, start, stop):
+            rows[first - start : last - start] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
+        return rows
+
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits that predict the token after ``prefix``, float32 ``[1, vocab_size]``.
+
+        Positions asked for one after another share the keys and values of their window, as a decoder needs: its own
+        floats differ from those of :meth:`logits` in the last digits, and are the same for encoder and decoder.
+        """
+        position = len(prefix)
+        window_start = window_of(position, self.config.seq_len, self.config.stride)
+        inputs = np.asarray(prefix[window_start:], dtype=np.int64)
+        cached = self._stepping
+        known = cached.inputs if cached is not None and cached.window_start == window_start else None
+        if (
+            cached is None
+            or known is None
+            or not np.array_equal(known, inputs[: len(known)])
+            or len(known) == len(inputs)
+        ):
+            cached = _Stepping(window_start, KVCache(self.model.config.num_layers))
+        ids = torch.from_numpy(inputs)[None].to(self.device)
+        with torch.inference_mode(), one_thread_each(self.config.threads):
+            logits = self.model(ids, first_row=len(inputs) - 1, cache=cached.cache, fed_length=self.config.seq_len)
+        cached.inputs = inputs
+        self._stepping = cached
+        row: Tensor = logits[0]
+        return row
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``; see :meth:`next_logits`."""
+        row: Nats = torch.log_softmax(self.next_logits(prefix)[0].double(), dim=-1).cpu().numpy()
+        return row
+
+    def forget(self) -> None:
+        """Drop keys and values kept by :meth:`next_logits`: the weights have changed."""
+        self._stepping = None
+
+    def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(first, last, logits)``: soft-capped logits, float32 ``[last - first, vocab_size]``, in order.
+
+        ``logits[p - first]`` predicts ``tokens[p]`` from the tokens before it.
+        """
+        batches = list(self._batches(start, stop))
+
+        def compute(batch: list[WindowSpan]) -> Tensor:
+            with torch.inference_mode():
+                return self._compute(tokens, batch)
+
+        if self.device.type == "cpu":
+            with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
+                for batch, logits in zip(batches, pool.map(compute, batches), strict=True):
+                    yield batch[0].start, batch[-1].stop, logits
+        else:
+            for batch in batches:
+                yield batch[0].start, batch[-1].stop, compute(batch)
+
+    def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
+        """Return the logits of every row of some windows, float32 ``[len(windows), seq_len, vocab_size]``."""
+        with (
+            torch.inference_mode(),
+            one_thread_each(self.config.threads) as threads,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+
+            def compute(window: WindowSpan) -> Tensor:
+                with torch.inference_mode():
+                    ids = gather_windows(tokens, [window], self.config.seq_len)
+                    logits: Tensor = self.model(torch.from_numpy(ids).to(self.device))
+                    return logits
+
+            return torch.cat(list(pool.map(compute, windows)))
+
+    def _compute(self, tokens: Tokens, batch: list[WindowSpan]) -> Tensor:
+        """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
+        seq_len = self.config.seq_len
+        # All rows of the first window, the last stride of others: the same shapes wherever a span happens to end.
+        first_row = 0 if batch[0].window_start == 0 else seq_len - self.config.stride
+        ids = torch.from_numpy(gather_windows(tokens, batch, seq_len)).to(self.device)
+        logits = self.model(ids, first_row=first_row)
+        pieces = [
+            logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
+            for b, span in enumerate(batch)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _batches(self, start: int, stop: int) -> Iterator[list[WindowSpan]]:
+        """Group windows into batches; the first window, which scores all its rows, stands alone."""
+        size = 1 if self.device.type == "cpu" else self.config.batch_windows
+        batch: list[WindowSpan] = []
+        for span in plan_windows(start, stop, self.config.seq_len, self.config.stride):
+            batch.append(span)
+            if len(batch) == size or span.window_start == 0:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+@contextmanager
+def one_thread_each(threads: int) -> Iterator[int]:
+    """Let torch use one thread an operation for a while, and yield how many operations may run side by side.
+
+    Windows are independent, so threads that each take a window never wait for one another, and no sum is ever split
+    in a way that depends on how many of them there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads or before
+    finally:
+        torch.set_num_threads(before)
+
+
+def gather_windows(tokens: Tokens, windows: list[WindowSpan], seq_len: int) -> npt.NDArray[np.int64]:
+    """Return the inputs of each window, ``[len(windows), seq_len]``, padded on the right with id 0.
+
+    A window takes no token at or past its last scored position: what it does not need, it does not get.
+    """
+    ids = np.zeros((len(windows), seq_len), dtype=np.int64)
+    for b, span in enumerate(windows):
+        ids[b, : span.stop - 1 - span.window_start] = tokens[span.window_start : span.stop - 1]
+    return ids
+
+
+def target_nll(logits: Tensor, targets: Tokens) -> Nats:
+    """Return the nats of each target under its row of logits, computed in float64.
+
+    Args:
+        logits: float32 ``[n, vocab_size]``.
+        targets: ``[n]``.
+    """
+    wide = logits.double()
+    index = torch.from_numpy(np.asarray(targets, dtype=np.int64)).to(logits.device)
+    chosen = wide.gather(1, index[:, None])[:, 0]
+    nll: Nats = (torch.logsumexp(wide, dim=-1) - chosen).cpu().numpy()
+    return nll

@@ -1,0 +1,185 @@
+"""Score a stream with a session's forecaster and report the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evalkit.artifact.load import SIZE_CAP
+from evalkit.compose import ScoreOptions, Session, open_session, versions
+from evalkit.files import write_atomically
+from evalkit.prequential.ledger import Ledger, bits_per_byte
+from evalkit.prequential.loop import run_prequential
+from evalkit.prequential.resume import RunFolder
+from evalkit.progress import Progress
+
+REPORT_FORMAT = 1
+_CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """The result of a run; :meth:`to_dict` is the JSON of the contract.
+
+    Attributes:
+        values: the report's fields.
+        nll: nats of each scored position, float64.
+        num_bytes: bytes of each scored position, int32.
+    """
+
+    values: dict[str, Any]
+    nll: np.ndarray[Any, np.dtype[np.float64]]
+    num_bytes: np.ndarray[Any, np.dtype[np.int32]]
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte."""
+        return float(self.values["bpb"])
+
+    @property
+    def val_loss(self) -> float:
+        """Nats per token."""
+        return float(self.values["val_loss"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON holds it."""
+        return self.values
+
+    def save_nll(self, path: str) -> None:
+        """Write ``position``, ``nll`` and ``bytes`` of every scored position as npz, atomically."""
+        import io
+
+        buffer = io.BytesIO()
+        position = np.arange(1, len(self.nll) + 1, dtype=np.int64)
+        np.savez_compressed(buffer, position=position, nll=self.nll, bytes=self.num_bytes)
+        write_atomically(path, buffer.getvalue())
+
+
+def score(options: ScoreOptions, *, resume: bool | None = None, quiet: bool = True) -> ScoreReport:
+    """Open the inputs, score every position once, and report.
+
+    Args:
+        options: what to score and how.
+        resume: None keeps nothing on disk; False starts a run that can be resumed, True resumes one.
+        quiet: show no progress.
+
+    Raises:
+        InputError: an input is unusable.
+        ForecasterError: a score is not a finite number.
+    """
+    return score_session(open_session(options), resume=resume, quiet=quiet)
+
+
+def score_session(session: Session, *, resume: bool | None = None, quiet: bool = True) -> ScoreReport:
+    """Score an opened session; see :func:`score`."""
+    started = time.monotonic()
+    forecaster: Any = session.make_forecaster()
+    folder = RunFolder(session.identity(), resume=resume) if resume is not None else None
+    ledger = folder.ledger if folder else Ledger()
+    stateful = hasattr(forecaster, "state_dict")
+    if folder and resume and stateful:
+        state = folder.load_state()
+        ledger = folder.ledger
+        if state is not None:
+            forecaster.load_state_dict(state)
+    resumed_at = len(ledger)
+    progress = Progress("score", len(session.stream) - 1, done=resumed_at, quiet=quiet)
+    saved = time.monotonic()
+
+    def after_span(ledger: Ledger) -> None:
+        nonlocal saved
+        progress.update(len(ledger), f"{ledger.bpb:.4f} bpb")
+        if folder and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            folder.save_state(forecaster.state_dict()) if stateful else ledger.flush()
+            saved = time.monotonic()
+
+    try:
+        run_prequential(forecaster, session.stream, session.tokenizer.byte_table, ledger, after_span=after_span)
+    except BaseException:
+        # Whatever stopped the run, what has been scored is kept.
+        if folder:
+            folder.close()
+        raise
+    finally:
+        progress.close()
+    seconds = time.monotonic() - started
+    report = ScoreReport(
+        values=_report_values(session, ledger, forecaster, seconds, len(ledger) - resumed_at),
+        nll=np.array(ledger.scores()),
+        num_bytes=np.array(ledger.bytes()),
+    )
+    if folder:
+        folder.remove()
+    return report
+
+
+def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: float, scored: int) -> dict[str, Any]:
+    options, artifact = session.options, session.artifact
+    bpb = bits_per_byte(ledger.nats, ledger.num_bytes)
+    raw = session.stream.raw_bytes
+    values: dict[str, Any] = {
+        "format": REPORT_FORMAT,
+        "artifact": None
+        if artifact is None
+        else {
+            "path": artifact.path,
+            "sha256": artifact.sha256,
+            "bytes": artifact.size,
+            "format": artifact.format,
+            "compression": artifact.compression,
+            "parameters": artifact.num_parameters,
+            "cap_headroom_bytes": SIZE_CAP - artifact.size,
+        },
+        "recipe": options.recipe or (artifact.recognise() if artifact else None),
+        "config": session.resolved.config.to_dict() if session.resolved else None,
+        "config_origins": session.resolved.origins if session.resolved else None,
+        "tokens": {"names": list(session.stream.names), "sha256": session.stream.sha256()},
+        "tokenizer": {"path": session.tokenizer.path, "sha256": session.tokenizer.sha256},
+        "tokens_scored": len(ledger),
+        "bytes_scored": ledger.num_bytes,
+        "bytes_raw": raw,
+        "val_loss": ledger.nats / len(ledger),
+        "bpb": bpb,
+        "bpb_raw": bits_per_byte(ledger.nats, raw) if raw else None,
+        "nats": ledger.nats,
+        "stride": session.sliding.stride if session.sliding else None,
+        "seq_len": session.sliding.seq_len if session.sliding else None,
+        "device": session.sliding.device if session.sliding else "cpu",
+        "dtype": session.sliding.dtype if session.sliding else "float64",
+        "mixer": options.mixer,
+        "ttt": options.ttt,
+        "settings": {section: dict(items) for section, items in options.settings.items()},
+        "legal": None,
+        "ledger_sha256": ledger.chain,
+        "seconds": seconds,
+        "tokens_per_second": scored / seconds if seconds > 0 else None,
+        "versions": versions(),
+    }
+    values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
+    if "network_nats" in values:
+        values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)
+    if options.mixer == "hedge":
+        values["mixer_config"] = _json_safe(dataclasses.asdict(session.mixer_config()))
+    if options.ttt:
+        values["ttt_config"] = _json_safe(dataclasses.asdict(session.ttt_config()))
+    if "illegal_because" in values:
+        values["legal"] = False
+    return values
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _json_safe(value.tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""Tokens and bytes: shards, texts, tokenizers and the byte denominator."""

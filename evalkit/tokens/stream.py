@@ -1,0 +1,202 @@
+"""The token stream that is scored, and the part of it that a forecaster may see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.errors import TokenError
+from evalkit.tokens.shards import find_shards, open_shard
+from evalkit.tokens.tokenizer import Tokenizer
+
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStream:
+    """A stream of tokens from one or more memory-mapped parts; never copied as a whole.
+
+    Attributes:
+        parts: token arrays, in order.
+        names: where each part comes from.
+        raw_bytes: UTF-8 bytes of the text before the tokenizer normalised it, where it is known.
+    """
+
+    parts: tuple[npt.NDArray[Any], ...]
+    names: tuple[str, ...]
+    raw_bytes: int | None = None
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
+        """Return a copy of the tokens in ``[start, stop)``."""
+        pieces = []
+        offset = 0
+        for part in self.parts:
+            low, high = max(start - offset, 0), min(stop - offset, len(part))
+            if low < high:
+                pieces.append(np.asarray(part[low:high], dtype=np.uint16))
+            offset += len(part)
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+
+    def truncated(self, length: int) -> TokenStream:
+        """Return the first ``length`` tokens as a stream; what the raw text's bytes would be is no longer known."""
+        if length >= len(self):
+            return self
+        parts, names, left = [], [], length
+        for part, name in zip(self.parts, self.names, strict=True):
+            if left > 0:
+                parts.append(part[:left])
+                names.append(name)
+                left -= len(part)
+        return TokenStream(parts=tuple(parts), names=tuple(names), raw_bytes=None)
+
+    def sha256(self) -> str:
+        """Hash of all tokens as little-endian uint16."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            for start in range(0, len(part), _BLOCK):
+                digest.update(np.ascontiguousarray(part[start : start + _BLOCK], dtype="<u2").tobytes())
+        return digest.hexdigest()
+
+    def validate(self, tokenizer: Tokenizer) -> None:
+        """Check every token against the tokenizer.
+
+        Raises:
+            TokenError: an id is outside the vocabulary or is the unknown token, or there is nothing to score.
+        """
+        if len(self) < 2:
+            raise TokenError(f"the stream has {len(self)} tokens; scoring needs at least 2, since the first is given")
+        offset = 0
+        for part, name in zip(self.parts, self.names, strict=True):
+            for start in range(0, len(part), _BLOCK):
+                block = part[start : start + _BLOCK]
+                bad = np.flatnonzero(block >= tokenizer.vocab_size)
+                if bad.size:
+                    raise TokenError(
+                        f"{name}: token {offset + start + int(bad[0]):,} is id {int(block[bad[0]])}; the tokenizer "
+                        f"{tokenizer.path} has ids below {tokenizer.vocab_size}: wrong shard or wrong --tokenizer"
+                    )
+                unknown = np.flatnonzero(block == tokenizer.unk_id) if tokenizer.unk_id >= 0 else bad
+                if unknown.size:
+                    raise TokenError(
+                        f"{name}: token {offset + start + int(unknown[0]):,} is the unknown token (id "
+                        f"{tokenizer.unk_id}), which stands for text that is lost; its bytes cannot be counted"
+                    )
+            offset += len(part)
+
+
+def open_shards(pattern: str) -> TokenStream:
+    """Open the shards that a glob matches as one stream."""
+    paths = find_shards(pattern)
+    return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
+
+
+def tokenize_file(path: str | Path, tokenizer: Tokenizer) -> TokenStream:
+    """Tokenise a text file (one document) or documents in JSON lines (``{"text": ...}``), BOS before each document.
+
+    A name that ends in ``.zst`` is inflated on the fly.
+
+    Raises:
+        TokenError: the file cannot be read as UTF-8 text, or a document needs the unknown token.
+    """
+    if tokenizer.vocab_size > 65536:
+        raise TokenError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} pieces; expected at most 65,536")
+    raw_bytes = 0
+    pieces = []
+    for text in read_documents(path):
+        raw_bytes += len(text.encode("utf-8"))
+        pieces.append(tokenizer.encode_document(text).astype(np.uint16))
+    if not pieces:
+        raise TokenError(f"{path} holds no documents")
+    return TokenStream(parts=(np.concatenate(pieces),), names=(str(path),), raw_bytes=raw_bytes)
+
+
+def read_documents(path: str | Path) -> Iterator[str]:
+    """Yield the documents of a ``.txt``-like file (one) or a ``.jsonl`` file (one a line), ``.zst`` or not.
+
+    Raises:
+        TokenError: the file is missing, is not UTF-8, or a line is not JSON with a string ``text``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TokenError(f"text {path} does not exist or is not a file")
+    name = path.name.removesuffix(".zst")
+    try:
+        with _open_text(path) as file:
+            if not name.endswith(".jsonl"):
+                yield file.read()
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _document_of(line, path, number)
+    except UnicodeDecodeError as error:
+        raise TokenError(f"{path} is not UTF-8 text (byte {error.start:,}); expected text or JSON lines") from None
+
+
+def _document_of(line: str, path: Path, number: int) -> str:
+    try:
+        document = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise TokenError(f'{path}, line {number}: not JSON; expected {{"text": ...}} on every line') from None
+    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+        raise TokenError(f'{path}, line {number}: no string "text"; expected {{"text": ...}} on every line')
+    text: str = document["text"]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenError(f"{path}, line {number}: the text holds a lone surrogate, which is not UTF-8 text") from None
+    return text
+
+
+def _open_text(path: Path) -> IO[str]:
+    # newline="" keeps carriage returns: a byte denominator must not depend on Python's newline translation.
+    if path.name.endswith(".zst"):
+        import io
+
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(path.open("rb"), closefd=True)
+        return io.TextIOWrapper(reader, encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+class VisibleTokens:
+    """The released part of a stream: a file that holds nothing past what has been released.
+
+    Forecasters are handed maps of this file, so that what they must not see does not exist anywhere near it, and a
+    stream of any length takes disk rather than memory.
+    """
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+        self._file = tempfile.TemporaryFile(prefix="evalkit-")  # noqa: SIM115
+        self._released = 0
+
+    def up_to(self, stop: int) -> npt.NDArray[np.uint16]:
+        """Release tokens up to ``stop`` and return ``[0, stop)`` as a read-only array."""
+        while self._released < stop:
+            upper = min(self._released + _BLOCK, stop)
+            self._file.write(self._stream.read(self._released, upper).astype("<u2").tobytes())
+            self._released = upper
+        self._file.flush()
+        if self._released != stop:
+            # A resumed or repeated span: never hand out more than was asked for.
+            self._released = stop
+            os.ftruncate(self._file.fileno(), 2 * stop)
+            self._file.seek(2 * stop)
+        return np.memmap(self._file, dtype="<u2", mode="r", shape=(stop,))
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()

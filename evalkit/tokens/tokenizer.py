@@ -1,0 +1,122 @@
+"""A SentencePiece tokenizer and the bytes that its tokens stand for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.errors import TokenError
+
+_SPACE_MARK = "▁"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteTable:
+    """Bytes of text that a target token stands for, by the challenge's rule.
+
+    A piece counts the UTF-8 bytes of its text without the leading space mark; the space counts one byte unless the
+    token before it is a control, unknown or unused one. Byte-fallback pieces count 1; control, unknown and unused
+    pieces count 0.
+
+    Attributes:
+        base: bytes of each piece without its leading space, int32 ``[vocab_size]``.
+        has_space: whether the piece starts with a space, bool ``[vocab_size]``.
+        is_boundary: whether the piece is control, unknown or unused, bool ``[vocab_size]``.
+    """
+
+    base: npt.NDArray[np.int32]
+    has_space: npt.NDArray[np.bool_]
+    is_boundary: npt.NDArray[np.bool_]
+
+    def count(self, previous: npt.NDArray[Any], targets: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """Return the bytes of each target given the token before it, int32 of the targets' shape."""
+        space = self.has_space[targets] & ~self.is_boundary[previous]
+        return self.base[targets] + space.astype(np.int32)
+
+
+class Tokenizer:
+    """A SentencePiece model read from a file.
+
+    Attributes:
+        path: the file.
+        sha256: of the file's bytes.
+        vocab_size: number of pieces.
+        bos_id: id that opens each document, or -1.
+        unk_id: id of the unknown token.
+        byte_table: bytes of each token.
+        has_byte_fallback: whether any text can be tokenised without the unknown token.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        import sentencepiece
+
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise TokenError(f"tokenizer {path} does not exist or is not a file")
+        content = Path(path).read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(content)
+        except (RuntimeError, TypeError, ValueError):
+            raise TokenError(f"{path} is not a SentencePiece model") from None
+        self.vocab_size = int(self._processor.vocab_size())
+        if self.vocab_size < 1:
+            raise TokenError(f"{path} is not a SentencePiece model: it has no pieces")
+        self.bos_id = int(self._processor.bos_id())
+        self.unk_id = int(self._processor.unk_id())
+        self.byte_table = self._build_byte_table()
+        self.has_byte_fallback = any(self._processor.is_byte(i) for i in range(self.vocab_size))
+
+    def _build_byte_table(self) -> ByteTable:
+        base = np.zeros(self.vocab_size, dtype=np.int32)
+        has_space = np.zeros(self.vocab_size, dtype=np.bool_)
+        is_boundary = np.zeros(self.vocab_size, dtype=np.bool_)
+        sp = self._processor
+        for token in range(self.vocab_size):
+            if sp.is_control(token) or sp.is_unknown(token) or sp.is_unused(token):
+                is_boundary[token] = True
+            elif sp.is_byte(token):
+                base[token] = 1
+            else:
+                piece = sp.id_to_piece(token)
+                has_space[token] = piece.startswith(_SPACE_MARK)
+                base[token] = len(piece.removeprefix(_SPACE_MARK).encode("utf-8"))
+        return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without BOS."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_document(self, text: str) -> npt.NDArray[np.int32]:
+        """Return BOS and the ids of one document, as the challenge's exporter joins them.
+
+        Raises:
+            TokenError: the tokenizer has no BOS, or the text needs the unknown token.
+        """
+        if self.bos_id < 0:
+            raise TokenError(f"tokenizer {self.path} has no BOS token, which opens every document")
+        ids = np.array([self.bos_id, *self.encode(text)], dtype=np.int32)
+        if self.unk_id >= 0 and (ids == self.unk_id).any():
+            raise TokenError(
+                f"tokenizer {self.path} cannot write some of the text without its unknown token "
+                f"({'it has no byte-fallback pieces' if not self.has_byte_fallback else 'byte fallback failed'})"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids; control tokens vanish."""
+        text: str = self._processor.decode([int(i) for i in ids])
+        return text
+
+    def normalize(self, text: str) -> str:
+        """Return the text as the tokenizer sees it."""
+        normalized: str = self._processor.normalize(text)
+        return normalized

@@ -1,0 +1,173 @@
+"""PR849's mixer as it was published, for comparison only: its scores are not code lengths.
+
+Not legal, for these reasons (each is reproduced on purpose):
+
+* the sixth "expert" claims ``exp(-H)``, ``H`` the entropy of the network, for whatever token occurs: the mixture
+  sums to ``1 + w (V exp(-H) - 1)`` over the vocabulary;
+* trigram and 4-gram tables of unseen contexts sum to less than 1 (the maximum with 1 in the denominator);
+* weights move by the mean loss over all positions of all windows of a batch, each token up to window / stride times;
+* counts stand still within a chunk, and the token at a chunk's border is counted twice.
+
+Order of calls, exactly: for every chunk, for every batch of its windows, ``score_batch`` once with every real
+position of every window of the batch in order (it scores with the weights before the update, then updates them); after
+the chunk's last batch ``observe_chunk`` once with the chunk's tokens and the first token of the next chunk.
+
+Source: openai/parameter-golf PR 849; arithmetic in float32 as there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32s = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.integer[Any]]
+
+EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
+ILLEGAL_BECAUSE = (
+    "the entropy expert assigns exp(-H) to whatever token occurs, so the mixture sums to more than 1 over the vocabulary"
+)
+TRIGRAM_ROWS, FOURGRAM_ROWS = 65536, 32768
+WARM_UP_TOKENS = 10000
+_LARGEST_TABLES = 8 * 1024**3
+
+
+def trigram_row(b: Tokens, c: Tokens) -> npt.NDArray[np.int64]:
+    """Return the trigram table's row for contexts ``b, c`` (``c`` the latest token)."""
+    return ((36313 * np.asarray(b, np.int64)) ^ (27191 * np.asarray(c, np.int64))) % TRIGRAM_ROWS
+
+
+def fourgram_row(a: Tokens, b: Tokens, c: Tokens) -> npt.NDArray[np.int64]:
+    """Return the 4-gram table's row for contexts ``a, b, c`` (``c`` the latest token)."""
+    mixed = (48271 * np.asarray(a, np.int64)) ^ (36313 * np.asarray(b, np.int64)) ^ (27191 * np.asarray(c, np.int64))
+    return mixed % FOURGRAM_ROWS
+
+
+class PublishedMixer:
+    """The six experts and the Hedge of PR849, with its own constants and order of updates.
+
+    Args:
+        vocab_size: V; the published code uses the largest id in the scored stream plus one.
+        eta: base learning rate; the step in use is ``eta / (1 + 1e-4 tokens counted)``.
+
+    Attributes:
+        log_weights: float32[6], unnormalised, in the order of ``EXPERTS``.
+        tokens_counted: tokens given to ``observe_chunk`` so far, border tokens twice.
+    """
+
+    def __init__(self, vocab_size: int, eta: float = 0.1) -> None:
+        if vocab_size < 2:
+            raise ValueError(f"vocab_size is {vocab_size}; expected at least 2")
+        if 4 * vocab_size * (TRIGRAM_ROWS + FOURGRAM_ROWS + vocab_size) > _LARGEST_TABLES:
+            raise ValueError(f"the published tables would take more than 8 GiB at a vocabulary of {vocab_size}")
+        self.vocab_size = vocab_size
+        self.eta = eta
+        self.log_weights = np.array([2, 0, 0, 0, 0, 0], dtype=np.float32)
+        self.tokens_counted = 0
+        self._unigram = np.zeros(vocab_size, dtype=np.float32)
+        self._bigram = np.zeros((vocab_size, vocab_size), dtype=np.float32)
+        self._trigram = np.zeros((TRIGRAM_ROWS, vocab_size), dtype=np.float32)
+        self._fourgram = np.zeros((FOURGRAM_ROWS, vocab_size), dtype=np.float32)
+        self._bigram_total = np.zeros(vocab_size, dtype=np.float32)
+        self._trigram_total = np.zeros(TRIGRAM_ROWS, dtype=np.float32)
+        self._fourgram_total = np.zeros(FOURGRAM_ROWS, dtype=np.float32)
+
+    @property
+    def weights(self) -> Float32s:
+        """float32[6], the normalised weights."""
+        w = np.exp(self.log_weights - self.log_weights.max())
+        return np.asarray(w / w.sum(), dtype=np.float32)
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the mixture is in use; before 10,000 counted tokens the network scores alone."""
+        return self.tokens_counted >= WARM_UP_TOKENS
+
+    def expert_nll(self, contexts: Tokens, targets: Tokens, neural_nll: Any, neural_entropy: Any) -> Float32s:
+        """Return float32[n, 6], minus the log of what each expert claims for the targets.
+
+        Args:
+            contexts: integers [n, 3], the tokens three, two and one before the target (0 beyond a window's left edge).
+            targets: integers [n].
+            neural_nll: float32[n], nats, of the sharpened network.
+            neural_entropy: float32[n], nats, of the sharpened network.
+        """
+        contexts = np.asarray(contexts, dtype=np.int64)
+        a, b, c = contexts[:, 0], contexts[:, 1], contexts[:, 2]
+        y = np.asarray(targets, dtype=np.int64)
+        v = np.float32(self.vocab_size)
+        tenth, hundredth, two_hundredth = np.float32(0.1), np.float32(0.01), np.float32(0.005)
+        one = np.float32(1)
+        h3, h4 = trigram_row(b, c), fourgram_row(a, b, c)
+        nll = np.empty((len(y), 6), dtype=np.float32)
+        nll[:, 0] = neural_nll
+        nll[:, 1] = -np.log((self._unigram[y] + tenth) / (np.float32(self.tokens_counted) + tenth * v))
+        nll[:, 2] = -np.log((self._bigram[c, y] + tenth) / (self._bigram_total[c] + tenth * v))
+        nll[:, 3] = -np.log(
+            (self._trigram[h3, y] + hundredth) / (np.maximum(self._trigram_total[h3], one) + hundredth * v)
+        )
+        nll[:, 4] = -np.log(
+            (self._fourgram[h4, y] + two_hundredth) / (np.maximum(self._fourgram_total[h4], one) + two_hundredth * v)
+        )
+        nll[:, 5] = neural_entropy
+        return nll
+
+    def score_batch(
+        self, contexts: Tokens, targets: Tokens, neural_nll: Any, neural_entropy: Any, scored: npt.NDArray[np.bool_]
+    ) -> Float32s:
+        """Score one batch of windows, then move the weights by the mean loss over all its positions.
+
+        Args:
+            contexts: integers [n, 3] of all real positions (padding left out) of all windows of the batch, in order:
+                the tokens three, two and one before the target, 0 beyond a window's left edge.
+            targets: integers [n].
+            neural_nll: float[n], nats, of the sharpened network.
+            neural_entropy: float[n], nats, of the sharpened network.
+            scored: bool[n], the positions to return.
+
+        Returns:
+            float32[number scored], nats: the network's own until 10,000 tokens have been counted, the mixture's after.
+
+        Raises:
+            ValueError: lengths disagree or a token lies outside the vocabulary.
+        """
+        n = len(targets)
+        lengths = (np.shape(contexts), np.shape(neural_nll), np.shape(neural_entropy), np.shape(scored))
+        if lengths != ((n, 3), (n,), (n,), (n,)) or n == 0:
+            raise ValueError(f"{n} targets with arrays of shapes {lengths}; expected [n, 3] and [n], n above 0")
+        if max(int(np.max(targets)), int(np.max(contexts))) >= self.vocab_size:
+            raise ValueError(f"a token lies outside the vocabulary of {self.vocab_size}")
+        keep = np.asarray(scored, dtype=bool)
+        if not self.mixing:
+            return np.asarray(neural_nll, dtype=np.float32)[keep]
+        nll = self.expert_nll(contexts, targets, neural_nll, neural_entropy)
+        top = self.log_weights.max()
+        log_w = self.log_weights - (top + np.log(np.exp(self.log_weights - top).sum(dtype=np.float32)))
+        joint = log_w[None] - nll[keep]
+        peak = joint.max(axis=1, keepdims=True, initial=-np.inf)
+        mixed = -(peak[:, 0] + np.log(np.exp(joint - peak).sum(axis=1, dtype=np.float32)))
+        step = np.float32(self.eta / (1.0 + 1e-4 * self.tokens_counted))
+        self.log_weights = self.log_weights - step * nll.mean(axis=0, dtype=np.float32)
+        return np.asarray(mixed, dtype=np.float32)
+
+    def observe_chunk(self, tokens: Tokens) -> None:
+        """Count a scored chunk: its tokens and, except at the stream's end, the first token of the next chunk.
+
+        N-grams are counted inside ``tokens`` only, so those that straddle two chunks by more than a token are lost.
+        """
+        t = np.asarray(tokens, dtype=np.int64)
+        if t.ndim != 1 or (len(t) and (int(t.min()) < 0 or int(t.max()) >= self.vocab_size)):
+            raise ValueError(f"a chunk of shape {t.shape} must be one row of tokens below {self.vocab_size}")
+        one = np.float32(1)
+        self.tokens_counted += len(t)
+        np.add.at(self._unigram, t, one)
+        np.add.at(self._bigram, (t[:-1], t[1:]), one)
+        np.add.at(self._bigram_total, t[:-1], one)
+        h3 = trigram_row(t[:-2], t[1:-1])
+        np.add.at(self._trigram, (h3, t[2:]), one)
+        np.add.at(self._trigram_total, h3, one)
+        h4 = fourgram_row(t[:-3], t[1:-2], t[2:-1])
+        np.add.at(self._fourgram, (h4, t[3:]), one)
+        np.add.at(self._fourgram_total, h4, one)
