@@ -30,9 +30,7 @@ run_training("tiny", Path(sys.argv[1]), None, Path(sys.argv[2]), keys,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--kills", type=int, default=10, help="how often to kill")

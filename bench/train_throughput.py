@@ -34,12 +34,8 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def training_flops_per_token(m: ModelConfig, seq_len: int) -> float:
     """Forward and backward floating-point operations per token, causal attention counted once."""
-    matrices = m.num_layers * (
-        2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden
-    )
-    return 3 * (
-        2 * (matrices + m.model_dim * m.vocab_size) + m.num_layers * 4 * m.model_dim * (seq_len + 1) / 2
-    )
+    matrices = m.num_layers * (2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden)
+    return 3 * (2 * (matrices + m.model_dim * m.vocab_size) + m.num_layers * 4 * m.model_dim * (seq_len + 1) / 2)
 
 
 def best_seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
@@ -55,9 +51,7 @@ def best_seconds(step: Callable[[], None], repeats: int, device: torch.device) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--seq-len", type=int, default=2048, help="window in tokens")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps")
@@ -113,9 +107,7 @@ def main() -> None:
     flops = training_flops_per_token(config.model, a.seq_len)
     kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {a.threads} threads"
     peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
-    print(
-        f"pr849, full size, {a.tokens} tokens a step, windows of {a.seq_len}, compile {a.compile}, {kind}\n"
-    )
+    print(f"pr849, full size, {a.tokens} tokens a step, windows of {a.seq_len}, compile {a.compile}, {kind}\n")
     print("| loop | s per step | tokens/s | GFLOP/s | MFU |\n|---|---:|---:|---:|---:|")
     for name, seconds in rows:
         rate = a.tokens / seconds

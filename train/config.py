@@ -529,9 +529,7 @@ def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) ->
         section, dot, name = key.partition(".")
         known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
         if not dot or section not in known:
-            raise InputError(
-                f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}"
-            )
+            raise InputError(f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}")
         sections.setdefault(section, {})[name] = value
 
 

@@ -37,20 +37,14 @@ def initial_weights(model: ModelConfig, init: InitConfig, *, seed: int) -> dict[
     return weights
 
 
-def _initial(
-    name: str, built: Tensor, model: ModelConfig, init: InitConfig, generator: torch.Generator
-) -> Tensor:
+def _initial(name: str, built: Tensor, model: ModelConfig, init: InitConfig, generator: torch.Generator) -> Tensor:
     """Return the initial value of one tensor; ``built`` is the constructor's, which gains and scales keep."""
     shape, role = built.shape, role_of(name)
     if name == "tok_emb.weight":
         table = torch.randn(shape, generator=generator) * init.embedding_std
         return overtone(table) if init.embedding == "overtone" else table
     if role == "table":
-        return (
-            torch.randn(shape, generator=generator) * _VALUE_TABLE_STD
-            if "ve_shared" in name
-            else torch.zeros(shape)
-        )
+        return torch.randn(shape, generator=generator) * _VALUE_TABLE_STD if "ve_shared" in name else torch.zeros(shape)
     if name.endswith(("attn.proj.weight", "mlp.proj.weight")) or role == "head":
         return torch.zeros(shape)
     if name.endswith("attn_gate.weight"):

@@ -84,9 +84,7 @@ class Trainer:
     ) -> None:
         train = config.train
         if train.spans % ranks.size:
-            raise InputError(
-                f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes"
-            )
+            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes")
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
         self._ranks, self._folder = ranks, folder
@@ -167,9 +165,7 @@ class Trainer:
         alpha = soft_alpha(config.qat, scale, config.qat.start_scale or self.qat_start_scale or 1.0)
         self.optimizer.zero_grad()
         nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
-        norm = self.optimizer.step(
-            lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch)
-        )
+        norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
             rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
             pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
@@ -244,9 +240,7 @@ class Trainer:
 
     def _require_finite(self, nats: float, norm: float) -> None:
         if not (math.isfinite(nats) and math.isfinite(norm)):
-            saved = (
-                "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
-            )
+            saved = "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
             raise InputError(
                 f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient "
                 f"norm {norm}); {saved}; lower the learning rates or set optimizer.clip_norm"
@@ -318,9 +312,7 @@ class Trainer:
         self._ranks.barrier()
         return result
 
-    def _result(
-        self, status: str, losses: dict[AverageKind, Validation], distance: float | None = None
-    ) -> TrainResult:
+    def _result(self, status: str, losses: dict[AverageKind, Validation], distance: float | None = None) -> TrainResult:
         return TrainResult(
             folder=self._folder,
             status=status,
@@ -347,8 +339,7 @@ class Trainer:
             "exported": result.exported,
             "swa_samples": self.averages.swa_samples,
             "validation": {
-                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb}
-                for kind, loss in result.validation.items()
+                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
             },
             "grid_distance": result.grid_distance,
             "processes": self._ranks.size,

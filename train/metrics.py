@@ -38,8 +38,7 @@ class MetricsLog:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise InputError(
-                f"{self._path} cannot be written ({error.strerror}); checkpoints are intact: make room and "
-                "--resume"
+                f"{self._path} cannot be written ({error.strerror}); checkpoints are intact: make room and --resume"
             ) from None
 
 

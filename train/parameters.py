@@ -50,9 +50,7 @@ def role_of(name: str) -> Role:
 
 def is_linear(name: str) -> bool:
     """Whether the weight is cast to the compute dtype: it multiplies activations, and is not the head."""
-    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(
-        ("attn_gate.weight", "attn_gate.bias")
-    )
+    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(("attn_gate.weight", "attn_gate.bias"))
 
 
 def bank_members(config: ModelConfig, bank: str) -> list[str]:

@@ -25,9 +25,7 @@ def bits_of(name: str, config: QatConfig) -> int:
     role = role_of(name)
     if role not in ("attention", "mlp", "projection"):
         return 0
-    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[
-        role
-    ]
+    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[role]
     for item in config.layer_bits:
         pattern, _, width = item.rpartition("=")
         if fnmatchcase(name, pattern):
@@ -105,9 +103,7 @@ def fake_quantise(weights: Mapping[str, Tensor], alpha: Tensor, config: QatConfi
         bits = bits_of(name, config)
         if bits:
             soft = config.rounding == "soft"
-            result[name] = (
-                soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
-            )
+            result[name] = soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
     return result
 
 

@@ -91,9 +91,7 @@ class Clock:
         pace = self.timer.seconds_per_step()
         if pace is None:
             return None
-        return max(
-            1.0, min(float(self.steps), step + max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9))
-        )
+        return max(1.0, min(float(self.steps), step + max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9)))
 
     def fraction(self, step: int) -> float:
         """Return the part of the run that is over, by the tighter budget."""

@@ -78,7 +78,7 @@ def test_overrides_are_typed_and_reach_every_section() -> None:
         ("qat.layer_bits", "blocks.0", "pattern=bits"),
         ("model.depth", "3", "the settings are"),
         ("train.batch_tokens", "1000", "multiple of train.spans"),
-        ("averaging.ema_decay", "0", "swa_source"),
+        ("averaging.swa_every", "0", "averaging.swa_every above 0"),
     ],
 )
 def test_unusable_settings_are_named(key: str, value: str, words: str) -> None:

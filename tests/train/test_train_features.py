@@ -106,9 +106,7 @@ def exported(config: RunConfig, data: Path, folder: Path) -> dict[str, torch.Ten
     """Train a few steps and return the weights that the recipe exports."""
     stream = TokenStream(find_shards(data, config.data)[0], vocab_size=VOCAB)
     ranks = Ranks(rank=0, size=1, device=CPU)
-    trainer = Trainer(
-        config, stream=stream, validator=None, ranks=ranks, folder=RunFolder(path=folder), progress=None
-    )
+    trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=RunFolder(path=folder), progress=None)
     while not trainer.clock.over(trainer.step):
         trainer.train_step()
     kind = trainer.averages.exported_kind()

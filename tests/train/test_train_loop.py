@@ -71,9 +71,7 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     overrides = QUICK | {"train.validate_every": "20"}
     result = run_training("tiny", data, None, out, overrides, scale="64x2", steps=60)
     assert (result.status, result.steps, result.tokens) == ("done", 60, 60 * 256)
-    counts = (
-        np.bincount(np.concatenate([markov_tokens(6000, 1), markov_tokens(3001, 2)]), minlength=VOCAB) + 1.0
-    )
+    counts = np.bincount(np.concatenate([markov_tokens(6000, 1), markov_tokens(3001, 2)]), minlength=VOCAB) + 1.0
     unigram = -np.log(counts / counts.sum())[markov_tokens(1000, 3)[1:]].mean()
     assert result.validation["raw"].val_loss < unigram - 0.15
     assert result.validation["raw"].val_bpb is None
@@ -102,9 +100,7 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     run = load_run(out)
     assert run.kind == "ema"
     GPT(run.config.model).load_state_dict(run.weights)
-    assert torch.equal(
-        load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"]
-    )
+    assert torch.equal(load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"])
 
 
 def test_validation_scores_every_target_once(finished: Path, data: Path) -> None:

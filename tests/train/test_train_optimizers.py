@@ -36,12 +36,13 @@ def test_the_band_is_that_of_the_polynomial() -> None:
     from train.optimizers.newton_schulz import COEFFICIENTS
 
     a, b, c = COEFFICIENTS
-    x = torch.linspace(0.01, 1, 100_000, dtype=torch.float64)
+    x = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    large = x >= 0.005
     for _ in range(5):
         x = a * x + b * x**3 + c * x**5
     low, high = SINGULAR_VALUE_BAND
-    assert low <= x.min() <= low + 0.03
-    assert high - 0.03 <= x.max() <= high
+    assert low <= x[large].min() <= low + 0.01
+    assert high - 0.01 <= x.max() <= high
 
 
 def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
@@ -81,19 +82,14 @@ def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nes
 
 def test_momentum_is_a_plain_sum() -> None:
     w, first, second = nn.Parameter(torch.zeros(8, 8)), gaussian(8, 8, seed=1), gaussian(8, 8, seed=2)
-    muon = Muon(
-        {"w": w}, nesterov=True, ns_steps=5, weight_decay=0.0, momentum_dtype=torch.float32, ranks=ALONE
-    )
+    muon = Muon({"w": w}, nesterov=True, ns_steps=5, weight_decay=0.0, momentum_dtype=torch.float32, ranks=ALONE)
     w.grad = first
     muon.step(lr=0.1, momentum=0.5)
     w.grad = second
     muon.step(lr=0.1, momentum=0.9)
     assert torch.allclose(muon.state_dict()["w"], 0.9 * first + second)
     expected = (
-        -0.1
-        * (
-            newton_schulz(first + 0.5 * first, 5) + newton_schulz(second + 0.9 * (0.9 * first + second), 5)
-        ).float()
+        -0.1 * (newton_schulz(first + 0.5 * first, 5) + newton_schulz(second + 0.9 * (0.9 * first + second), 5)).float()
     )
     assert torch.allclose(w, expected, atol=2e-3)
 
@@ -130,9 +126,7 @@ def trained(layout: str, steps: int = 4, **keys: str) -> tuple[dict[str, torch.T
         "qat.enabled": "false",
         "train.precision": "float32",
     }
-    config = resolve(
-        load_recipe("tiny"), overrides | {k.replace("__", "."): v for k, v in keys.items()}, scale="32x3"
-    )
+    config = resolve(load_recipe("tiny"), overrides | {k.replace("__", "."): v for k, v in keys.items()}, scale="32x3")
     state = initial_weights(config.model, config.init, seed=0)
     packed = pack(config.model, state, banks=layout == "banks")
     masters = {name: nn.Parameter(value) for name, value in packed.items()}
@@ -162,9 +156,7 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
     _, norms = trained("matrices", steps=1, optimizer__clip_norm="0")
     free, _ = trained("matrices", steps=2, optimizer__clip_norm="0")
     loose, _ = trained("matrices", steps=2, optimizer__clip_norm=str(norms[0] * 1000))
-    tight, _ = trained(
-        "matrices", steps=2, optimizer__clip_norm=str(norms[0] / 10), optimizer__adam_eps="1e-3"
-    )
+    tight, _ = trained("matrices", steps=2, optimizer__clip_norm=str(norms[0] / 10), optimizer__adam_eps="1e-3")
     assert all(torch.equal(free[name], loose[name]) for name in free)
     assert any(not torch.equal(free[name], tight[name]) for name in free)
 

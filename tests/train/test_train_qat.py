@@ -76,10 +76,7 @@ def test_soft_round_stays_between_its_neighbours(y: float, alpha: float) -> None
 def test_soft_round_goes_from_the_identity_to_rounding() -> None:
     y = torch.linspace(-3.2, 3.3, 1001, dtype=torch.float64)
     y = y[(y - y.floor() - 0.5).abs() > 1e-2]
-    soft = [
-        (soft_round(y, torch.tensor(a, dtype=torch.float64)) - torch.round(y)).abs().max()
-        for a in (4, 64, 1024)
-    ]
+    soft = [(soft_round(y, torch.tensor(a, dtype=torch.float64)) - torch.round(y)).abs().max() for a in (4, 64, 1024)]
     assert soft[0] > soft[1] > soft[2]
     assert soft[2] < 1e-8
     assert torch.allclose(soft_round(y, torch.tensor(1e-3, dtype=torch.float64)), y, atol=1e-6)
@@ -122,9 +119,7 @@ def test_crown_q_is_the_noise_penalty() -> None:
     # The step carries no gradient: d/dw = crown_q / 6 w step^2, at the largest entry too.
     w = w.requires_grad_()
     crown_q_penalty({MLP: w}, config).backward()
-    assert torch.allclose(
-        w.grad, (0.3 / 6 * w.detach().double() * step.square()).float(), rtol=1e-4, atol=1e-9
-    )
+    assert torch.allclose(w.grad, (0.3 / 6 * w.detach().double() * step.square()).float(), rtol=1e-4, atol=1e-9)
 
 
 def test_pull_moves_towards_the_grid_in_place() -> None:
@@ -146,9 +141,7 @@ def config_for(layout: str, rounding: str, **more: str) -> RunConfig:
         "qat.start_scale": "0.9",
         "averaging.export": "raw",
     }
-    return resolve(
-        load_recipe("tiny"), SMALL | keys | {k.replace("__", "."): v for k, v in more.items()}, scale="32x2"
-    )
+    return resolve(load_recipe("tiny"), SMALL | keys | {k.replace("__", "."): v for k, v in more.items()}, scale="32x2")
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,9 +162,7 @@ def test_the_flag_changes_loss_and_gradients_in_both_layouts(layout: str, roundi
     objective = Objective(config, torch.device("cpu"), compiled=False)
     results = []
     for quantised in (False, True):
-        masters = {
-            n: v.requires_grad_() for n, v in pack(config.model, state, banks=layout == "banks").items()
-        }
+        masters = {n: v.requires_grad_() for n, v in pack(config.model, state, banks=layout == "banks").items()}
         loss, _ = objective(masters, *batch(), quantised=quantised, alpha=torch.tensor(8.0))
         loss.backward()
         results.append((loss.item(), unpack(config.model, {n: v.grad for n, v in masters.items()})))
@@ -219,23 +210,18 @@ def test_grid_pull_brings_straight_through_weights_to_the_grid(data: Path, tmp_p
 def test_straight_through_lowers_the_loss_of_rounded_weights(data: Path, tmp_path: Path) -> None:
     losses = []
     for enabled in ("true", "false"):
-        config = config_for(
-            "banks", "ste", qat__enabled=enabled, qat__mlp_bits="3", qat__attention_bits="3", **STEPS
-        )
+        config = config_for("banks", "ste", qat__enabled=enabled, qat__mlp_bits="3", qat__attention_bits="3", **STEPS)
         folder = tmp_path / enabled
         train_model(config, data=data, tokenizer=None, out=folder)
         weights = load_run(folder).weights
         rounded = {
-            n: round_to_grid(w, b, config.qat) if (b := bits_of(n, config.qat)) else w
-            for n, w in weights.items()
+            n: round_to_grid(w, b, config.qat) if (b := bits_of(n, config.qat)) else w for n, w in weights.items()
         }
         objective = Objective(config, torch.device("cpu"), compiled=False)
         from train.data import load_validation
 
         tokens = torch.from_numpy(load_validation(sorted(data.glob("*val*")), vocab_size=64, limit=961))
-        losses.append(
-            objective.nats(rounded, tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)).mean().item()
-        )
+        losses.append(objective.nats(rounded, tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)).mean().item())
     assert losses[0] < losses[1] - 0.01
 
 
@@ -256,8 +242,7 @@ def test_qat_acts_under_torch_compile(data: Path, tmp_path: Path) -> None:
     # Off, on, off again, and on with another sharpness: no value may be baked in.
     for quantised, alpha in ((False, 1.0), (True, 8.0), (False, 8.0), (True, 2.0)):
         pair = [
-            o(masters, *batch(), quantised=quantised, alpha=torch.tensor(alpha))[0].item()
-            for o in (eager, compiled)
+            o(masters, *batch(), quantised=quantised, alpha=torch.tensor(alpha))[0].item() for o in (eager, compiled)
         ]
         assert pair[0] == pytest.approx(pair[1], abs=0.02)
         losses.append(pair[1])

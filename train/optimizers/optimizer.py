@@ -43,9 +43,7 @@ class Optimizer:
         for name, parameter in masters.items():
             owned.setdefault(owner_of(name, config), {})[name] = parameter
         banks, matrices = owned.pop("bank", {}), owned.pop("muon", {})
-        self._flat = _flat_gradients(
-            [*matrices.values(), *(p for group in owned.values() for p in group.values())]
-        )
+        self._flat = _flat_gradients([*matrices.values(), *(p for group in owned.values() for p in group.values())])
         momentum_dtype = DTYPES[config.momentum_precision]
         self._muon = Muon(
             matrices,

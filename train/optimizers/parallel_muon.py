@@ -69,9 +69,7 @@ class ParallelMuon:
                     parameter=parameter,
                     gradient=padded,
                     shard=padded if ranks.size == 1 else padded.new_empty(rows, *parameter.shape[1:]),
-                    momentum=torch.zeros(
-                        rows, *parameter.shape[1:], dtype=momentum_dtype, device=ranks.device
-                    ),
+                    momentum=torch.zeros(rows, *parameter.shape[1:], dtype=momentum_dtype, device=ranks.device),
                 )
             )
 
