@@ -133,7 +133,7 @@ def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
         initial = {name: value.detach().clone() for name, value in trainer.masters.items()}
         trainer.warm_up(warm)
         assert_same(initial, {name: value.detach() for name, value in trainer.masters.items()})
-        for _ in range(3):
+        for _ in range(2):
             trainer.train_step()
         weights.append({name: value.detach() for name, value in trainer.masters.items()})
     assert_same(*weights)
@@ -183,7 +183,7 @@ def test_a_killed_run_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> No
     config = settings(steps=40, **keys)
     train(config, data, tmp_path / "whole")
     out, recipe = tmp_path / "run", str(tmp_path / "whole" / "recipe.toml")
-    for _ in range(3):
+    for _ in range(2):
         before = max([line["step"] for line in read_metrics(out / "metrics.jsonl")], default=0)
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, recipe, str(data), str(out)], cwd=Path(__file__).parents[2]
