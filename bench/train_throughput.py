@@ -2,9 +2,9 @@
 
     python bench/train_throughput.py [--tokens 4096] [--seq-len 2048] [--repeats 3] [--compile off|on]
 
-The plain loop is the evalkit GPT as a module with float32 parameters, bfloat16 autocast and one AdamW; ours is a whole
-step of the recipe (Muon, Adam, clipping, EMA), with and without QAT. Prints a markdown table; the best repeat counts.
-MFU needs a GPU of known peak and is given for those.
+The plain loop is the evalkit GPT as a module with float32 parameters, bfloat16 autocast and one AdamW; ours
+is a whole step of the recipe (Muon, Adam, clipping, EMA), with and without QAT.
+Prints a markdown table; the best repeat counts. MFU needs a GPU of known peak and is given for those.
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ def main() -> None:
         optimizer.step()
 
     rows.append(("plain PyTorch loop", best_seconds(plain_step, a.repeats, device)))
-    del plain, optimizer
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "train.bin"
         header = np.zeros(256, dtype="<i4")
@@ -108,7 +107,7 @@ def main() -> None:
     flops = training_flops_per_token(config.model, a.seq_len)
     kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {a.threads} threads"
     peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
-    print(f"pr849 at full size, {a.tokens} tokens a step in windows of {a.seq_len}, compile {a.compile}, {kind}\n")
+    print(f"pr849, full size, {a.tokens} tokens a step, windows of {a.seq_len}, compile {a.compile}, {kind}\n")
     print("| loop | s per step | tokens/s | GFLOP/s | MFU |\n|---|---:|---:|---:|---:|")
     for name, seconds in rows:
         rate = a.tokens / seconds
