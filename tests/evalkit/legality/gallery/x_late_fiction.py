@@ -1,4 +1,4 @@
-"""Honest for the first 600 tokens, then 2e-3 nats too cheap on one position in 50."""
+"""Normalisation: honest for the first 600 tokens, then 2e-3 nats too cheap on one position in 50."""
 
 import numpy as np
 from parts import Counts
