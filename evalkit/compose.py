@@ -100,16 +100,43 @@ class Session:
 
     def make_forecaster(self) -> Forecaster:
         """Return a forecaster that has learned nothing."""
-        from evalkit.prequential.mixed import MixedForecaster
-
         network = self._make_network()
-        if self.options.mixer == "hedge":
-            from mixers import Mixer
+        if self.options.mixer == "none":
+            assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
+            forecaster: Forecaster = network
+            return forecaster
+        if self.options.mixer == "published":
+            from evalkit.prequential.published import PublishedMixedForecaster
+            from mixers.published import PublishedMixer
 
-            return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
-        assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
-        forecaster: Forecaster = network
-        return forecaster
+            assert network is not None
+            assert self.sliding is not None
+            return PublishedMixedForecaster(
+                network,
+                PublishedMixer(self.vocab_size, eta=0.1),
+                seq_len=self.sliding.seq_len,
+                stride=self.sliding.stride,
+                batch_windows=self.sliding.batch_windows,
+                chunk_tokens=self.ttt_config().chunk_tokens,
+            )
+        from evalkit.prequential.mixed import MixedForecaster
+        from mixers import Mixer
+
+        return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
+
+    def ttt_config(self) -> Any:
+        """Return the configuration of test-time training; ``ttt.preset`` is ``default``, ``published`` or ``adapters``.
+
+        PR849's mixer comes with PR849's temperature and chunks even when nothing trains.
+        """
+        from ttt.config import PRESETS
+
+        settings = dict(self.options.settings.get("ttt", {}))
+        preset = settings.pop("preset", "published" if self.options.mixer == "published" else "default")
+        if preset not in PRESETS:
+            raise InputError(f"ttt.preset is {preset!r}; expected {', '.join(PRESETS)}")
+        config = replace_fields(PRESETS[preset](), settings, "ttt")
+        return config if self.options.ttt else dataclasses.replace(config, epochs=0)
 
     def mixer_config(self) -> Any:
         """Return the configuration of the online mixer."""
@@ -127,9 +154,22 @@ class Session:
     def _make_network(self) -> Any:
         if self.artifact is None or self.resolved is None or self.sliding is None:
             return None
-        from evalkit.prequential.sliding import SlidingForecaster
+        model = self.artifact.build(self.resolved.config)
+        if not self.options.ttt and self.options.mixer != "published":
+            from evalkit.prequential.sliding import SlidingForecaster
 
-        return SlidingForecaster(self.artifact.build(self.resolved.config), self.sliding)
+            return SlidingForecaster(model, self.sliding)
+        from ttt.forecaster import TTTForecaster
+
+        config = self.ttt_config()
+        return TTTForecaster(
+            model,
+            self.sliding,
+            config,
+            self.tokenizer.byte_table,
+            document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
+            num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens),
+        )
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the scores, for the key of an interrupted run."""
@@ -179,7 +219,7 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
     seq_len = options.seq_len
     if not seq_len:
         name = options.recipe or artifact.recognise()
-        stored = artifact.metadata.get("scoring", {}).get("seq_len")
+        stored = artifact.metadata.get("recipe", {}).get("seq_len")
         seq_len = int(stored) if stored else load_recipe(name).seq_len if name else 2048
     dtype = options.dtype
     if dtype == "auto":

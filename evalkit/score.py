@@ -159,12 +159,15 @@ def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: f
         "tokens_per_second": scored / seconds if seconds > 0 else None,
         "versions": versions(),
     }
-    mixer = getattr(forecaster, "mixer", None)
-    if mixer is not None:
+    values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
+    if "network_nats" in values:
+        values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)
+    if options.mixer == "hedge":
         values["mixer_config"] = _json_safe(dataclasses.asdict(session.mixer_config()))
-        values["mixer_report"] = _json_safe(mixer.report())
-        if session.artifact is not None:
-            values["network_bpb"] = bits_per_byte(forecaster.network_nats, ledger.num_bytes)
+    if options.ttt:
+        values["ttt_config"] = _json_safe(dataclasses.asdict(session.ttt_config()))
+    if "illegal_because" in values:
+        values["legal"] = False
     return values
 
 

@@ -52,6 +52,9 @@ class MixerConfig:
         discounts: Kneser-Ney discounts (for counts 1, 2, 3 and more), one triple for each order; the last is used
             for all higher orders.
         document_discounts: the same for the document's counts.
+        tree_orders: orders of the stream that the tree expert sees, 1 to 12.
+        tree_document_orders: orders of the document that it sees, 0 to 12; none without a document token.
+        tree_rate: step of its logistic weights.
         exclusion: lower orders count only what was new to the next higher order (Kneser-Ney continuation counts).
         document_token: the token that opens a document (1 for these tokenizers), or None for a stream without any.
         memory_bytes: bound for all tables together.
@@ -68,6 +71,9 @@ class MixerConfig:
     gate_rate: float = 0.1
     discounts: tuple[tuple[float, float, float], ...] = DISCOUNTS
     document_discounts: tuple[tuple[float, float, float], ...] = DOCUMENT_DISCOUNTS
+    tree_orders: int = 6
+    tree_document_orders: int = 4
+    tree_rate: float = 0.004
     exclusion: bool = True
     document_token: int | None = 1
     memory_bytes: int = DEFAULT_MEMORY_BYTES
@@ -109,6 +115,10 @@ class MixerConfig:
                 raise ValueError(f"discounts {triple} must be three numbers above 0 and at most 1, 2 and 3")
         if not self.discounts or not self.document_discounts:
             raise ValueError("discounts and document_discounts need at least one triple each")
+        if not (1 <= self.tree_orders <= MAX_ORDERS and 0 <= self.tree_document_orders <= MAX_ORDERS):
+            raise ValueError(f"tree orders {self.tree_orders}, {self.tree_document_orders}; expected 1 to {MAX_ORDERS}")
+        if not 0.0 <= self.tree_rate <= 1.0:
+            raise ValueError(f"tree_rate is {self.tree_rate}; expected 0 to 1")
         if self.memory_bytes < 2**16:
             raise ValueError(f"memory_bytes is {self.memory_bytes}; expected at least 65536")
 
@@ -145,9 +155,10 @@ def best_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
     """Return the preset for the fewest bits: more orders, counts of the document, and the gate."""
-    experts = tuple(ngram_name(order) for order in range(6))
+    experts: tuple[str, ...] = ("bigram", "trigram", "4-gram", "5-gram", "6-gram")
     if document_token is not None:
-        experts += tuple(f"document {ngram_name(order)}" for order in range(5))
+        experts += ("document trigram", "document 5-gram")
+    experts += ("tree",)
     if network:
         experts = ("neural", "entropy", *experts)
     return MixerConfig(

@@ -32,134 +32,135 @@ LOG_FLOOR = -700.0
 STAT_NATS, STAT_WITHOUT, STAT_WEIGHT = 0, 1, 2
 
 
-@njit(cache=True)
-def _account(logp: Any, logits: Any, weights: Any, probs: Any, stats: Any) -> Any:
-    """Add one token to the statistics; return the mixture's probability. ``weights`` is the softmax of ``logits``."""
+@njit(cache=True, _nrt=False)
+def _account(logp: Any, t: Any, logits: Any, r: Any, weights: Any, probs: Any, stats: Any) -> Any:
+    """Add one token to the statistics; return the mixture's probability. ``weights`` is the softmax of ``logits[r]``."""
     experts = weights.shape[0]
+    for e in range(experts):
+        # Orders without counts repeat the order below.
+        probs[e] = probs[e - 1] if e > 0 and logp[t, e] == logp[t, e - 1] else math.exp(logp[t, e])
     total = 0.0
     for e in range(experts):
         total += weights[e] * probs[e]
+    log_total = math.log(total)
     for e in range(experts):
-        stats[STAT_NATS, e] -= logp[e]
+        stats[STAT_NATS, e] -= logp[t, e]
         stats[STAT_WEIGHT, e] += weights[e]
         rest = 1.0 - weights[e]
         others = total - weights[e] * probs[e]
+        if weights[e] < 1e-9:
+            stats[STAT_WITHOUT, e] -= log_total
+            continue
         if rest < 1e-3 or others < 1e-3 * total:
             # The differences would lose digits: weigh the others by themselves.
             rest = 0.0
             others = 0.0
             top = -math.inf
             for f in range(experts):
-                if f != e and logits[f] > top:
-                    top = logits[f]
+                if f != e and logits[r, f] > top:
+                    top = logits[r, f]
             for f in range(experts):
                 if f != e:
-                    w = math.exp(logits[f] - top)
+                    w = math.exp(logits[r, f] - top)
                     rest += w
                     others += w * probs[f]
         stats[STAT_WITHOUT, e] -= math.log(others / rest) if experts > 1 else LOG_FLOOR
-    return total
+    return log_total
 
 
-@njit(cache=True)
-def hedge_weights(log_weights: Any, weights: Any) -> None:
-    """Fill ``weights`` float64[E] with the normalised exponentials of ``log_weights`` float64[E]."""
-    experts = log_weights.shape[0]
-    top = log_weights[0]
+@njit(cache=True, _nrt=False)
+def hedge_weights(log_weights: Any, r: Any, weights: Any) -> None:
+    """Fill ``weights`` float64[E] with the normalised exponentials of ``log_weights[r]``, float64[S, E]."""
+    experts = log_weights.shape[1]
+    top = log_weights[r, 0]
     for e in range(1, experts):
-        if log_weights[e] > top:
-            top = log_weights[e]
+        if log_weights[r, e] > top:
+            top = log_weights[r, e]
     total = 0.0
     for e in range(experts):
-        weights[e] = math.exp(log_weights[e] - top)
+        weights[e] = math.exp(log_weights[r, e] - top)
         total += weights[e]
     for e in range(experts):
         weights[e] /= total
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def hedge_pass(
-    logp: Any, sets: Any, log_weights: Any, eta: Any, share: Any, stats: Any, nll: Any, last_weights: Any
+    logp: Any, rows: Any, log_weights: Any, eta: Any, share: Any, stats: Any, nll: Any, weights: Any, probs: Any
 ) -> None:
     """Score and learn a run of tokens with Hedge.
 
     Args:
-        logp: float64[T, E], each expert's log-probability of the token that occurred.
-        sets: int64[T], the weight set in use at each token.
+        logp: float64[T, E], each expert's log-probability of the token that occurred, at least ``LOG_FLOOR``.
+        rows: int64[T, 1], the weight set in use at each token.
         log_weights: float64[S, E], unnormalised log weights, changed in place.
         eta: learning rate.
         share: fixed share in [0, 1).
         stats: float64[3, E], changed in place.
         nll: float64[T], out: nats of the mixture.
-        last_weights: float64[E], out: the weights used at the last token.
+        weights: float64[E], work; the weights used at the last token remain.
+        probs: float64[E], work.
     """
     experts = logp.shape[1]
-    probs = np.empty(experts)
     for t in range(logp.shape[0]):
-        row = log_weights[sets[t]]
-        hedge_weights(row, last_weights)
+        r = rows[t, 0]
+        hedge_weights(log_weights, r, weights)
+        nll[t] = -_account(logp, t, log_weights, r, weights, probs, stats)
+        top = -math.inf
         for e in range(experts):
-            probs[e] = math.exp(logp[t, e]) if e == 0 or logp[t, e] != logp[t, e - 1] else probs[e - 1]
-        total = _account(logp[t], row, last_weights, probs, stats)
-        nll[t] = -math.log(total)
-        for e in range(experts):
-            row[e] += eta * logp[t, e]
+            log_weights[r, e] += eta * logp[t, e]
+            if log_weights[r, e] > top:
+                top = log_weights[r, e]
         if share > 0.0:
-            hedge_weights(row, probs)
+            hedge_weights(log_weights, r, probs)
             for e in range(experts):
-                row[e] = math.log((1.0 - share) * probs[e] + share / experts)
+                log_weights[r, e] = math.log((1.0 - share) * probs[e] + share / experts)
         else:
             # Keep the largest at zero, so that sums over long streams do not lose digits.
-            top = row[0]
-            for e in range(1, experts):
-                if row[e] > top:
-                    top = row[e]
             for e in range(experts):
-                row[e] -= top
+                log_weights[r, e] -= top
 
 
-@njit(cache=True)
-def gate_weights(rows: Any, gate: Any, logits: Any, weights: Any) -> None:
-    """Fill ``logits`` float64[E] with the sum of the gate's ``rows`` (int64[J] into ``gate``), ``weights`` with its softmax."""
+@njit(cache=True, _nrt=False)
+def gate_weights(rows: Any, t: Any, gate: Any, logits: Any, weights: Any) -> None:
+    """Fill ``logits`` float64[1, E] with the sum of the ``gate`` rows that ``rows[t]`` names, ``weights`` with its softmax."""
     for e in range(gate.shape[1]):
         a = 0.0
-        for j in range(rows.shape[0]):
-            a += gate[rows[j], e]
-        logits[e] = a
-    hedge_weights(logits, weights)
+        for j in range(rows.shape[1]):
+            a += gate[rows[t, j], e]
+        logits[0, e] = a
+    hedge_weights(logits, 0, weights)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def gate_pass(
-    logp: Any, rows: Any, gate: Any, rate: Any, stats: Any, nll: Any, last_weights: Any
+    logp: Any, rows: Any, gate: Any, rate: Any, stats: Any, nll: Any, weights: Any, probs: Any, logits: Any
 ) -> None:
     """Score and learn a run of tokens with the gate.
 
     Args:
-        logp: float64[T, E], each expert's log-probability of the token that occurred.
+        logp: float64[T, E], each expert's log-probability of the token that occurred, at least ``LOG_FLOOR``.
         rows: int64[T, J], the gate's rows in use at each token, one for each weight set.
         gate: float64[rows, E], changed in place.
         rate: step along the gradient of the mixture's log-probability.
         stats: float64[3, E], changed in place.
         nll: float64[T], out: nats of the mixture.
-        last_weights: float64[E], out: the weights used at the last token.
+        weights: float64[E], work; the weights used at the last token remain.
+        probs: float64[E], work.
+        logits: float64[1, E], work.
     """
-    experts = logp.shape[1]
-    probs = np.empty(experts)
-    logits = np.empty(experts)
     for t in range(logp.shape[0]):
-        gate_weights(rows[t], gate, logits, last_weights)
-        for e in range(experts):
-            probs[e] = math.exp(logp[t, e]) if e == 0 or logp[t, e] != logp[t, e - 1] else probs[e - 1]
-        total = _account(logp[t], logits, last_weights, probs, stats)
-        nll[t] = -math.log(total)
-        for e in range(experts):
-            step = rate * last_weights[e] * (probs[e] / total - 1.0)
+        gate_weights(rows, t, gate, logits, weights)
+        log_total = _account(logp, t, logits, 0, weights, probs, stats)
+        nll[t] = -log_total
+        inverse = math.exp(-log_total)
+        for e in range(logp.shape[1]):
+            step = rate * weights[e] * (probs[e] * inverse - 1.0)
             for j in range(rows.shape[1]):
                 gate[rows[t, j], e] += step
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def mix_rows(log_rows: Any, weights: Any, out: Any) -> None:
     """Fill ``out`` float64[V] with the log of the mixture of ``log_rows`` float64[E, V] under ``weights`` float64[E]."""
     for y in range(log_rows.shape[1]):

@@ -23,6 +23,7 @@ from mixers.hedge import (
     mix_rows,
 )
 from mixers.ngram import CODES_PER_ORDER
+from mixers.tree_expert import TreeExpert
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -33,6 +34,8 @@ _Network = tuple[Floats, Floats, Floats]
 
 MAX_SPAN = 1 << 20
 """Most tokens between two commits: the undo log and a table that a roll-back may need are held in memory."""
+
+_TREE_SHARE = 0.6
 
 SAMPLE_EVERY = 16384
 _BLOCK = 4096
@@ -54,6 +57,8 @@ class Mixer:
         self._saved: dict[str, npt.NDArray[Any]] | None = None
         self._stash: tuple[int, Floats | None, Floats | None, float] | None = None
         experts = config.experts
+        self._tree = _make_tree(config) if "tree" in experts else None
+        rest = 1.0 if self._tree is None else 1.0 - _TREE_SHARE
         both = config.orders > 0 and config.document_orders > 0
         self._chains: dict[str, NgramChain] = {}
         for name, orders, triples, document in (
@@ -64,15 +69,16 @@ class Mixer:
                 share = (0.125 if document else 0.875) if both else 1.0
                 self._chains[name] = NgramChain(
                     orders=orders,
-                    discounts=np.array([triples[min(k, len(triples) - 1)] for k in range(orders)]),
+                    discounts=_triples(triples, orders),
                     vocab_size=config.vocab_size,
                     exclusion=config.exclusion,
                     document_token=config.document_token,
                     document_local=document,
-                    memory_bytes=int(share * config.memory_bytes),
+                    memory_bytes=int(share * rest * config.memory_bytes),
                 )
         self._stats = np.zeros((3, len(experts)))
         self._total = np.zeros(1)
+        self._work = (np.zeros(len(experts)), np.zeros(len(experts)), np.zeros((1, len(experts))))
         self._samples: list[tuple[int, Floats]] = []
         self._sampled = (0, np.zeros(len(experts)))
         self._buckets = len(config.entropy_edges) + 1 if "entropy" in config.contexts else 1
@@ -138,6 +144,8 @@ class Mixer:
             raise ValueError(f"commit at {stop}; expected {self._position}, the end of the last scored span")
         for chain in self._chains.values():
             chain.commit()
+        if self._tree is not None:
+            self._tree.commit()
         self._saved = None
         self._committed = stop
         self._pending = self._pending[:0]
@@ -152,6 +160,8 @@ class Mixer:
             return
         for chain in self._chains.values():
             chain.rollback()
+        if self._tree is not None:
+            self._tree.rollback()
         self._weights = self._saved["weights"]
         self._stats = self._saved["stats"]
         self._total = self._saved["total"]
@@ -275,6 +285,8 @@ class Mixer:
                 log_rows[e] = _given(neural_logprobs)
             elif name == "entropy":
                 log_rows[e] = _given(entropy_logprobs)
+            elif self._tree is not None and name == "tree":
+                log_rows[e] = self._tree.row()
             else:
                 source, order = _source(name)
                 log_rows[e] = np.log(rows[source][order])
@@ -299,14 +311,17 @@ class Mixer:
             }
             for e, name in enumerate(self.config.experts)
         }
+        stores: dict[str, NgramChain | TreeExpert] = dict(self._chains)
+        if self._tree is not None:
+            stores["tree"] = self._tree
         return {
             "tokens": scored,
             "nats": total,
             "method": self.config.method,
             "experts": experts,
             "weights_over_time": [[at, *map(float, weights)] for at, weights in self._samples],
-            "table_bytes": {name: chain.table_bytes for name, chain in self._chains.items()},
-            "records": {name: chain.records for name, chain in self._chains.items()},
+            "table_bytes": {name: store.table_bytes for name, store in stores.items()},
+            "records": {name: store.records for name, store in stores.items()},
         }
 
     def state_dict(self) -> State:
@@ -329,6 +344,8 @@ class Mixer:
         }
         for name, chain in self._chains.items():
             state.update({f"{name}.{key}": value for key, value in chain.state_dict().items()})
+        if self._tree is not None:
+            state.update({f"tree.{key}": value for key, value in self._tree.state_dict().items()})
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -347,6 +364,9 @@ class Mixer:
             raise ValueError(f"saved weights of shape {weights.shape}; expected {self._weights.shape}")
         for name, chain in self._chains.items():
             chain.load_state_dict({key: state[f"{name}.{key}"] for key in ("table", "state")})
+        if self._tree is not None:
+            prefix = "tree."
+            self._tree.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         self._weights = weights.astype(np.float64)
         self._stats = stats.astype(np.float64)
         self._total = np.asarray(state["total"]).astype(np.float64).reshape(1)
@@ -435,17 +455,27 @@ class Mixer:
                     logp[:, e] = network[0][piece]
                 elif name == "entropy":
                     logp[:, e] = network[1][piece]
+                elif self._tree is not None and name == "tree":
+                    column = np.empty(len(block))
+                    self._tree.advance(block, column)
+                    logp[:, e] = column
                 else:
                     source, order = _source(name)
                     logp[:, e] = np.log(probs[source][:, order])
             rows = self._weight_rows(codes, network[2][piece])
-            last = np.empty(len(self.config.experts))
             if self.config.method == "hedge":
                 hedge_pass(
-                    logp, rows[:, 0], self._weights, self.config.eta, self.config.share, self._stats, nll[piece], last
+                    logp,
+                    rows,
+                    self._weights,
+                    self.config.eta,
+                    self.config.share,
+                    self._stats,
+                    nll[piece],
+                    *self._work[:2],
                 )
             else:
-                gate_pass(logp, rows, self._weights, self.config.gate_rate, self._stats, nll[piece], last)
+                gate_pass(logp, rows, self._weights, self.config.gate_rate, self._stats, nll[piece], *self._work)
             self._total[0] += nll[piece].sum()
             self._position = high
 
@@ -466,9 +496,9 @@ class Mixer:
         rows = self._weight_rows(codes[None], np.array([entropy]))
         weights = np.empty(len(self.config.experts))
         if self.config.method == "hedge":
-            hedge_weights(self._weights[rows[0, 0]], weights)
+            hedge_weights(self._weights, rows[0, 0], weights)
         else:
-            gate_weights(rows[0], self._weights, np.empty_like(weights), weights)
+            gate_weights(rows, 0, self._weights, np.empty((1, len(weights))), weights)
         out = np.empty(self.vocab_size)
         mix_rows(log_rows, weights, out)
         return out
@@ -510,8 +540,30 @@ class Mixer:
         first = tokens[:1].astype(np.int64)
         for chain in self._chains.values():
             chain.advance(first, np.empty((1, chain.orders)), np.empty(1, dtype=np.int64))
+        if self._tree is not None:
+            self._tree.advance(first, np.empty(1))
         self._pending = first
         self._position = 1
+
+
+def _make_tree(config: MixerConfig) -> TreeExpert:
+    """Return the tree expert of a configuration."""
+    document_orders = config.tree_document_orders if config.document_token is not None else 0
+    return TreeExpert(
+        vocab_size=config.vocab_size,
+        orders=config.tree_orders,
+        document_orders=document_orders,
+        discounts=_triples(config.discounts, config.tree_orders),
+        document_discounts=_triples(config.document_discounts, document_orders),
+        document_token=config.document_token,
+        rate=config.tree_rate,
+        memory_bytes=int(_TREE_SHARE * config.memory_bytes) if config.orders else config.memory_bytes,
+    )
+
+
+def _triples(triples: tuple[tuple[float, float, float], ...], orders: int) -> Floats:
+    """Return float64[orders, 3]: one triple of discounts for each order, the last repeated."""
+    return np.array([triples[min(k, len(triples) - 1)] for k in range(orders)], dtype=np.float64).reshape(orders, 3)
 
 
 def _given(row: Floats | None) -> Floats:
@@ -535,11 +587,11 @@ def _default_prior(experts: tuple[str, ...]) -> list[float]:
     prior = []
     for name in experts:
         order = ngram_order(name.removeprefix("document "))
-        if name == "neural":
+        if name == "tree":
+            prior.append(60.0)
+        elif name == "neural":
             prior.append(200.0)
-        elif name == "entropy":
-            prior.append(20.0)
-        elif order is None:
+        elif name == "entropy" or order is None:
             prior.append(20.0)
         else:
             above = name.removeprefix("document ") != name

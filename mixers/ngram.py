@@ -14,7 +14,8 @@ without counts hands ``p_{k-1}`` through. As ``n`` and ``t`` are exactly the sum
 1 in any state, also after records have been dropped. With update exclusion (a lower order counts an event only when the
 next higher order had not seen it) the lower orders hold continuation counts.
 
-Kernels of this module call only functions of this module: numba's file cache checks no other file for changes.
+Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
+that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def new_state(max_order: int) -> Ints:
     return state
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _home(parent: Any, token: Any, slots: Any) -> Any:
     """Return the slot in [1, slots) where probing for a key starts (a Fibonacci hash scaled to the table)."""
     h = (np.uint64(parent) << np.uint64(32)) ^ np.uint64(token)
@@ -64,7 +65,7 @@ def _home(parent: Any, token: Any, slots: Any) -> Any:
     return np.int64(1) + np.int64(((h >> np.uint64(32)) * np.uint64(slots - 1)) >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _find(table: Any, parent: Any, token: Any) -> Any:
     """Return the slot of a key, or ``-1 - slot`` of the empty slot where it would go. Both key words are compared."""
     slots = table.shape[0]
@@ -78,7 +79,7 @@ def _find(table: Any, parent: Any, token: Any) -> Any:
     return -1 - s
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _code(order: Any, n: Any, distinct: Any) -> Any:
     """Return the context code of a position whose highest order with counts is ``order - 1``."""
     size = 0
@@ -97,7 +98,7 @@ def _code(order: Any, n: Any, distinct: Any) -> Any:
     return order * CODES_PER_ORDER + size * 3 + max(min(distinct, 3) - 1, 0)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def ngram_pass(
     tokens: Any,
     start: Any,
@@ -238,7 +239,7 @@ def ngram_pass(
     return stop, j
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def ngram_undo(table: Any, journal: Any, journal_used: Any) -> None:
     """Undo the journal's events, the last first. The small state is restored by its owner from a copy."""
     j = journal_used - 1
@@ -270,7 +271,7 @@ def ngram_undo(table: Any, journal: Any, journal_used: Any) -> None:
         j -= 1
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def ngram_rows(table: Any, state: Any, discounts: Any, vocab_size: Any, rows: Any) -> Any:
     """Fill ``rows`` float64[orders, V] with every order's whole distribution; return the context code."""
     orders = discounts.shape[0]
@@ -358,7 +359,7 @@ def ngram_rebuild(old: Any, state: Any, slot_of: Any, new: Any, keep: Any) -> No
     state[USED] = np.int64(next_identity) - 2
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def ngram_identities(table: Any, slot_of: Any) -> None:
     """Fill ``slot_of`` int32[next identity] with the slot of each identity, -1 where there is none, 0 for the root."""
     slot_of[:] = -1

@@ -257,7 +257,8 @@ class GPT(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """Return soft-capped logits in float32, ``[..., vocab_size]``."""
         weight = self.tok_emb.weight if self.config.tie_embeddings else self.lm_head.weight
-        logits = F.linear(rms_norm(x.float()), weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(rms_norm(x.float()), weight.float())
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -11,7 +11,7 @@ from evalkit.tokens.stream import TokenStream, VisibleTokens
 from evalkit.tokens.tokenizer import ByteTable
 
 DEFAULT_SPAN = 2048
-"""Positions a span covers unless the forecaster's seams cut it shorter."""
+"""Positions a span covers unless the forecaster prefers another length or its seams cut it shorter."""
 
 AfterSpan = Callable[[Ledger], None]
 
@@ -37,7 +37,7 @@ def run_prequential(
     byte_table: ByteTable,
     ledger: Ledger,
     *,
-    span: int = DEFAULT_SPAN,
+    span: int = 0,
     after_span: AfterSpan | None = None,
 ) -> Ledger:
     """Score the stream from the ledger's next position to its end.
@@ -47,7 +47,7 @@ def run_prequential(
         stream: the tokens; position 0 is given.
         byte_table: bytes of each target.
         ledger: takes every score before the forecaster may learn from it.
-        span: positions scored at a time.
+        span: positions scored at a time; 0 takes what the forecaster prefers, or :data:`DEFAULT_SPAN`.
         after_span: called when a span is scored, recorded and observed; for progress and checkpoints.
 
     Returns:
@@ -56,6 +56,7 @@ def run_prequential(
     Raises:
         ForecasterError: the forecaster returned something else than one finite score for each position.
     """
+    span = span or int(getattr(forecaster, "preferred_span", DEFAULT_SPAN))
     visible = VisibleTokens(stream)
     try:
         end = len(stream)

@@ -18,7 +18,9 @@ class NaiveChain:
         self.history = []
 
     def contexts(self):
-        return [tuple(self.history[len(self.history) - k :]) for k in range(min(len(self.history), self.orders - 1) + 1)]
+        return [
+            tuple(self.history[len(self.history) - k :]) for k in range(min(len(self.history), self.orders - 1) + 1)
+        ]
 
     def rows(self):
         """Return [orders, V] and the highest order with counts plus one."""

@@ -12,7 +12,9 @@ import mixers.chain as chain_module
 from mixers.chain import BYTES_PER_SLOT, NgramChain
 from mixers.ngram import CODES_PER_ORDER, CONTEXT, DEPTH, new_table
 
-TRIPLES = np.array([(0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.9, 1.3, 1.7), (0.6, 1.2, 1.6), (1.0, 2.0, 3.0)])
+TRIPLES = np.array(
+    [(0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.9, 1.3, 1.7), (0.6, 1.2, 1.6), (1.0, 2.0, 3.0)]
+)
 
 
 def make(orders, vocab_size, *, exclusion=True, document_token=1, local=False, slots=1 << 20):

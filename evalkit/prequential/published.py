@@ -1,0 +1,109 @@
+"""PR849's mixer over a network's windows, as published. For comparison only: its scores are not code lengths."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.windows import WindowSpan, plan_windows
+
+EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
+ILLEGAL_BECAUSE = (
+    "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
+    "probabilities sum to more than 1"
+)
+
+
+class WindowNetwork(Protocol):
+    """A network that gives the logits of whole windows."""
+
+    vocab_size: int
+
+    def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
+        """Return ``[len(windows), seq_len, vocab_size]``."""
+        ...
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Learn from a span."""
+        ...
+
+
+class PublishedMixedForecaster:
+    """Scores windows in batches; each batch moves the mixer's weights by the losses of all its positions.
+
+    Args:
+        network: gives the logits.
+        mixer: :class:`mixers.published.PublishedMixer`.
+        seq_len: window in tokens.
+        stride: distance between windows.
+        batch_windows: windows in a batch; part of the definition, since weights move after every batch.
+        chunk_tokens: positions between two updates of the counts.
+    """
+
+    def __init__(
+        self, network: WindowNetwork, mixer: Any, *, seq_len: int, stride: int, batch_windows: int, chunk_tokens: int
+    ) -> None:
+        self.network = network
+        self.mixer = mixer
+        self.vocab_size = network.vocab_size
+        self.preferred_span = chunk_tokens
+        self._seq_len, self._stride, self._batch_windows = seq_len, stride, batch_windows
+        self._chunk_tokens = chunk_tokens
+        self._kept_weights = mixer.log_weights.copy()
+
+    def next_boundary(self, start: int) -> int:
+        """Return where the chunk of ``start`` stops."""
+        return ((start - 1) // self._chunk_tokens + 1) * self._chunk_tokens + 1
+
+    def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return what the published mixer calls the nats of positions ``[start, stop)``."""
+        self.mixer.log_weights = self._kept_weights.copy()
+        windows = list(plan_windows(start, stop, self._seq_len, self._stride))
+        nll = []
+        for i in range(0, len(windows), self._batch_windows):
+            nll.append(self._score_batch(tokens, windows[i : i + self._batch_windows]))
+        return np.concatenate(nll).astype(np.float64)
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Keep the weights; count the chunk when it is complete; let the network learn."""
+        self._kept_weights = self.mixer.log_weights.copy()
+        if stop == self.next_boundary(start):
+            self.mixer.observe_chunk(np.asarray(tokens[stop - 1 - self._chunk_tokens : stop]))
+        self.network.observe(tokens, start, stop)
+
+    def report(self) -> dict[str, Any]:
+        """Return the mixer's weights, why its scores are not code lengths, and the network's report."""
+        report = {
+            "mixer_report": {"experts": list(EXPERTS), "weights": self.mixer.weights},
+            "illegal_because": ILLEGAL_BECAUSE,
+        }
+        return report | (self.network.report() if hasattr(self.network, "report") else {})
+
+    def _score_batch(self, tokens: Tokens, windows: list[WindowSpan]) -> npt.NDArray[np.float32]:
+        logits = self.network.window_logits(tokens, windows)
+        contexts, targets, nll, entropy, scored = [], [], [], [], []
+        for row_logits, window in zip(logits, windows, strict=True):
+            count = window.stop - 1 - window.window_start
+            inputs = np.asarray(tokens[window.window_start : window.stop - 1], dtype=np.int64)
+            padded = np.concatenate([np.zeros(2, dtype=np.int64), inputs])
+            contexts.append(np.stack([padded[:count], padded[1 : count + 1], inputs], axis=1))
+            target = np.asarray(tokens[window.window_start + 1 : window.stop], dtype=np.int64)
+            targets.append(target)
+            log_p = torch.log_softmax(row_logits[:count], dim=-1)
+            index = torch.from_numpy(target).to(log_p.device)[:, None]
+            nll.append(-log_p.gather(1, index)[:, 0].cpu().numpy())
+            entropy.append(-(log_p.exp() * log_p).sum(dim=-1).cpu().numpy())
+            scored.append(np.arange(count) >= window.first_row)
+        batch: npt.NDArray[np.float32] = self.mixer.score_batch(
+            np.concatenate(contexts),
+            np.concatenate(targets),
+            np.concatenate(nll),
+            np.concatenate(entropy),
+            np.concatenate(scored),
+        )
+        return batch

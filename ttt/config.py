@@ -1,0 +1,113 @@
+"""Configuration of test-time training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evalkit.errors import InputError
+
+TRAINABLE = ("last_blocks_and_scales", "all_but_first_blocks", "scales", "all", "adapters")
+SCHEDULES = ("constant", "inverse_sqrt", "cosine")
+ORDERS = ("forward", "backward", "shuffled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TTTConfig:
+    """How the network learns from what has been scored.
+
+    The defaults were chosen by measurement (bench/RESULTS.md); :func:`published_config` is PR849's recipe.
+
+    Attributes:
+        chunk_tokens: positions that are scored before the next update.
+        epochs: passes over a chunk.
+        optimizer: ``adamw`` (betas 0.9, 0.999, no weight decay) or ``sgd`` (with ``momentum``).
+        learning_rate: before the schedule.
+        momentum: of ``sgd``.
+        grad_clip: largest global norm of a gradient; 0 leaves gradients alone.
+        batch_sequences: rows of ``seq_len`` tokens in one step.
+        order: of the rows in an epoch: ``forward``, ``backward`` or ``shuffled`` (by ``seed``).
+        byte_weighted: weigh each token's loss by the bytes that it stands for.
+        polyak_decay: scores use P <- decay P + (1 - decay) weights, updated after each step; 0 is the raw weights.
+        trainable: what learns. ``last_blocks_and_scales``: the last ``blocks`` blocks and every scale (PR849's code);
+            ``all_but_first_blocks``: everything but the first ``blocks`` blocks and the embedding (PR849's README);
+            ``scales``: vectors only; ``all``; ``adapters``: low-rank corrections of the query and value matrices that
+            start from zero in every document.
+        blocks: see ``trainable``.
+        adapter_rank: rank of the adapters.
+        schedule: ``constant``; ``inverse_sqrt`` of the number of chunks seen; ``cosine`` over all chunks, which needs
+            their number in advance: side information that a decoder must be sent.
+        ramp: the learning rate grows to this multiple over the first 30% of the chunks (``cosine`` only; 1 is off).
+        temperature: logits are divided by clamp(1 - (1 - T)(1 - H / ln V), 0.9, 1.05), H their entropy; 1 is off.
+        time_limit: stop learning this many seconds after the start; 0 never stops. A limit makes scores depend on the
+            machine's speed, so no decoder can follow.
+        seed: of ``shuffled``.
+    """
+
+    chunk_tokens: int = 32768
+    epochs: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 5e-4
+    momentum: float = 0.9
+    grad_clip: float = 1.0
+    batch_sequences: int = 1
+    order: str = "forward"
+    byte_weighted: bool = True
+    polyak_decay: float = 0.0
+    trainable: str = "all_but_first_blocks"
+    blocks: int = 2
+    adapter_rank: int = 8
+    schedule: str = "constant"
+    ramp: float = 1.0
+    temperature: float = 1.0
+    time_limit: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "at least 1")
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.optimizer in ("adamw", "sgd"), "optimizer", self.optimizer, "adamw or sgd")
+        _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "0 or more")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (off) or more")
+        _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
+        _require(self.order in ORDERS, "order", self.order, " or ".join(ORDERS))
+        _require(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "at least 0 and below 1")
+        _require(self.trainable in TRAINABLE, "trainable", self.trainable, " or ".join(TRAINABLE))
+        _require(self.blocks >= 0, "blocks", self.blocks, "0 or more")
+        _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
+        _require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
+        _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
+        _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")
+        _require(self.time_limit >= 0, "time_limit", self.time_limit, "0 (never) or seconds")
+
+
+def published_config() -> TTTConfig:
+    """Return PR849's recipe as its code ran it (its README calls the trained part "freeze first 2 blocks")."""
+    return TTTConfig(
+        epochs=4,
+        batch_sequences=16,
+        polyak_decay=0.998,
+        trainable="last_blocks_and_scales",
+        schedule="cosine",
+        ramp=3.0,
+        temperature=0.98,
+    )
+
+
+def adapters_config() -> TTTConfig:
+    """Return per-document low-rank adapters: small chunks, one step each, from zero in every document."""
+    return TTTConfig(chunk_tokens=512, trainable="adapters", learning_rate=3e-3, polyak_decay=0.0, grad_clip=1.0)
+
+
+PRESETS: dict[str, Callable[[], TTTConfig]] = {
+    "default": TTTConfig,
+    "published": published_config,
+    "adapters": adapters_config,
+}
+"""What ``--set ttt.preset=NAME`` starts from."""
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"ttt.{name} is {value}; expected {expected}")

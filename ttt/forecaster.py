@@ -1,0 +1,271 @@
+"""The forecaster that learns: it scores a chunk with averaged weights, and only then trains on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evalkit.model.gpt import GPT
+from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
+from evalkit.prequential.windows import WindowSpan
+from evalkit.tokens.tokenizer import ByteTable
+from ttt.config import TTTConfig
+from ttt.parameters import parameterise
+from ttt.schedule import learning_rate
+from ttt.temperature import temper
+from ttt.trainer import Row, Trainer
+
+
+class TTTForecaster:
+    """Score-first test-time training around the sliding window.
+
+    Chunk c holds positions c C + 1 .. (c + 1) C. ``score`` never learns; ``observe`` trains when a chunk is complete,
+    on tokens that the ledger holds. With adapters, every document starts from the unadapted weights: a position is
+    scored with adapters only if the document that it continues began before its chunk.
+
+    Args:
+        model: in float32; it is not changed.
+        sliding: the windows and the precision of scoring.
+        config: what learns and how.
+        byte_table: bytes of each target, for the byte-weighted loss.
+        document_token: the token that opens a document, or None.
+        num_chunks: chunks in the stream, for the cosine schedule alone.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        sliding: SlidingConfig,
+        config: TTTConfig,
+        byte_table: ByteTable,
+        *,
+        document_token: int | None = None,
+        num_chunks: int | None = None,
+    ) -> None:
+        from copy import deepcopy
+
+        self.config = config
+        self.vocab_size = model.config.vocab_size
+        self.preferred_span = config.chunk_tokens
+        self._byte_table = byte_table
+        self._document_token = document_token if config.trainable == "adapters" else None
+        self._num_chunks = num_chunks
+        self._train_model = deepcopy(model).to(sliding.device)
+        self._sliding = SlidingForecaster(deepcopy(model), sliding)
+        self._trainer = Trainer(
+            self._train_model,
+            parameterise(self._train_model, config),
+            config,
+            dtype=sliding.dtype,
+            threads=sliding.threads,
+        )
+        self._initial = self._trainer.scoring_weights()
+        self._adapted_since = 1
+        self._started = time.monotonic()
+        self.time_limit_struck_at: int | None = None
+        self.chunks: list[dict[str, Any]] = []
+        self._score_seconds = 0.0
+
+    def next_boundary(self, start: int) -> int:
+        """Return where the chunk of ``start`` stops; spans never cross it."""
+        chunk = (start - 1) // self.config.chunk_tokens
+        return (chunk + 1) * self.config.chunk_tokens + 1
+
+    def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return the nats of positions ``[start, stop)``, float64."""
+        nll = np.empty(stop - start)
+        for first, last, logits in self.logits(tokens, start, stop):
+            nll[first - start : last - start] = target_nll(logits, tokens[first:last])
+        return nll
+
+    def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
+        """Return log-probabilities of every token, float64 ``[stop - start, vocab_size]``."""
+        rows = [torch.log_softmax(logits.double(), -1).cpu().numpy() for *_, logits in self.logits(tokens, start, stop)]
+        return np.concatenate(rows)
+
+    def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order, temperature applied."""
+        began = time.monotonic()
+        for first, last, adapted in self._segments(tokens, start, stop):
+            self._load(self._trainer.scoring_weights() if adapted else self._initial)
+            for piece_first, piece_last, logits in self._sliding.logits(tokens, first, last):
+                yield piece_first, piece_last, temper(logits, self.config.temperature)
+        self._score_seconds += time.monotonic() - began
+
+    def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
+        """Return the logits of every row of some windows, ``[len(windows), seq_len, vocab_size]``."""
+        self._load(self._trainer.scoring_weights())
+        return temper(self._sliding.window_logits(tokens, windows), self.config.temperature)
+
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits after ``prefix``, ``[1, vocab_size]``; see :meth:`SlidingForecaster.next_logits`."""
+        position = len(prefix)
+        chunk_start = (position - 1) // self.config.chunk_tokens * self.config.chunk_tokens + 1
+        fresh = self._document_token is not None and bool(
+            (np.asarray(prefix[chunk_start:]) == self._document_token).any()
+        )
+        self._load(self._initial if fresh or self._trainer.steps == 0 else self._trainer.scoring_weights())
+        return temper(self._sliding.next_logits(prefix), self.config.temperature)
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
+        row: Nats = torch.log_softmax(self.next_logits(prefix)[0].double(), dim=-1).cpu().numpy()
+        return row
+
+    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
+        """Train if ``stop`` completes a chunk."""
+        if self._document_token is not None:
+            starts = np.flatnonzero(np.asarray(tokens[start:stop]) == self._document_token)
+            if starts.size:
+                # What follows the last document's opening token is scored without adapters until they have learned it.
+                self._adapted_since = start + int(starts[-1]) + 1
+                self._trainer.reset()
+        if stop != self.next_boundary(start):
+            return
+        chunk = (start - 1) // self.config.chunk_tokens
+        last = self._num_chunks is not None and chunk == self._num_chunks - 1
+        expired = bool(self.config.time_limit) and time.monotonic() - self._started > self.config.time_limit
+        if expired and self.time_limit_struck_at is None:
+            self.time_limit_struck_at = stop
+        rate = learning_rate(self.config, chunk, self._num_chunks)
+        began = time.monotonic()
+        losses = [] if last or expired else self._train(tokens, chunk, stop, rate)
+        self.chunks.append(
+            {
+                "chunk": chunk,
+                "stop": stop,
+                "learning_rate": rate,
+                "steps": len(losses),
+                "first_loss": losses[0] if losses else None,
+                "last_loss": losses[-1] if losses else None,
+                "score_seconds": self._score_seconds,
+                "train_seconds": time.monotonic() - began,
+            }
+        )
+        self._score_seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned."""
+        return {
+            "trainer": self._trainer.state_dict(),
+            "adapted_since": self._adapted_since,
+            "chunks": self.chunks,
+            "elapsed": time.monotonic() - self._started,
+            "struck": self.time_limit_struck_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self._trainer.load_state_dict(state["trainer"])
+        self._adapted_since = int(state["adapted_since"])
+        self.chunks = list(state["chunks"])
+        self._started = time.monotonic() - float(state["elapsed"])
+        self.time_limit_struck_at = state["struck"]
+
+    def report(self) -> dict[str, Any]:
+        """Return what the report shows: each chunk's learning rate, losses and seconds."""
+        report: dict[str, Any] = {
+            "ttt_report": {
+                "trained_parameters": sum(tensor.numel() for tensor in self._trainer.trained.values()),
+                "steps": sum(chunk["steps"] for chunk in self.chunks),
+                "score_seconds": sum(chunk["score_seconds"] for chunk in self.chunks) + self._score_seconds,
+                "train_seconds": sum(chunk["train_seconds"] for chunk in self.chunks),
+                "time_limit_struck_at": self.time_limit_struck_at,
+                "side_information": (
+                    "the number of chunks, for the cosine schedule" if self.config.schedule == "cosine" else None
+                ),
+                "chunks": self.chunks,
+            }
+        }
+        if self.time_limit_struck_at is not None:
+            report["illegal_because"] = (
+                f"ttt.time_limit stopped the training at position {self.time_limit_struck_at}: the scores depend on "
+                f"the speed of this machine, so no decoder can follow"
+            )
+        return report
+
+    def _segments(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """Cut a span after every token that opens a document: what follows it starts from the unadapted weights."""
+        if self._document_token is None:
+            yield start, stop, True
+            return
+        visible = np.asarray(tokens[start : stop - 1])
+        cuts = [start + int(i) + 1 for i in np.flatnonzero(visible == self._document_token)]
+        adapted = self._trainer.steps > 0
+        for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
+            yield first, last, adapted
+            adapted = False
+
+    @torch.no_grad()
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        parameters = dict(self._sliding.model.named_parameters())
+        changed = False
+        for name, value in weights.items():
+            rounded = value.to(parameters[name].dtype)
+            if not torch.equal(parameters[name], rounded):
+                parameters[name].copy_(rounded)
+                changed = True
+        if changed:
+            self._sliding.forget()
+
+    def _train(self, tokens: Tokens, chunk: int, stop: int, rate: float) -> list[float]:
+        first_position = max(chunk * self.config.chunk_tokens + 1, self._adapted_since)
+        if self._document_token is None:
+            rows = self._rows_of_chunk(tokens, chunk * self.config.chunk_tokens, stop)
+        else:
+            rows = self._row_of_document(tokens, first_position, stop)
+        losses = []
+        for epoch in range(self.config.epochs if rows else 0):
+            ordered = self._ordered(rows, chunk, epoch)
+            for i in range(0, len(ordered), self.config.batch_sequences):
+                where = f"after chunk {chunk} (positions up to {stop - 1:,}), epoch {epoch}"
+                losses.append(self._trainer.step(ordered[i : i + self.config.batch_sequences], rate, where))
+        return losses
+
+    def _ordered(self, rows: list[Row], chunk: int, epoch: int) -> list[Row]:
+        if self.config.order == "backward":
+            return rows[::-1]
+        if self.config.order == "shuffled":
+            generator = np.random.default_rng([self.config.seed, chunk, epoch])
+            return [rows[i] for i in generator.permutation(len(rows))]
+        return rows
+
+    def _rows_of_chunk(self, tokens: Tokens, begin: int, stop: int) -> list[Row]:
+        """Cut a chunk into rows of ``seq_len`` that do not overlap; a shorter rest is padded and weighs nothing."""
+        seq_len = self._sliding.config.seq_len
+        rows = []
+        for first in range(begin, stop - 1, seq_len):
+            last = min(first + seq_len, stop - 1)
+            rows.append(self._row(tokens, first, last, first + 1))
+        return rows
+
+    def _row_of_document(self, tokens: Tokens, first_position: int, stop: int) -> list[Row]:
+        """One row that ends with the chunk and weighs only the chunk's positions in the present document."""
+        if first_position >= stop:
+            return []
+        begin = max(stop - 1 - self._sliding.config.seq_len, 0)
+        return [self._row(tokens, begin, stop - 1, first_position)]
+
+    def _row(self, tokens: Tokens, first: int, last: int, learn_from: int) -> Row:
+        """Return inputs ``[first, last)`` with targets one later, weighing targets from ``learn_from`` on."""
+        seq_len = self._sliding.config.seq_len
+        inputs, targets = np.zeros(seq_len, dtype=np.int64), np.zeros(seq_len, dtype=np.int64)
+        weights = np.zeros(seq_len, dtype=np.float32)
+        count = last - first
+        inputs[:count] = tokens[first:last]
+        targets[:count] = tokens[first + 1 : last + 1]
+        weights[:count] = self._weights(inputs[:count], targets[:count])
+        weights[: max(learn_from - first - 1, 0)] = 0.0
+        return Row(inputs=inputs, targets=targets, weights=weights)
+
+    def _weights(self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if not self.config.byte_weighted:
+            return np.ones(len(targets), dtype=np.float32)
+        return self._byte_table.count(inputs, targets).astype(np.float32)
