@@ -16,7 +16,7 @@ from evalkit.legality.sources import BigramSource
 GALLERY = Path(__file__).parent / "gallery"
 VIOLATORS = sorted(p.stem for p in GALLERY.glob("[vx]*.py"))
 HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
-BUDGET = 6.0
+BUDGET = 5.0
 SLOW = {  # these answer slowly, or only once per process: the same verdict takes longer
     "v12_last_epoch",
     "v13_fitted_temperature",
@@ -40,7 +40,7 @@ def axiom_of(name: str) -> str:
     return min((a for a in ("causality", "normalisation", "ledger") if a in head), key=head.index)
 
 
-def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tokens: int = 900, seed: int = 0):
+def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tokens: int = 640, seed: int = 0):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
