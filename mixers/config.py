@@ -12,7 +12,7 @@ ORDER_NAMES = ("unigram", "bigram", "trigram")
 """Names of the first n-gram experts; from the 4-gram on they are called ``"4-gram"``, ``"5-gram"``, ..."""
 
 DISCOUNTS = ((0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.85, 1.2, 1.5), (0.88, 1.3, 1.6), (0.92, 1.4, 1.7))
-DOCUMENT_DISCOUNTS = ((0.7, 1.0, 1.3),)
+DOCUMENT_DISCOUNTS = ((0.85, 1.2, 1.5),)
 DEFAULT_MEMORY_BYTES = 2 * 1024**3
 
 
@@ -73,7 +73,7 @@ class MixerConfig:
     document_discounts: tuple[tuple[float, float, float], ...] = DOCUMENT_DISCOUNTS
     tree_orders: int = 6
     tree_document_orders: int = 4
-    tree_rate: float = 0.004
+    tree_rate: float = 0.008
     exclusion: bool = True
     document_token: int | None = 1
     memory_bytes: int = DEFAULT_MEMORY_BYTES
@@ -147,20 +147,24 @@ def default_config(
     ngrams = ("unigram", "bigram", "trigram", "4-gram")
     experts = ("neural", *ngrams, "entropy") if network else ngrams
     return MixerConfig(
-        vocab_size=vocab_size, experts=experts, document_token=document_token, memory_bytes=memory_bytes
+        vocab_size=vocab_size,
+        experts=experts,
+        share=0.001,
+        contexts=("order",),
+        document_token=document_token,
+        memory_bytes=memory_bytes,
     )
 
 
 def best_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
-    """Return the preset for the fewest bits: more orders, counts of the document, and the gate."""
-    experts: tuple[str, ...] = ("bigram", "trigram", "4-gram", "5-gram", "6-gram")
-    if document_token is not None:
-        experts += ("document trigram", "document 5-gram")
-    experts += ("tree",)
+    """Return the preset for the fewest bits: the tree expert; beside a network also counts of the document, gated."""
+    experts: tuple[str, ...] = ("tree",)
     if network:
-        experts = ("neural", "entropy", *experts)
+        # Alone, the tree leaves the counts that it is made of nothing to add.
+        document = ("document trigram",) if document_token is not None else ()
+        experts = ("neural", "entropy", "4-gram", *document, "tree")
     return MixerConfig(
         vocab_size=vocab_size,
         experts=experts,

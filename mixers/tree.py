@@ -2,8 +2,8 @@
 
 Token ids are leaves of the balanced binary tree over their bits, highest first. At a node every order of the stream's and
 of the document's counts states the probability of the right branch (interpolated Kneser-Ney sums over the two
-subtrees), and the raw counts of both subtrees state another through a learned table. Their logits are weighed by three
-weight vectors chosen by context, the three sums averaged and squashed (logistic mixing: Mahoney 2005, PAQ; Mattern
+subtrees), and the raw counts of both subtrees state another through a learned table. Their logits are weighed by five
+weight vectors chosen by context, their sums weighed once more and squashed (logistic mixing: Mahoney 2005, PAQ; Mattern
 2013). The branch probabilities of a node are p and 1 - p, so leaves sum to 1 whatever the state.
 
 Weights and tables learn only after the whole token has been scored, so all nodes of a token see the same state and
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from numba import njit
 
 # Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
-POOL_TOP, CONTEXT_TOP, DEPTH, CONTEXT = 0, 1, 2, 3
+POOL_TOP, CONTEXT_TOP, DEPTH, PREVIOUS, CONTEXT = 0, 1, 2, 3, 4
 
 STREAM_STORE, DOCUMENT_STORE = 0, 2
 """Marks of the two stores in the undo log; the contexts' words carry the mark plus one."""
@@ -36,6 +36,12 @@ UNIT = 256
 LEVELS = 12
 """Size classes of a raw count in the learned tables: 0, 1, 2, 3, 4, 5-6, 7-9, 10-14, 15-22, 23-40, 41-80, more."""
 LARGEST_COUNT = 65535
+WEIGHTED_NODES = 256
+"""Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
+TOKEN_ROWS = 1024
+"""Weight vectors chosen by one earlier token; ids beyond share them."""
+SETS = 5
+"""Weight vectors in use at a node."""
 _CLIP = 1e-7
 
 
@@ -112,6 +118,7 @@ def _inputs(
     bits: Any,
     node: Any,
     top: Any,
+    previous: Any,
     tables: Any,
     stretch: Any,
     r: Any,
@@ -124,7 +131,8 @@ def _inputs(
 
     ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
     ``totals``: float64[K], units of n at each order, 0 without counts; ``gamma``: float64[K], units discounted.
-    The weight rows are chosen by depth and bit, by both depths, and by the node itself.
+    The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two
+    previous tokens.
     """
     every = orders + document_orders
     deep = 0
@@ -158,14 +166,18 @@ def _inputs(
     at[r, 1] = base + document_deep * (orders + 1) + deep
     base += (orders + 1) * (document_orders + 1)
     at[r, 2] = base + (node if node < top else top + bit)
+    base += top + bits
+    at[r, 3] = base + (previous & 0xFFFF) % TOKEN_ROWS
+    base += TOKEN_ROWS
+    at[r, 4] = base + (previous >> 16) % TOKEN_ROWS
 
 
 @njit(cache=True, _nrt=False)
-def _mix(x: Any, r: Any, weights: Any, at: Any, each: Any) -> Any:
-    """Return the probability of the right branch; fill row ``r`` of ``each`` with what each weight row alone says."""
+def _mix(x: Any, r: Any, weights: Any, finals: Any, at: Any, dots: Any) -> Any:
+    """Return the probability of the right branch; fill row ``r`` of ``dots`` with each weight vector's logit."""
     inputs = x.shape[1]
-    mean = 0.0
-    for j in range(3):
+    logit = 0.0
+    for j in range(SETS):
         row = at[r, j]
         a = 0.0
         b = 0.0
@@ -174,9 +186,9 @@ def _mix(x: Any, r: Any, weights: Any, at: Any, each: Any) -> Any:
             b += weights[row, q + 1] * x[r, q + 1]
         a += weights[row, inputs - 1] * x[r, inputs - 1]  # the number of inputs is odd
         a += b
-        each[r, j] = _squash(a)
-        mean += a
-    p = _squash(mean / 3.0)
+        dots[r, j] = a
+        logit += finals[at[r, 0], j] * a
+    p = _squash(logit)
     return min(max(p, _CLIP), 1.0 - _CLIP)
 
 
@@ -329,7 +341,9 @@ def tree_pass(
     tables: Any,
     stretch: Any,
     weights: Any,
+    finals: Any,
     rate: Any,
+    final_rate: Any,
     journal: Any,
     journal_used: Any,
     sums: Any,
@@ -342,14 +356,15 @@ def tree_pass(
     """
     every = orders + document_orders
     inputs = 2 * every + 1
-    top = (weights.shape[0] - (orders + 1) * bits - (orders + 1) * (document_orders + 1)) - bits
+    top = min(WEIGHTED_NODES, 1 << bits)
     mass, count, totals, gamma, places, document_places, left, right, left_count, right_count, below, below_count = sums
-    x, cells, at, each, asked, ratios, raw, mantissas, mantissas_raw, exponents = nodes
+    x, cells, at, dots, asked, right_prob, ratios, raw, mantissas, mantissas_raw, exponents = nodes
     inverse = 1.0 / vocab_size
     j = journal_used
     margin = (orders + document_orders) * 2 * (1 << bits)
     for t in range(start, tokens.shape[0]):
         y = tokens[t]
+        previous = state[PREVIOUS]
         # The counts along y's path: mass[k, b] sums the successors that part from y at bit b.
         for k in range(every):
             for b in range(bits + 1):
@@ -428,6 +443,7 @@ def tree_pass(
                     bits,
                     node,
                     top,
+                    previous,
                     tables,
                     stretch,
                     bit,
@@ -443,17 +459,20 @@ def tree_pass(
         p = 1.0
         for bit in range(bits):
             if asked[bit]:
-                q = _mix(x, bit, weights, at, each)
+                q = _mix(x, bit, weights, finals, at, dots)
                 p *= q if (y >> (bits - 1 - bit)) & 1 else 1.0 - q
+                right_prob[bit] = q
         logp[t] = math.log(p)
 
         for bit in range(bits):
             if asked[bit] == 0:
                 continue
             branch = (y >> (bits - 1 - bit)) & 1
-            for w in range(3):
+            error = branch - right_prob[bit]
+            for w in range(SETS):
                 row = at[bit, w]
-                step = rate * (branch - each[bit, w])
+                step = rate * (branch - _squash(dots[bit, w]))
+                finals[at[bit, 0], w] += final_rate * error * dots[bit, w]
                 for i in range(inputs):
                     weights[row, i] += step * x[bit, i]
             for k in range(every):
@@ -464,6 +483,7 @@ def tree_pass(
                     if seen < 255.0:
                         tables[cell, 1] = seen + 1.0
         j = _learn(pool, contexts, state, STREAM_STORE, orders, y, bits, units, 0, heap, heap_count, places, journal, j)
+        state[PREVIOUS] = y | ((state[PREVIOUS] & 0xFFFF) << 16)
         if y == document_token:
             state[DEPTH] = min(1, orders - 1)
         if document_orders > 0:
@@ -542,12 +562,13 @@ def tree_row(
     tables: Any,
     stretch: Any,
     weights: Any,
+    finals: Any,
     logp: Any,
 ) -> None:
     """Fill ``logp`` float64[V] with the log-probability of every token at the current position."""
     every = orders + document_orders
     inputs = 2 * every + 1
-    top = (weights.shape[0] - (orders + 1) * bits - (orders + 1) * (document_orders + 1)) - bits
+    top = min(WEIGHTED_NODES, 1 << bits)
     size = 1 << bits
     mass = np.zeros((every, 2 * size), dtype=np.int64)
     count = np.zeros((every, 2 * size), dtype=np.int64)
@@ -586,14 +607,15 @@ def tree_row(
     right_count = np.zeros(every, dtype=np.int64)
     x = np.zeros((1, inputs))
     cells = np.zeros((1, every), dtype=np.int64)
-    at = np.zeros((1, 3), dtype=np.int64)
-    each = np.zeros((1, 3))
+    at = np.zeros((1, SETS), dtype=np.int64)
+    dots = np.zeros((1, SETS))
     ratios = np.ones(every)
     raw = ratios.view(np.int64)
     mantissas = np.ones(every)
     mantissas_raw = mantissas.view(np.int64)
     exponents = np.zeros(every)
     inverse = 1.0 / vocab_size
+    previous = state[PREVIOUS]
     for bit in range(bits):
         for node in range(1 << bit, 2 << bit):
             left_leaves = _leaves(2 * node, bit + 1, bits, vocab_size)
@@ -623,6 +645,7 @@ def tree_row(
                 bits,
                 node,
                 top,
+                previous,
                 tables,
                 stretch,
                 0,
@@ -632,7 +655,7 @@ def tree_row(
                 at,
             )
             _logs(ratios, raw, mantissas, mantissas_raw, exponents, 1, every, x)
-            q = _mix(x, 0, weights, at, each)
+            q = _mix(x, 0, weights, finals, at, dots)
             probs[2 * node] = probs[node] * (1.0 - q)
             probs[2 * node + 1] = probs[node] * q
     for y in range(vocab_size):
@@ -700,6 +723,7 @@ def tree_prune(
     new_state[:] = 0
     new_state[POOL_TOP] = pool_top
     new_state[CONTEXT_TOP] = context_top
+    new_state[PREVIOUS] = state[PREVIOUS]
     for k in range(1, state[DEPTH] + 1):
         if renamed[state[CONTEXT + k]] == 0:
             break
@@ -722,9 +746,10 @@ def new_nodes(rows: int, every: int) -> tuple[npt.NDArray[Any], ...]:
     return (
         np.zeros((rows, 2 * every + 1)),
         np.zeros((rows, every), dtype=np.int64),
-        np.zeros((rows, 3), dtype=np.int64),
-        np.zeros((rows, 3)),
+        np.zeros((rows, SETS), dtype=np.int64),
+        np.zeros((rows, SETS)),
         np.zeros(rows, dtype=np.int64),
+        np.zeros(rows),
         ratios,
         ratios.view(np.int64),
         mantissas,

@@ -13,7 +13,10 @@ from mixers.tree import (
     DEPTH,
     LEVELS,
     POOL_TOP,
+    SETS,
+    TOKEN_ROWS,
     UNIT,
+    WEIGHTED_NODES,
     new_nodes,
     new_sums,
     tree_pass,
@@ -26,12 +29,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
+_FINAL_RATE = 0.002
+"""Step of the weights that join the weight vectors' answers."""
 FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
-_WEIGHTED_NODES = 256
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
 _AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
-_SMALL = ("state", "heap", "heap_count", "document_state", "document_heap", "document_heap_count", "tables", "weights")
+_SMALL = ("state", "heap", "heap_count", "document_state", "document_heap", "document_heap_count", "tables", "weights", "finals")
 _TOPS = {
     "pool": ("state", POOL_TOP),
     "contexts": ("state", CONTEXT_TOP),
@@ -64,6 +68,7 @@ class TreeExpert:
         self._bits = bits = max(1, (vocab_size - 1).bit_length())
         self._document_token = -1 if document_token is None else document_token
         self._rate = rate
+        self._final_rate = _FINAL_RATE
         every = orders + document_orders
         self._margin = 2 * every * (1 << bits)
         self._document_words = max(_DOCUMENT_POOL, 4 * self._margin)
@@ -83,6 +88,7 @@ class TreeExpert:
             "document_heap_count": np.zeros(2 << bits, dtype=np.int64),
             "tables": _first_tables(every * bits),
             "weights": self._first_weights(),
+            "finals": np.full(((orders + 1) * bits, SETS), 1.0 / SETS),
         }
         for name in ("state", "document_state"):
             self._data[name][POOL_TOP] = 1 << bits
@@ -105,7 +111,8 @@ class TreeExpert:
         """Return the first logistic weights: trust in the highest order of the stream, some in everything else."""
         orders, document_orders, bits = self._orders, self._document_orders, self._bits
         every = orders + document_orders
-        rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(_WEIGHTED_NODES, 1 << bits) + bits
+        rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
+        rows += 2 * TOKEN_ROWS
         weights = np.zeros((rows, 2 * every + 1))
         weights[:, :every] = 0.1
         weights[:, orders - 1] = 0.7
@@ -161,7 +168,9 @@ class TreeExpert:
                 d["tables"],
                 self._stretch,
                 d["weights"],
+                d["finals"],
                 self._rate,
+                self._final_rate,
                 self._journal,
                 self._journal_used,
                 self._sums,
@@ -198,6 +207,7 @@ class TreeExpert:
             d["tables"],
             self._stretch,
             d["weights"],
+            d["finals"],
             logp,
         )
         return logp
