@@ -33,8 +33,9 @@ STREAM_STORE, DOCUMENT_STORE = 0, 2
 
 UNIT = 256
 """Discounted counts are held in units of 1/256."""
-LEVELS = 12
-"""Size classes of a raw count in the learned tables: 0, 1, 2, 3, 4, 5-6, 7-9, 10-14, 15-22, 23-40, 41-80, more."""
+LEVEL_STARTS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81)
+"""Size classes of a raw count in the learned tables begin at these counts."""
+LEVELS = len(LEVEL_STARTS)
 LARGEST_COUNT = 65535
 WEIGHTED_NODES = 256
 """Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
@@ -42,27 +43,9 @@ TOKEN_ROWS = 1024
 """Weight vectors chosen by one earlier token; ids beyond share them."""
 SETS = 5
 """Weight vectors in use at a node."""
+SQUASH_SCALE = 4096 / 24.0
+"""Cells a nat of the tabled sigmoid, which spans -12 to 12."""
 _CLIP = 1e-7
-
-
-@njit(cache=True, _nrt=False)
-def _level(n: Any) -> Any:
-    """Return the size class of a raw count."""
-    if n <= 4:
-        return n
-    if n <= 6:
-        return 5
-    if n <= 9:
-        return 6
-    if n <= 14:
-        return 7
-    if n <= 22:
-        return 8
-    if n <= 40:
-        return 9
-    if n <= 80:
-        return 10
-    return 11
 
 
 @njit(cache=True, _nrt=False)
@@ -106,8 +89,8 @@ def _squash(x: Any) -> Any:
 def _inputs(
     orders: Any,
     document_orders: Any,
-    totals: Any,
-    gamma: Any,
+    inverses: Any,
+    back_off: Any,
     left: Any,
     right: Any,
     left_count: Any,
@@ -119,6 +102,7 @@ def _inputs(
     node: Any,
     top: Any,
     previous: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     r: Any,
@@ -130,7 +114,8 @@ def _inputs(
     """Fill row ``r`` of a node's odds ``ratios``, table inputs in ``x``, table ``cells`` and weight rows ``at``.
 
     ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
-    ``totals``: float64[K], units of n at each order, 0 without counts; ``gamma``: float64[K], units discounted.
+    ``inverses``: float64[K], 1 / (units of n) at each order, 0 without counts; ``back_off``: float64[K], the weight of the
+    next lower order.
     The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two
     previous tokens.
     """
@@ -143,9 +128,9 @@ def _inputs(
         if k == orders:
             low = left_prior
             high = right_prior
-        if totals[k] > 0.0:
-            low = (left[k] + gamma[k] * low) / totals[k]
-            high = (right[k] + gamma[k] * high) / totals[k]
+        if inverses[k] > 0.0:
+            low = left[k] * inverses[k] + back_off[k] * low
+            high = right[k] * inverses[k] + back_off[k] * high
         ratios[r * every + k] = high / low
         n0 = left_count[k]
         n1 = right_count[k]
@@ -157,7 +142,7 @@ def _inputs(
                 deep = k + 1
             else:
                 document_deep = k - orders + 1
-            cell = ((k * bits + bit) * LEVELS + _level(n0)) * LEVELS + _level(n1)
+            cell = ((k * bits + bit) * LEVELS + levels[min(n0, 81)]) * LEVELS + levels[min(n1, 81)]
             cells[r, k] = cell
             x[r, every + k] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
     x[r, 2 * every] = 0.3
@@ -181,11 +166,14 @@ def _mix(x: Any, r: Any, weights: Any, finals: Any, at: Any, dots: Any) -> Any:
         row = at[r, j]
         a = 0.0
         b = 0.0
-        for q in range(0, inputs - 1, 2):
+        c = 0.0
+        d = 0.0
+        for q in range(0, inputs, 4):
             a += weights[row, q] * x[r, q]
             b += weights[row, q + 1] * x[r, q + 1]
-        a += weights[row, inputs - 1] * x[r, inputs - 1]  # the number of inputs is odd
-        a += b
+            c += weights[row, q + 2] * x[r, q + 2]
+            d += weights[row, q + 3] * x[r, q + 3]
+        a = (a + c) + (b + d)
         dots[r, j] = a
         logit += finals[at[r, 0], j] * a
     p = _squash(logit)
@@ -338,10 +326,12 @@ def tree_pass(
     document_heap_count: Any,
     units: Any,
     level_of: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     weights: Any,
     finals: Any,
+    squashed: Any,
     rate: Any,
     final_rate: Any,
     journal: Any,
@@ -355,9 +345,9 @@ def tree_pass(
     Stops early, after a token, when a store has too little room left for the next.
     """
     every = orders + document_orders
-    inputs = 2 * every + 1
+    inputs = weights.shape[1]
     top = min(WEIGHTED_NODES, 1 << bits)
-    mass, count, totals, gamma, places, document_places, left, right, left_count, right_count, below, below_count = sums
+    mass, count, inverses, back_off, places, document_places, left, right, left_count, right_count, below, below_count = sums
     x, cells, at, dots, asked, right_prob, ratios, raw, mantissas, mantissas_raw, exponents = nodes
     inverse = 1.0 / vocab_size
     j = journal_used
@@ -404,8 +394,10 @@ def tree_pass(
             for b in range(bits + 1):
                 m += mass[k, b]
                 n += count[k, b]
-            totals[k] = n * UNIT
-            gamma[k] = n * UNIT - m
+            inverses[k] = 0.0
+            if n > 0:
+                inverses[k] = 1.0 / (n * UNIT)
+                back_off[k] = (n * UNIT - m) * inverses[k]
         for k in range(every):
             below[k] = mass[k, bits]
             below_count[k] = count[k, bits]
@@ -431,8 +423,8 @@ def tree_pass(
                 _inputs(
                     orders,
                     document_orders,
-                    totals,
-                    gamma,
+                    inverses,
+                    back_off,
                     left,
                     right,
                     left_count,
@@ -444,6 +436,7 @@ def tree_pass(
                     node,
                     top,
                     previous,
+                    levels,
                     tables,
                     stretch,
                     bit,
@@ -471,7 +464,9 @@ def tree_pass(
             error = branch - right_prob[bit]
             for w in range(SETS):
                 row = at[bit, w]
-                step = rate * (branch - _squash(dots[bit, w]))
+                # How far this vector alone was off; a coarse sigmoid will do for a step.
+                place = int((min(max(dots[bit, w], -11.99), 11.99) + 12.0) * SQUASH_SCALE)
+                step = rate * (branch - squashed[place])
                 finals[at[bit, 0], w] += final_rate * error * dots[bit, w]
                 for i in range(inputs):
                     weights[row, i] += step * x[bit, i]
@@ -559,6 +554,7 @@ def tree_row(
     document_heap: Any,
     document_heap_count: Any,
     units: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     weights: Any,
@@ -567,13 +563,13 @@ def tree_row(
 ) -> None:
     """Fill ``logp`` float64[V] with the log-probability of every token at the current position."""
     every = orders + document_orders
-    inputs = 2 * every + 1
+    inputs = weights.shape[1]
     top = min(WEIGHTED_NODES, 1 << bits)
     size = 1 << bits
     mass = np.zeros((every, 2 * size), dtype=np.int64)
     count = np.zeros((every, 2 * size), dtype=np.int64)
-    totals = np.zeros(every)
-    gamma = np.zeros(every)
+    inverses = np.zeros(every)
+    back_off = np.zeros(every)
     for k in range(every):
         document = k >= orders
         o = k - orders if document else k
@@ -597,8 +593,8 @@ def tree_row(
                 mass[k, node] = mass[k, 2 * node] + mass[k, 2 * node + 1]
                 count[k, node] = count[k, 2 * node] + count[k, 2 * node + 1]
         if count[k, 1] > 0:
-            totals[k] = count[k, 1] * UNIT
-            gamma[k] = count[k, 1] * UNIT - mass[k, 1]
+            inverses[k] = 1.0 / (count[k, 1] * UNIT)
+            back_off[k] = (count[k, 1] * UNIT - mass[k, 1]) * inverses[k]
     probs = np.zeros(2 * size)
     probs[1] = 1.0
     left = np.zeros(every, dtype=np.int64)
@@ -633,8 +629,8 @@ def tree_row(
             _inputs(
                 orders,
                 document_orders,
-                totals,
-                gamma,
+                inverses,
+                back_off,
                 left,
                 right,
                 left_count,
@@ -646,6 +642,7 @@ def tree_row(
                 node,
                 top,
                 previous,
+                levels,
                 tables,
                 stretch,
                 0,
@@ -731,6 +728,11 @@ def tree_prune(
         new_state[DEPTH] = k
 
 
+def input_count(every: int) -> int:
+    """Return the length of a node's input vector: two for each order, a constant, zeros up to a multiple of 8."""
+    return (2 * every + 8) // 8 * 8
+
+
 def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[Any], ...]:
     """Return the work arrays of ``tree_pass`` that hold sums over counts."""
     every = orders + document_orders
@@ -744,7 +746,7 @@ def new_nodes(rows: int, every: int) -> tuple[npt.NDArray[Any], ...]:
     """Return the work arrays that hold the inputs and outputs of ``rows`` nodes."""
     ratios, mantissas = np.ones(rows * every), np.ones(rows * every)
     return (
-        np.zeros((rows, 2 * every + 1)),
+        np.zeros((rows, input_count(every))),
         np.zeros((rows, every), dtype=np.int64),
         np.zeros((rows, SETS), dtype=np.int64),
         np.zeros((rows, SETS)),

@@ -11,12 +11,15 @@ from mixers.tree import (
     CONTEXT,
     CONTEXT_TOP,
     DEPTH,
+    LEVEL_STARTS,
     LEVELS,
     POOL_TOP,
     SETS,
+    SQUASH_SCALE,
     TOKEN_ROWS,
     UNIT,
     WEIGHTED_NODES,
+    input_count,
     new_nodes,
     new_sums,
     tree_pass,
@@ -100,6 +103,8 @@ class TreeExpert:
         self._level_of = np.array([bits - int(d).bit_length() for d in differ], dtype=np.uint8)
         p = (np.arange(4096) + 0.5) / 4096
         self._stretch = np.log(p / (1 - p))
+        self._levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
+        self._squashed = 1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12)))
         self._sums = new_sums(orders, document_orders, bits)
         self._nodes = new_nodes(bits, every)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
@@ -113,7 +118,7 @@ class TreeExpert:
         every = orders + document_orders
         rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
         rows += 2 * TOKEN_ROWS
-        weights = np.zeros((rows, 2 * every + 1))
+        weights = np.zeros((rows, input_count(every)))
         weights[:, :every] = 0.1
         weights[:, orders - 1] = 0.7
         return weights
@@ -165,10 +170,12 @@ class TreeExpert:
                 d["document_heap_count"],
                 self._units,
                 self._level_of,
+                self._levels,
                 d["tables"],
                 self._stretch,
                 d["weights"],
                 d["finals"],
+                self._squashed,
                 self._rate,
                 self._final_rate,
                 self._journal,
@@ -204,6 +211,7 @@ class TreeExpert:
             d["document_heap"],
             d["document_heap_count"],
             self._units,
+            self._levels,
             d["tables"],
             self._stretch,
             d["weights"],
@@ -318,10 +326,9 @@ class TreeExpert:
 
 def _first_tables(count: int) -> Floats:
     """Return float64[count * LEVELS ** 2, 2]: (probability of the right branch, how often learned) by counts."""
-    low = np.array([0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81])
+    low = np.array(LEVEL_STARTS)
     middle = (low + np.array([*low[1:] - 1, 120])) / 2
     p = (middle[None, :] + 0.4) / (middle[:, None] + middle[None, :] + 0.8)
-    assert len(low) == LEVELS
     tables = np.empty((count * LEVELS * LEVELS, 2))
     tables[:, 0] = np.tile(p.ravel(), count)
     tables[:, 1] = 6.0
