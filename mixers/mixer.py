@@ -90,6 +90,8 @@ class Mixer:
             self._weights = np.tile(log_prior, (sets, 1))
         else:
             sizes = [CODES_PER_ORDER * (chain.orders + 1) for chain in self._chains.values()]
+            if self._tree is not None:
+                sizes += self._tree.code_counts
             self._gate_offsets = np.cumsum([0, *sizes])
             self._weights = np.zeros((sum(sizes) + self._buckets, len(experts)))
             self._weights[-self._buckets :] = log_prior
@@ -277,7 +279,7 @@ class Mixer:
         """Return float64[E, V], every expert's log-probabilities at the current position, and the context codes."""
         log_rows = np.empty((len(self.config.experts), self.vocab_size))
         rows: dict[str, Floats] = {}
-        codes = np.zeros(len(self._chains), dtype=np.int64)
+        codes = np.zeros(len(self._chains) + (0 if self._tree is None else 2), dtype=np.int64)
         for c, (name, chain) in enumerate(self._chains.items()):
             rows[name], codes[c] = chain.rows()
         for e, name in enumerate(self.config.experts):
@@ -286,7 +288,7 @@ class Mixer:
             elif name == "entropy":
                 log_rows[e] = _given(entropy_logprobs)
             elif self._tree is not None and name == "tree":
-                log_rows[e] = self._tree.row()
+                log_rows[e], codes[len(self._chains) :] = self._tree.row()
             else:
                 source, order = _source(name)
                 log_rows[e] = np.log(rows[source][order])
@@ -443,7 +445,8 @@ class Mixer:
             piece = slice(low - start, high - start)
             block = tokens[low:high].astype(np.int64)
             logp = np.empty((len(block), len(self.config.experts)))
-            codes = np.zeros((len(block), len(self._chains)), dtype=np.int64)
+            columns = len(self._chains)
+            codes = np.zeros((len(block), columns + (0 if self._tree is None else 2)), dtype=np.int64)
             probs: dict[str, Floats] = {}
             for c, (name, chain) in enumerate(self._chains.items()):
                 probs[name] = np.empty((len(block), chain.orders))
@@ -456,9 +459,10 @@ class Mixer:
                 elif name == "entropy":
                     logp[:, e] = network[1][piece]
                 elif self._tree is not None and name == "tree":
-                    column = np.empty(len(block))
-                    self._tree.advance(block, column)
+                    column, tree_codes = np.empty(len(block)), np.zeros((len(block), 2), dtype=np.int64)
+                    self._tree.advance(block, column, tree_codes)
                     logp[:, e] = column
+                    codes[:, columns:] = tree_codes
                 else:
                     source, order = _source(name)
                     logp[:, e] = np.log(probs[source][:, order])
@@ -541,7 +545,7 @@ class Mixer:
         for chain in self._chains.values():
             chain.advance(first, np.empty((1, chain.orders)), np.empty(1, dtype=np.int64))
         if self._tree is not None:
-            self._tree.advance(first, np.empty(1))
+            self._tree.advance(first, np.empty(1), np.zeros((1, 2), dtype=np.int64))
         self._pending = first
         self._position = 1
 

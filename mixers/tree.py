@@ -36,6 +36,8 @@ UNIT = 256
 LEVEL_STARTS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81)
 """Size classes of a raw count in the learned tables begin at these counts."""
 LEVELS = len(LEVEL_STARTS)
+CODES_PER_ORDER = 3 * LEVELS
+"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of its distinct tokens``."""
 LARGEST_COUNT = 65535
 WEIGHTED_NODES = 256
 """Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
@@ -46,6 +48,12 @@ SETS = 5
 SQUASH_SCALE = 4096 / 24.0
 """Cells a nat of the tabled sigmoid, which spans -12 to 12."""
 _CLIP = 1e-7
+
+
+@njit(cache=True, _nrt=False)
+def _code(order: Any, n: Any, distinct: Any, levels: Any) -> Any:
+    """Return the context code of a store whose highest order with counts is ``order - 1``."""
+    return (order * LEVELS + levels[min(n, 81)]) * 3 + max(min(distinct, 3) - 1, 0)
 
 
 @njit(cache=True, _nrt=False)
@@ -339,9 +347,11 @@ def tree_pass(
     sums: Any,
     nodes: Any,
     logp: Any,
+    codes: Any,
 ) -> Any:
     """Score then learn the tokens from ``start`` on; return (position reached, journal used).
 
+    Fills ``logp`` float64[T] and the context ``codes`` int64[T, 2] of the stream's and the document's counts.
     Stops early, after a token, when a store has too little room left for the next.
     """
     every = orders + document_orders
@@ -395,9 +405,20 @@ def tree_pass(
                 m += mass[k, b]
                 n += count[k, b]
             inverses[k] = 0.0
+            if k == 0 or k == orders:
+                codes[t, min(k, 1)] = 0
             if n > 0:
                 inverses[k] = 1.0 / (n * UNIT)
                 back_off[k] = (n * UNIT - m) * inverses[k]
+                if k < orders:
+                    distinct = np.int64(contexts[state[CONTEXT + k]] >> np.uint64(32)) & 0xFFFF if k > 0 else 3
+                    codes[t, 0] = _code(k + 1, n, distinct, levels)
+                else:
+                    o = k - orders
+                    distinct = 3
+                    if o > 0:
+                        distinct = np.int64(document_contexts[document_state[CONTEXT + o]] >> np.uint64(32)) & 0xFFFF
+                    codes[t, 1] = _code(o + 1, n, distinct, levels)
         for k in range(every):
             below[k] = mass[k, bits]
             below_count[k] = count[k, bits]
@@ -560,8 +581,9 @@ def tree_row(
     weights: Any,
     finals: Any,
     logp: Any,
+    codes: Any,
 ) -> None:
-    """Fill ``logp`` float64[V] with the log-probability of every token at the current position."""
+    """Fill ``logp`` float64[V] with every token's log-probability at the current position, ``codes`` int64[2] as above."""
     every = orders + document_orders
     inputs = weights.shape[1]
     top = min(WEIGHTED_NODES, 1 << bits)
@@ -580,10 +602,10 @@ def tree_row(
             mass[k] = document_heap if document else heap
             count[k] = document_heap_count if document else heap_count
         else:
-            word = np.int64((document_contexts if document else contexts)[small[CONTEXT + o]])
+            head = np.int64((document_contexts if document else contexts)[small[CONTEXT + o]])
             entries = document_pool if document else pool
-            offset = word & 0xFFFFFFFF
-            for i in range(offset, offset + ((word >> 32) & 0xFFFF)):
+            offset = head & 0xFFFFFFFF
+            for i in range(offset, offset + ((head >> 32) & 0xFFFF)):
                 entry = np.int64(entries[i] & np.uint64(0xFFFFFFFF))
                 leaf = size + (entry & 0xFFFF)
                 n = entry >> 16
@@ -593,6 +615,11 @@ def tree_row(
                 mass[k, node] = mass[k, 2 * node] + mass[k, 2 * node + 1]
                 count[k, node] = count[k, 2 * node] + count[k, 2 * node + 1]
         if count[k, 1] > 0:
+            distinct = np.int64(3)
+            if o > 0:
+                word = (document_contexts if document else contexts)[small[CONTEXT + o]]
+                distinct = np.int64(word >> np.uint64(32)) & 0xFFFF
+            codes[1 if document else 0] = _code(o + 1, count[k, 1], distinct, levels)
             inverses[k] = 1.0 / (count[k, 1] * UNIT)
             back_off[k] = (count[k, 1] * UNIT - mass[k, 1]) * inverses[k]
     probs = np.zeros(2 * size)

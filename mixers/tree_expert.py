@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixers.tree import (
+    CODES_PER_ORDER,
     CONTEXT,
     CONTEXT_TOP,
     DEPTH,
@@ -129,12 +130,23 @@ class TreeExpert:
         return sum(int(self._data[name].nbytes) for name in _LARGE)
 
     @property
+    def code_counts(self) -> list[int]:
+        """How many context codes there are for the stream's and for the document's counts."""
+        return [CODES_PER_ORDER * (orders + 1) for orders in (self._orders, self._document_orders)]
+
+    @property
     def records(self) -> int:
         """Words of the stream's lists in use."""
         return int(self._data["state"][POOL_TOP])
 
-    def advance(self, tokens: Ints, logp: Floats) -> None:
-        """Score (log-probabilities into ``logp`` float64[T]) then learn the next tokens int64[T] of the stream."""
+    def advance(self, tokens: Ints, logp: Floats, codes: Ints) -> None:
+        """Score then learn the next tokens of the stream.
+
+        Args:
+            tokens: int64[T].
+            logp: float64[T], out: log-probability of each token.
+            codes: int64[T, 2], out: context codes of the stream's and of the document's counts.
+        """
         if self._saved is None:
             self._saved = {name: self._data[name].copy() for name in _SMALL}
         position = 0
@@ -183,6 +195,7 @@ class TreeExpert:
                 self._sums,
                 self._nodes,
                 logp,
+                codes,
             )
             state = d["state"]
             if (
@@ -191,9 +204,10 @@ class TreeExpert:
             ):
                 self._make_room()
 
-    def row(self) -> Floats:
-        """Return float64[V], the log-probability of every token at the current position."""
+    def row(self) -> tuple[Floats, Ints]:
+        """Return float64[V], every token's log-probability at the current position, and int64[2], the context codes."""
         d = self._data
+        codes = np.zeros(2, dtype=np.int64)
         logp = np.empty(self.vocab_size)
         tree_row(
             self.vocab_size,
@@ -217,8 +231,9 @@ class TreeExpert:
             d["weights"],
             d["finals"],
             logp,
+            codes,
         )
-        return logp
+        return logp, codes
 
     def commit(self) -> None:
         """Make everything learned so far permanent."""
