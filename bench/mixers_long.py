@@ -4,7 +4,8 @@
     python bench/mixers_long.py --preset best --millions 62 --cost
 
 The stream is drawn on the fly: documents with Zipf-like topics, tokens from a random second-order Markov chain with
-many rare continuations, phrases repeated from the last 100,000 tokens. Times are processor seconds for each million tokens.
+many rare continuations, phrases repeated from the last 100,000 tokens. Times are processor seconds for each million
+tokens.
 """
 
 from __future__ import annotations

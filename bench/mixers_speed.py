@@ -1,11 +1,12 @@
 """Tokens per processor second of scoring plus learning, one core, with synthetic network inputs.
 
-    python bench/mixers_speed.py
+python bench/mixers_speed.py
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import numpy as np
 from mixers_text import cpu_seconds, load_tokens
@@ -18,7 +19,10 @@ def main() -> None:
     parser.add_argument("--span", type=int, default=65536, help="tokens between commits")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print("| preset | vocabulary | experts | tokens/s | ns/token | MB of tables |\n| --- | --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| preset | vocabulary | experts | tokens/s | ns/token | MB of tables |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: |"
+    )
     for vocab_size in (1024, 8192):
         tokens = load_tokens(f"fineweb_val_prefix/sp{vocab_size}")
         rng = np.random.default_rng(0)
@@ -30,11 +34,9 @@ def main() -> None:
                 config = preset(vocab_size, network=network)
                 inputs = (neural, tempered, entropy) if network else (None, None, None)
                 run(config, tokens[:3000], tuple(None if x is None else x[:2999] for x in inputs), options.span)
-                mixers: list[Mixer] = []
-                seconds = cpu_seconds(
-                    lambda c=config, x=inputs, t=tokens: mixers.append(run(c, t, x, options.span)), options.repeats
-                )
-                megabytes = sum(mixers[-1].report()["table_bytes"].values()) / 1e6
+                seconds = cpu_seconds(partial(run, config, tokens, inputs, options.span), options.repeats)
+                tables = run(config, tokens, inputs, options.span).report()["table_bytes"]
+                megabytes = sum(tables.values()) / 1e6
                 print(
                     f"| {name}{'' if network else ', no network'} | {vocab_size} | {len(config.experts)} "
                     f"| {len(tokens) / seconds:,.0f} | {1e9 * seconds / len(tokens):,.0f} | {megabytes:.0f} |"

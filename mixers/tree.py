@@ -1,7 +1,7 @@
 """A token's probability as a path of binary decisions, each mixed from all counts in the logistic domain.
 
-Token ids are leaves of the balanced binary tree over their bits, highest first. At a node every order of the stream's and
-of the document's counts states the probability of the right branch (interpolated Kneser-Ney sums over the two
+Token ids are leaves of the balanced binary tree over their bits, highest first. At a node every order of the stream's
+and of the document's counts states the probability of the right branch (interpolated Kneser-Ney sums over the two
 subtrees), and the raw counts of both subtrees state another through a learned table. Their logits are weighed by five
 weight vectors chosen by context, their sums weighed once more and squashed (logistic mixing: Mahoney 2005, PAQ; Mattern
 2013). The branch probabilities of a node are p and 1 - p, so leaves sum to 1 whatever the state.
@@ -37,7 +37,7 @@ LEVEL_STARTS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81)
 """Size classes of a raw count in the learned tables begin at these counts."""
 LEVELS = len(LEVEL_STARTS)
 CODES_PER_ORDER = 3 * LEVELS
-"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of its distinct tokens``."""
+"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
 LARGEST_COUNT = 65535
 WEIGHTED_NODES = 256
 """Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
@@ -65,7 +65,9 @@ def _leaves(node: Any, depth: Any, bits: Any, vocab_size: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _logs(ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any) -> None:
+def _logs(
+    ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any
+) -> None:
     """Fill ``x[:rows, :columns]`` with ln of the first ``rows * columns`` positive normal ``ratios``, within 2e-8.
 
     A series instead of the library's logarithm, as plain loops that compile to vector instructions. ``raw`` and
@@ -122,8 +124,8 @@ def _inputs(
     """Fill row ``r`` of a node's odds ``ratios``, table inputs in ``x``, table ``cells`` and weight rows ``at``.
 
     ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
-    ``inverses``: float64[K], 1 / (units of n) at each order, 0 without counts; ``back_off``: float64[K], the weight of the
-    next lower order.
+    ``inverses``: float64[K], 1 / (units of n) at each order, 0 without counts; ``back_off``: float64[K], the weight of
+    the next lower order.
     The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two
     previous tokens.
     """
@@ -220,9 +222,7 @@ def _write(array: Any, which: Any, index: Any, value: Any, journal: Any, j: Any)
 
 
 @njit(cache=True, _nrt=False)
-def _append(
-    pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any
-) -> Any:
+def _append(pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any) -> Any:
     """Add a successor with count 1 to a context; return (its place in the pool, the journal's new length)."""
     word = np.int64(contexts[c])
     offset = word & 0xFFFFFFFF
@@ -348,16 +348,31 @@ def tree_pass(
     nodes: Any,
     logp: Any,
     codes: Any,
+    probs: Any,
 ) -> Any:
     """Score then learn the tokens from ``start`` on; return (position reached, journal used).
 
-    Fills ``logp`` float64[T] and the context ``codes`` int64[T, 2] of the stream's and the document's counts.
+    Fills ``logp`` float64[T], the context ``codes`` int64[T, 2] of the stream's and the document's counts, and
+    ``probs`` float64[T, K], what each order alone (Kneser-Ney) gave the token.
     Stops early, after a token, when a store has too little room left for the next.
     """
     every = orders + document_orders
     inputs = weights.shape[1]
     top = min(WEIGHTED_NODES, 1 << bits)
-    mass, count, inverses, back_off, places, document_places, left, right, left_count, right_count, below, below_count = sums
+    (
+        mass,
+        count,
+        inverses,
+        back_off,
+        places,
+        document_places,
+        left,
+        right,
+        left_count,
+        right_count,
+        below,
+        below_count,
+    ) = sums
     x, cells, at, dots, asked, right_prob, ratios, raw, mantissas, mantissas_raw, exponents = nodes
     inverse = 1.0 / vocab_size
     j = journal_used
@@ -419,6 +434,13 @@ def tree_pass(
                     if o > 0:
                         distinct = np.int64(document_contexts[document_state[CONTEXT + o]] >> np.uint64(32)) & 0xFFFF
                     codes[t, 1] = _code(o + 1, n, distinct, levels)
+        share = inverse
+        for k in range(every):
+            if k == orders:
+                share = inverse
+            if inverses[k] > 0.0:
+                share = mass[k, bits] * inverses[k] + back_off[k] * share
+            probs[t, k] = share
         for k in range(every):
             below[k] = mass[k, bits]
             below_count[k] = count[k, bits]
@@ -582,8 +604,12 @@ def tree_row(
     finals: Any,
     logp: Any,
     codes: Any,
+    rows: Any,
 ) -> None:
-    """Fill ``logp`` float64[V] with every token's log-probability at the current position, ``codes`` int64[2] as above."""
+    """State every token's log-probability at the current position.
+
+    Fills ``logp`` float64[V], ``codes`` int64[2] as above, and ``rows`` float64[K, V], each order's distribution.
+    """
     every = orders + document_orders
     inputs = weights.shape[1]
     top = min(WEIGHTED_NODES, 1 << bits)
@@ -684,6 +710,13 @@ def tree_row(
             probs[2 * node + 1] = probs[node] * q
     for y in range(vocab_size):
         logp[y] = math.log(probs[size + y])
+        share = inverse
+        for k in range(every):
+            if k == orders:
+                share = inverse
+            if inverses[k] > 0.0:
+                share = mass[k, size + y] * inverses[k] + back_off[k] * share
+            rows[k, y] = share
 
 
 @njit(cache=True)
@@ -727,7 +760,7 @@ def tree_prune(
                 length += 1
                 if entry >> np.uint64(32) != 0:
                     renamed[np.int64(entry >> np.uint64(32))] = 1
-        room = np.int64(0)
+        room = 0
         if length > 0:
             room = 1
             while (1 << (room - 1)) < length:

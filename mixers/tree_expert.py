@@ -39,7 +39,17 @@ FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
 _AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
-_SMALL = ("state", "heap", "heap_count", "document_state", "document_heap", "document_heap_count", "tables", "weights", "finals")
+_SMALL = (
+    "state",
+    "heap",
+    "heap_count",
+    "document_state",
+    "document_heap",
+    "document_heap_count",
+    "tables",
+    "weights",
+    "finals",
+)
 _TOPS = {
     "pool": ("state", POOL_TOP),
     "contexts": ("state", CONTEXT_TOP),
@@ -69,6 +79,7 @@ class TreeExpert:
     ) -> None:
         self.vocab_size = vocab_size
         self._orders, self._document_orders = orders, document_orders
+        self.every = orders + document_orders
         self._bits = bits = max(1, (vocab_size - 1).bit_length())
         self._document_token = -1 if document_token is None else document_token
         self._rate = rate
@@ -139,13 +150,14 @@ class TreeExpert:
         """Words of the stream's lists in use."""
         return int(self._data["state"][POOL_TOP])
 
-    def advance(self, tokens: Ints, logp: Floats, codes: Ints) -> None:
+    def advance(self, tokens: Ints, logp: Floats, codes: Ints, probs: Floats) -> None:
         """Score then learn the next tokens of the stream.
 
         Args:
             tokens: int64[T].
             logp: float64[T], out: log-probability of each token.
             codes: int64[T, 2], out: context codes of the stream's and of the document's counts.
+            probs: float64[T, K], out: what each order alone gave each token, the stream's orders first.
         """
         if self._saved is None:
             self._saved = {name: self._data[name].copy() for name in _SMALL}
@@ -196,16 +208,18 @@ class TreeExpert:
                 self._nodes,
                 logp,
                 codes,
+                probs,
             )
             state = d["state"]
-            if (
-                state[POOL_TOP] + self._margin > len(d["pool"])
-                or state[CONTEXT_TOP] + every > len(d["contexts"])
-            ):
+            if state[POOL_TOP] + self._margin > len(d["pool"]) or state[CONTEXT_TOP] + every > len(d["contexts"]):
                 self._make_room()
 
-    def row(self) -> tuple[Floats, Ints]:
-        """Return float64[V], every token's log-probability at the current position, and int64[2], the context codes."""
+    def row(self) -> tuple[Floats, Ints, Floats]:
+        """Return what holds at the current position.
+
+        Log-probabilities float64[V], the context codes int64[2], and float64[K, V], each order's own distribution.
+        """
+        rows = np.empty((self.every, self.vocab_size))
         d = self._data
         codes = np.zeros(2, dtype=np.int64)
         logp = np.empty(self.vocab_size)
@@ -232,8 +246,9 @@ class TreeExpert:
             d["finals"],
             logp,
             codes,
+            rows,
         )
-        return logp, codes
+        return logp, codes, rows
 
     def commit(self) -> None:
         """Make everything learned so far permanent."""
@@ -276,7 +291,15 @@ class TreeExpert:
         for highest_count, oldest in _AGEING:
             newest = int(oldest * d["state"][CONTEXT_TOP])
             tree_prune(
-                d["pool"], d["contexts"], d["state"], self._bits, highest_count, newest, new["pool"], new["contexts"], state
+                d["pool"],
+                d["contexts"],
+                d["state"],
+                self._bits,
+                highest_count,
+                newest,
+                new["pool"],
+                new["contexts"],
+                state,
             )
             if state[POOL_TOP] <= 0.6 * size and state[CONTEXT_TOP] <= 0.3 * size:
                 break

@@ -67,6 +67,14 @@ def configs(vocab_size):
             method="gate",
         ),
         "plain": replace(default_config(vocab_size), share=0.0, contexts=()),
+        "tree beside n-grams": MixerConfig(
+            vocab_size=vocab_size,
+            experts=("neural", "bigram", "8-gram", "document unigram", "document 5-gram", "tree"),
+            share=0.01,
+            contexts=("order",),
+            tree_orders=3,
+        ),
+        "tree by order": replace(best_config(vocab_size, network=False), method="hedge", contexts=("order",)),
         "no documents": best_config(vocab_size, document_token=None),
         "aged": replace(best_config(vocab_size), memory_bytes=2**16),
     }
