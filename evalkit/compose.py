@@ -168,7 +168,7 @@ class Session:
             config,
             self.tokenizer.byte_table,
             document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
-            num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens),
+            num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens) if config.schedule == "cosine" else None,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -192,6 +192,21 @@ def open_session(options: ScoreOptions) -> Session:
     Raises:
         InputError: something is missing, damaged, or does not fit.
     """
+    session = open_model(options)
+    tokenizer = session.tokenizer
+    stream = open_shards(options.tokens) if options.tokens is not None else tokenize_file(str(options.text), tokenizer)
+    if options.limit_tokens:
+        stream = stream.truncated(options.limit_tokens + 1)
+    stream.validate(tokenizer)
+    return dataclasses.replace(session, stream=stream)
+
+
+def open_model(options: ScoreOptions) -> Session:
+    """Open artifact and tokenizer only; the stream is empty.
+
+    Raises:
+        InputError: something is missing, damaged, or does not fit.
+    """
     artifact = resolved = sliding = None
     if options.artifact is not None:
         artifact = load_artifact(options.artifact)
@@ -202,12 +217,9 @@ def open_session(options: ScoreOptions) -> Session:
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model {resolved.config.vocab_size}: "
             f"wrong artifact or wrong --tokenizer"
         )
-    stream = open_shards(options.tokens) if options.tokens is not None else tokenize_file(str(options.text), tokenizer)
-    if options.limit_tokens:
-        stream = stream.truncated(options.limit_tokens + 1)
-    stream.validate(tokenizer)
     if artifact is not None and resolved is not None:
         sliding = _sliding_config(options, artifact)
+    stream = TokenStream(parts=(), names=())
     return Session(
         options=options, tokenizer=tokenizer, stream=stream, artifact=artifact, resolved=resolved, sliding=sliding
     )
@@ -219,7 +231,7 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
     seq_len = options.seq_len
     if not seq_len:
         name = options.recipe or artifact.recognise()
-        stored = artifact.metadata.get("scoring", {}).get("seq_len")
+        stored = artifact.metadata.get("recipe", {}).get("seq_len")
         seq_len = int(stored) if stored else load_recipe(name).seq_len if name else 2048
     dtype = options.dtype
     if dtype == "auto":

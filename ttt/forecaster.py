@@ -27,8 +27,8 @@ class TTTForecaster:
     """Score-first test-time training around the sliding window.
 
     Chunk c holds positions c C + 1 .. (c + 1) C. ``score`` never learns; ``observe`` trains when a chunk is complete,
-    on tokens that the ledger holds. With adapters, every document starts from the unadapted weights: a position is scored
-    with adapters only if the document that it continues began before its chunk.
+    on tokens that the ledger holds. With adapters, every document starts from the unadapted weights: a position is
+    scored with adapters only if the document that it continues began before its chunk.
 
     Args:
         model: in float32; it is not changed.
@@ -103,6 +103,21 @@ class TTTForecaster:
         """Return the logits of every row of some windows, ``[len(windows), seq_len, vocab_size]``."""
         self._load(self._trainer.scoring_weights())
         return temper(self._sliding.window_logits(tokens, windows), self.config.temperature)
+
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits after ``prefix``, ``[1, vocab_size]``; see :meth:`SlidingForecaster.next_logits`."""
+        position = len(prefix)
+        chunk_start = (position - 1) // self.config.chunk_tokens * self.config.chunk_tokens + 1
+        fresh = self._document_token is not None and bool(
+            (np.asarray(prefix[chunk_start:]) == self._document_token).any()
+        )
+        self._load(self._initial if fresh or self._trainer.steps == 0 else self._trainer.scoring_weights())
+        return temper(self._sliding.next_logits(prefix), self.config.temperature)
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
+        row: Nats = torch.log_softmax(self.next_logits(prefix)[0].double(), dim=-1).cpu().numpy()
+        return row
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Train if ``stop`` completes a chunk."""
@@ -191,8 +206,14 @@ class TTTForecaster:
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
         parameters = dict(self._sliding.model.named_parameters())
+        changed = False
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            rounded = value.to(parameters[name].dtype)
+            if not torch.equal(parameters[name], rounded):
+                parameters[name].copy_(rounded)
+                changed = True
+        if changed:
+            self._sliding.forget()
 
     def _train(self, tokens: Tokens, chunk: int, stop: int, rate: float) -> list[float]:
         first_position = max(chunk * self.config.chunk_tokens + 1, self._adapted_since)

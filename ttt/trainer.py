@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from evalkit.errors import EvalkitError
 from evalkit.model.gpt import GPT
@@ -46,7 +45,7 @@ class Trainer:
     does not depend on the number of threads.
 
     Args:
-        model: supplies the forward pass; its own parameters are left alone.
+        model: supplies the forward pass, in float32; its parameters are overwritten.
         parameterisation: what learns.
         config: optimizer, clipping and averaging.
         dtype: ``float32``, or ``bfloat16`` to run matrix products in that (weights and losses stay float32).
@@ -153,46 +152,60 @@ class Trainer:
         self.steps = int(state["steps"])
 
     def _gradients(self, rows: list[Row], total: float) -> tuple[float, list[Tensor]]:
-        batches = [[row] for row in rows] if self.device.type == "cpu" else [rows]
+        """Return the loss and the gradient of each trained tensor."""
+        # The model holds the weights as leaves, so that threads share it without swapping anything; what the trained
+        # tensors owe to the weights' gradients is pulled back once, at the end.
+        with torch.enable_grad():
+            weights = self.parameterisation.weights(self.trained)
+        leaves = self._load(weights)
+        loss, gradients = self._sum_over_rows(rows, total, leaves)
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(
+                list(weights.values()), list(self.trained.values()), gradients, allow_unused=True
+            )
+        return loss, [
+            gradient.clone() if gradient is not None else torch.zeros_like(parameter)
+            for gradient, parameter in zip(pulled, self.trained.values(), strict=True)
+        ]
 
-        def work(batch: list[Row]) -> tuple[float, tuple[Tensor, ...]]:
-            return self._batch_gradients(batch, total)
+    @torch.no_grad()
+    def _load(self, weights: dict[str, Tensor]) -> list[Tensor]:
+        parameters = dict(self.model.named_parameters())
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+            parameters[name].requires_grad_()
+        return [parameters[name] for name in weights]
+
+    def _sum_over_rows(self, rows: list[Row], total: float, leaves: list[Tensor]) -> tuple[float, list[Tensor]]:
+        def work(batch: list[Row]) -> tuple[float, list[Tensor]]:
+            return self._batch_gradients(batch, total, leaves)
 
         if self.device.type != "cpu":
-            loss, parts = work(batches[0])
-            return loss, list(parts)
+            return work(rows)
         with one_thread_each(self._threads) as threads, ThreadPoolExecutor(threads) as pool:
-            results = pool.map(work, batches)
-            loss, first = next(results)
-            sums = [part.clone() for part in first]
+            results = pool.map(work, [[row] for row in rows])
+            loss, sums = next(results)
             for more, parts in results:
                 loss += more
                 for sum_, part in zip(sums, parts, strict=True):
                     sum_.add_(part)
         return loss, sums
 
-    def _batch_gradients(self, rows: list[Row], total: float) -> tuple[float, tuple[Tensor, ...]]:
+    def _batch_gradients(self, rows: list[Row], total: float, leaves: list[Tensor]) -> tuple[float, list[Tensor]]:
         inputs = torch.from_numpy(np.stack([row.inputs for row in rows])).to(self.device)
         targets = torch.from_numpy(np.stack([row.targets for row in rows])).to(self.device)
         weights = torch.from_numpy(np.stack([row.weights for row in rows])).to(self.device)
-        learned = np.flatnonzero(np.stack([row.weights for row in rows]).any(axis=0))
-        first_row = int(learned[0]) if learned.size else 0
-        with torch.enable_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            hidden = functional_call(
-                self.model,
-                self.parameterisation.weights(self.trained),
-                (inputs,),
-                {"first_row": first_row},
-            )
+        first_row = min(int(np.flatnonzero(row.weights)[0]) if row.weights.any() else 0 for row in rows)
         with torch.enable_grad():
-            losses = F.cross_entropy(hidden.float().flatten(0, 1), targets[:, first_row:].flatten(), reduction="none")
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+                logits = self.model(inputs, first_row=first_row)
+            losses = F.cross_entropy(logits.flatten(0, 1), targets[:, first_row:].flatten(), reduction="none")
             loss = (losses * weights[:, first_row:].flatten()).sum() / total
-            gradients = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
-        filled = tuple(
-            gradient if gradient is not None else torch.zeros_like(parameter)
-            for gradient, parameter in zip(gradients, self.trained.values(), strict=True)
-        )
-        return float(loss.detach()), filled
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return float(loss.detach()), [
+            gradient if gradient is not None else torch.zeros_like(leaf)
+            for gradient, leaf in zip(gradients, leaves, strict=True)
+        ]
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

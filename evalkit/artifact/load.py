@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from evalkit.artifact.compression import compression_of, inflate
 from evalkit.artifact.layouts import held_values, read_layout
+from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
 from evalkit.errors import ArtifactError, InputError
 from evalkit.model.infer import ResolvedConfig, resolve_config
-from evalkit.recipes import Recipe, load_recipe
+from evalkit.recipes import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from evalkit.model.config import ModelConfig
@@ -64,6 +65,9 @@ class Artifact:
 
         Judged by tensors that only one system has, and by which matrices got which width.
         """
+        written_by = self.metadata.get("recipe", {}).get("name")
+        if written_by in recipe_names():
+            return str(written_by)
         names = self.tensors
         mlp = names.get("blocks.0.mlp.fc.weight")
         mlp_bits = mlp.bits if isinstance(mlp, QuantizedTensor) else None
@@ -87,7 +91,7 @@ class Artifact:
         Raises:
             InputError: the system is not recognised and no recipe was given, or a setting does not fit.
         """
-        stored = self.metadata.get("model")
+        stored = self.metadata.get("model") or None
         if isinstance(recipe, str):
             recipe = load_recipe(recipe)
         if recipe is None and stored is None:
@@ -143,10 +147,23 @@ def load_artifact(path: str | Path) -> Artifact:
     data = _read_file(Path(path))
     compression = compression_of(data)
     try:
-        content = inflate(data)
-        if not is_torch_file(content):
-            raise ArtifactError("this is no known artifact; expected a torch file inside zstd, xz or zlib")
-        label, tensors = read_layout(read_torch_file(content))
+        metadata: dict[str, Any] = {}
+        if is_native(data):
+            native = read_native(data)
+            label, tensors, compression = "evalkit container", native.tensors, "range coder"
+            metadata = {
+                "model": dict(native.metadata.config),
+                "recipe": dict(native.metadata.recipe),
+                "tokenizer_sha256": native.metadata.tokenizer_sha256,
+                "evalkit_version": native.metadata.evalkit_version,
+            }
+        else:
+            content = inflate(data)
+            if not is_torch_file(content):
+                raise ArtifactError(
+                    "this is no known artifact; expected evalkit's container or a torch file inside zstd, xz or zlib"
+                )
+            label, tensors = read_layout(read_torch_file(content))
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     return Artifact(
@@ -156,6 +173,7 @@ def load_artifact(path: str | Path) -> Artifact:
         format=label,
         compression=compression,
         tensors=tensors,
+        metadata=metadata,
     )
 
 

@@ -22,10 +22,12 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _apply(command, decorators)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how an artifact is scored."""
+def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options that say how an artifact is scored."""
     decorators = [
-        click.option("--tokenizer", metavar="MODEL", required=True, help="SentencePiece model of the tokens."),
+        click.option(
+            "--tokenizer", metavar="MODEL", required=tokenizer_required, help="SentencePiece model of the tokens."
+        ),
         click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised)."),
         click.option(
             "--set",
@@ -55,7 +57,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch-windows", type=int, default=32, show_default=True, help="Windows at a time on a GPU."),
         click.option("--threads", type=int, default=0, help="CPU threads (default: all)."),
     ]
-    return _apply(command, decorators)
+    return lambda command: _apply(command, decorators)
 
 
 def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ EXAMPLE = """Example:
 @click.command("score", epilog=EXAMPLE)
 @click.argument("artifact", required=False)
 @text_options
-@model_options
+@model_options(tokenizer_required=True)
 @click.option("--no-model", is_flag=True, help="Score the online mixer alone (with --mixer hedge).")
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON.")
 @click.option("--dump-nll", "nll_path", metavar="FILE.npz", help="Write the nats and bytes of every position.")

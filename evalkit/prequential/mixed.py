@@ -24,6 +24,10 @@ class LogitsForecaster(Protocol):
         """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order."""
         ...
 
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits of the token after ``prefix``, ``[1, vocab_size]``."""
+        ...
+
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Learn from a span."""
         ...
@@ -54,6 +58,17 @@ class OnlineMixer(Protocol):
         entropy: Nats | None = None,
     ) -> Nats:
         """Return the mixture's log-probabilities of every token at each position."""
+        ...
+
+    def distribution(
+        self,
+        tokens: Tokens,
+        position: int,
+        neural_logprobs: Nats | None = None,
+        entropy_logprobs: Nats | None = None,
+        entropy: float | None = None,
+    ) -> Nats:
+        """Return the mixture's log-probabilities of every token at one position."""
         ...
 
     def commit(self, stop: int) -> None:
@@ -119,6 +134,16 @@ class MixedForecaster:
             rows, sharpened, entropy[piece] = network_experts(logits)
             neural[piece], tempered[piece] = rows.cpu().numpy(), sharpened.cpu().numpy()
         return self.mixer.distributions(tokens, start, stop, neural, tempered, entropy)
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return the mixture's log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
+        position = len(prefix)
+        if self.network is None:
+            return self.mixer.distribution(prefix, position)
+        rows, sharpened, entropy = network_experts(self.network.next_logits(prefix))
+        return self.mixer.distribution(
+            prefix, position, rows[0].cpu().numpy(), sharpened[0].cpu().numpy(), float(entropy[0])
+        )
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Keep what the mixer learned, then let the network learn."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.model.gpt import GPT
+from evalkit.model.gpt import GPT, KVCache
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.windows import WindowSpan, plan_windows
+from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,15 @@ class SlidingConfig:
             raise InputError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
 
 
+@dataclass
+class _Stepping:
+    """A window that is being extended token by token."""
+
+    window_start: int
+    cache: KVCache
+    inputs: npt.NDArray[np.int64] | None = None
+
+
 class SlidingForecaster:
     """Scores every position with the first window that reaches it; learns nothing."""
 
@@ -65,6 +74,7 @@ class SlidingForecaster:
         self.device = torch.device(config.device)
         self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
         self.vocab_size = model.config.vocab_size
+        self._stepping: _Stepping | None = None
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
@@ -82,6 +92,41 @@ class SlidingForecaster:
         for first, last, logits in self.logits(tokens, start, stop):
             rows[first - start : last - start] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
         return rows
+
+    def next_logits(self, prefix: Tokens) -> Tensor:
+        """Return the logits that predict the token after ``prefix``, float32 ``[1, vocab_size]``.
+
+        Positions asked for one after another share the keys and values of their window, as a decoder needs: its own
+        floats differ from those of :meth:`logits` in the last digits, and are the same for encoder and decoder.
+        """
+        position = len(prefix)
+        window_start = window_of(position, self.config.seq_len, self.config.stride)
+        inputs = np.asarray(prefix[window_start:], dtype=np.int64)
+        cached = self._stepping
+        known = cached.inputs if cached is not None and cached.window_start == window_start else None
+        if (
+            cached is None
+            or known is None
+            or not np.array_equal(known, inputs[: len(known)])
+            or len(known) == len(inputs)
+        ):
+            cached = _Stepping(window_start, KVCache(self.model.config.num_layers))
+        ids = torch.from_numpy(inputs)[None].to(self.device)
+        with torch.inference_mode(), one_thread_each(self.config.threads):
+            logits = self.model(ids, first_row=len(inputs) - 1, cache=cached.cache, fed_length=self.config.seq_len)
+        cached.inputs = inputs
+        self._stepping = cached
+        row: Tensor = logits[0]
+        return row
+
+    def next_distribution(self, prefix: Tokens) -> Nats:
+        """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``; see :meth:`next_logits`."""
+        row: Nats = torch.log_softmax(self.next_logits(prefix)[0].double(), dim=-1).cpu().numpy()
+        return row
+
+    def forget(self) -> None:
+        """Drop keys and values kept by :meth:`next_logits`: the weights have changed."""
+        self._stepping = None
 
     def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(first, last, logits)``: soft-capped logits, float32 ``[last - first, vocab_size]``, in order.

@@ -1,0 +1,124 @@
+"""Train the six recipes at a reduced size and compare their validation loss with a unigram model's.
+
+    python bench/train_recipes.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
+
+Writes train_results.md and train_recipes.png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train.config import DataConfig
+from train.data import find_shards, load_validation, open_shard
+from train.metrics import read_metrics
+from train.run import run_training
+
+RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
+MARKS = ("<!-- recipes -->", "<!-- end of recipes -->")
+
+
+def unigram_nats(data: Path, val_tokens: int) -> float:
+    """Return the validation loss of add-one unigram frequencies of the training shards, nats per token."""
+    train, val = find_shards(data, DataConfig())
+    counts = sum(np.bincount(open_shard(path), minlength=1024) for path in train) + 1.0
+    targets = load_validation(val, vocab_size=1024, limit=val_tokens)[1:]
+    return float(-np.log(counts / counts.sum())[targets].mean())
+
+
+def replace_between(path: Path, marks: tuple[str, str], body: str) -> None:
+    """Put ``body`` between two marks of a file, or at its end."""
+    text = path.read_text() if path.exists() else "# Training\n"
+    before, _, rest = text.partition(marks[0])
+    after = rest.partition(marks[1])[2] if rest else "\n"
+    path.write_text(f"{before.rstrip()}\n\n{marks[0]}\n{body}\n{marks[1]}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
+    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
+    parser.add_argument("--scale", default="128x4", help="WIDTHxDEPTH of every model")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
+    parser.add_argument("--seq-len", type=int, default=256, help="window in tokens")
+    parser.add_argument("--val-tokens", type=int, default=65_536, help="validation targets")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    here = Path(__file__).resolve().parent
+    unigram = unigram_nats(arguments.data, arguments.val_tokens)
+    rows, curves = [], {}
+    for recipe in RECIPES:
+        out = arguments.out / recipe
+        result = run_training(
+            recipe,
+            arguments.data,
+            arguments.tokenizer,
+            out,
+            {
+                "train.batch_tokens": str(arguments.batch_tokens),
+                "train.spans": "1",
+                "train.seq_len": str(arguments.seq_len),
+                "train.val_tokens": str(arguments.val_tokens),
+                "train.validate_every": str(max(1, arguments.steps // 6)),
+            },
+            scale=arguments.scale,
+            steps=arguments.steps,
+            resume=out.exists(),
+        )
+        lines = read_metrics(result.folder.metrics)
+        raw = [(line["step"], line["val_nats"]) for line in lines if line.get("weights") == "raw"]
+        curves[recipe] = list(dict(raw).items())
+        cells = [
+            f"{v.val_loss:.4f}" if (v := result.validation.get(kind)) else "-"
+            for kind in ("raw", "ema", "swa")
+        ]
+        exported = result.validation[result.exported]
+        grid = "-" if result.grid_distance is None else f"{result.grid_distance:.3f}"
+        rows.append(
+            f"| {recipe} | {' | '.join(cells)} | {result.exported} | {exported.val_bpb:.4f} | "
+            f"{unigram - exported.val_loss:.3f} | {grid} | {result.seconds:.0f} |"
+        )
+        print(rows[-1], flush=True)
+    body = (
+        f"## Six recipes at {arguments.scale}, {arguments.steps} steps of {arguments.batch_tokens} tokens\n\n"
+        f"`python bench/train_recipes.py --steps {arguments.steps} --scale {arguments.scale}`, "
+        f"{arguments.threads} CPU thread(s), validation on {arguments.val_tokens} tokens. "
+        f"A unigram model of the training shards has {unigram:.4f} nats per token "
+        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported weights "
+        "to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
+        "| recipe | raw | EMA | SWA | exported | bits/byte | nats below unigram | grid distance | seconds |\n"
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
+        + "\n".join(rows)
+        + "\n\n![curves](train_recipes.png)"
+    )
+    replace_between(here / "train_results.md", MARKS, body)
+    draw(here / "train_recipes.png", curves, unigram)
+
+
+def draw(path: Path, curves: dict[str, list[tuple[int, float]]], unigram: float) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for recipe, points in curves.items():
+        axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=recipe)
+    axes.axhline(unigram, color="grey", linestyle="--", label="unigram")
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation nats per token (raw weights)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=90)
+
+
+if __name__ == "__main__":
+    main()

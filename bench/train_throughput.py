@@ -1,0 +1,120 @@
+"""Training throughput of pr849 at full size, against a plain PyTorch loop over the same model.
+
+    python bench/train_throughput.py [--tokens 4096] [--seq-len 2048] [--repeats 3] [--compile off|on]
+
+The plain loop is the evalkit GPT as a module with float32 parameters, bfloat16 autocast and one AdamW; ours is a whole
+step of the recipe (Muon, Adam, clipping, EMA), with and without QAT. Prints a markdown table; the best repeat counts.
+MFU needs a GPU of known peak and is given for those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from evalkit.model.config import ModelConfig
+from evalkit.model.gpt import GPT
+from evalkit.recipes import load_recipe
+from train.config import resolve
+from train.data import TokenStream
+from train.distributed import Ranks
+from train.folder import RunFolder
+from train.init import initial_weights
+from train.loop import Trainer
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def training_flops_per_token(m: ModelConfig, seq_len: int) -> float:
+    """Forward and backward floating-point operations per token, causal attention counted once."""
+    matrices = m.num_layers * (2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden)
+    return 3 * (2 * (matrices + m.model_dim * m.vocab_size) + m.num_layers * 4 * m.model_dim * (seq_len + 1) / 2)
+
+
+def best_seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
+    step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
+    parser.add_argument("--seq-len", type=int, default=2048, help="window in tokens")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--compile", default="auto", help="auto, on or off")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = resolve(
+        load_recipe("pr849"),
+        {
+            "train.batch_tokens": str(a.tokens),
+            "train.spans": "1",
+            "train.seq_len": str(a.seq_len),
+            "train.compile": a.compile,
+        },
+        steps=1000,
+    )
+    rows: list[tuple[str, float]] = []
+
+    plain = GPT(config.model)
+    plain.load_state_dict(initial_weights(config.model, config.init, seed=1))
+    plain.to(device)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
+    tokens = torch.randint(0, 1024, (a.tokens + 1,), device=device)
+    ids, targets = tokens[:-1].view(-1, a.seq_len), tokens[1:]
+
+    def plain_step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = plain(ids)
+        F.cross_entropy(logits.float().flatten(0, 1), targets).backward()
+        optimizer.step()
+
+    rows.append(("plain PyTorch loop", best_seconds(plain_step, a.repeats, device)))
+    del plain, optimizer
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "train.bin"
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = 20240520, 1, 200_000
+        random = np.random.default_rng(0).integers(0, 1024, 200_000).astype("<u2")
+        shard.write_bytes(header.tobytes() + random.tobytes())
+        trainer = Trainer(
+            config,
+            stream=TokenStream([shard], vocab_size=1024),
+            validator=None,
+            ranks=Ranks(rank=0, size=1, device=device),
+            folder=RunFolder(path=Path(folder)),
+            progress=None,
+        )
+        for name, scale in (("evalkit, QAT off", None), ("evalkit, soft-round QAT and CROWN-Q on", 1.0)):
+            trainer.qat_start_scale = scale
+            rows.append((name, best_seconds(lambda: trainer.train_step() and None, a.repeats, device)))
+    flops = training_flops_per_token(config.model, a.seq_len)
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {a.threads} threads"
+    peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
+    print(f"pr849 at full size, {a.tokens} tokens a step in windows of {a.seq_len}, compile {a.compile}, {kind}\n")
+    print("| loop | s per step | tokens/s | GFLOP/s | MFU |\n|---|---:|---:|---:|---:|")
+    for name, seconds in rows:
+        rate = a.tokens / seconds
+        mfu = f"{rate * flops / peak:.1%}" if peak else "-"
+        print(f"| {name} | {seconds:.2f} | {rate:,.0f} | {rate * flops / 1e9:,.0f} | {mfu} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""``evalkit check``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from evalkit.check import CheckOptions, check_forecaster, check_session
+from evalkit.cli.options import model_options, score_options, text_options
+from evalkit.compose import open_session
+from evalkit.errors import InputError
+from evalkit.files import check_writable, write_json
+from evalkit.legality.report import LegalityReport
+from evalkit.tokens.stream import open_shards, tokenize_file
+from evalkit.tokens.tokenizer import Tokenizer
+
+EXAMPLE = """Examples:
+
+  evalkit check final_model.int6.ptz --mixer hedge --ttt --tokens 'data/fineweb_val_*.bin' --tokenizer fineweb.model
+
+  evalkit check --forecaster theirs.py:make --tokens 'data/fineweb_val_*.bin'
+"""
+
+
+@click.command("check", epilog=EXAMPLE)
+@click.argument("artifact", required=False)
+@text_options
+@model_options(tokenizer_required=False)
+@click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
+@click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
+@click.option("--span", type=int, default=0, help="Positions scored at a time (default: what the forecaster prefers).")
+@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the audits may take.")
+@click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
+@click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
+@click.option("--max-tokens", type=int, default=8192, show_default=True, help="Length of the stream that is audited.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")
+def command(
+    artifact: str | None,
+    no_model: bool,
+    forecaster: str | None,
+    span: int,
+    budget: float,
+    decode: int,
+    code: tuple[str, ...],
+    max_tokens: int,
+    seed: int,
+    json_path: str | None,
+    **options: Any,
+) -> int:
+    """Check that a score is legal, on behaviour alone: causal, normalised, each position once, honest bytes.
+
+    The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
+    """
+    check_writable(json_path)
+    how = CheckOptions(
+        span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
+    )
+    if forecaster is not None:
+        if artifact is not None or no_model:
+            raise InputError("--forecaster checks a stranger's code: leave out the artifact and --no-model")
+        report = _check_stranger(forecaster, how, options)
+    else:
+        if artifact is None and not no_model:
+            raise InputError("name the artifact to check, or give --forecaster FILE.py:FACTORY")
+        if options["tokenizer"] is None:
+            raise InputError("give the artifact's SentencePiece model with --tokenizer")
+        report = check_session(open_session(score_options(artifact, options)), how)
+    if json_path:
+        write_json(json_path, report.as_dict())
+    click.echo(describe(report))
+    return 3 if report.verdict == "illegal" else 0
+
+
+def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
+    if (options["tokens"] is None) == (options["text"] is None):
+        raise InputError("give the stream to check on as either --tokens GLOB or --text FILE")
+    tokenizer = Tokenizer(options["tokenizer"]) if options["tokenizer"] else None
+    if options["tokens"] is not None:
+        stream = open_shards(options["tokens"])
+    elif tokenizer is None:
+        raise InputError("--text needs --tokenizer, which turns it into tokens")
+    else:
+        stream = tokenize_file(options["text"], tokenizer)
+    if options["limit_tokens"]:
+        stream = stream.truncated(options["limit_tokens"] + 1)
+    tokens = stream.read(0, min(len(stream), how.max_tokens))
+    return check_forecaster(spec, tokens, how, bos=tokenizer.bos_id if tokenizer else 1)
+
+
+def describe(report: LegalityReport) -> str:
+    """Return verdict, findings and coverage for a terminal."""
+    lines = [report.summary()]
+    audited = report.covered.get("audit", {})
+    if audited:
+        lines.append(
+            f"audited {audited['audited_tokens']:,} of {audited['stream_tokens']:,} tokens in spans of "
+            f"{audited['span']:,}; false alarms: at most {audited['false_alarm_probability']:.0e} a check"
+        )
+    decode = report.covered.get("decode")
+    if decode:
+        lines.append(
+            f"decoded {decode['tokens']:,} tokens from {decode['bits']:,} bits; the ledger claims "
+            f"{decode['ledger_bits']:,.0f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""``evalkit compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evalkit.cli.options import model_options, score_options
+from evalkit.codec import compress_text
+from evalkit.codec.session import open_for_coding, span_of, stored_options
+from evalkit.errors import InputError
+from evalkit.files import check_writable, write_atomically
+
+EXAMPLE = """Example:
+
+  evalkit compress final_model.int6.ptz novel.txt -o novel.evk --tokenizer fineweb.model --mixer hedge
+"""
+
+
+@click.command("compress", epilog=EXAMPLE)
+@click.argument("artifact")
+@click.argument("text")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The compressed file.")
+@model_options(tokenizer_required=True)
+@click.option("--exact", is_flag=True, help="Restore every byte, not the text as the tokenizer normalises it.")
+def command(artifact: str, text: str, output: str, exact: bool, **options: Any) -> None:
+    """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
+    check_writable(output)
+    path = Path(text)
+    if not path.is_file():
+        raise InputError(f"text {text} does not exist or is not a file")
+    score = score_options(artifact, options | {"tokens": None, "text": text, "limit_tokens": 0})
+    session = open_for_coding(score)
+    coded = compress_text(
+        session.make_forecaster,
+        path.read_bytes(),
+        session.tokenizer.encode,
+        session.tokenizer.decode,
+        bos=session.tokenizer.bos_id,
+        exact=exact,
+        artifact_sha256=session.artifact.sha256 if session.artifact else "",
+        options=stored_options(session),
+        span=span_of(session),
+    )
+    write_atomically(output, coded.data)
+    size, bits = len(coded.data), coded.coded
+    click.echo(f"{coded.raw_bytes:,} bytes of text, {coded.normalised_bytes:,} as the tokenizer normalises it")
+    click.echo(f"{bits.words_bits:,} bits of code for {bits.tokens:,} tokens; the ledger says {bits.ledger_bits:,.1f}")
+    ratio = f", {8 * size / coded.raw_bytes:.4f} bits per byte of the input" if coded.raw_bytes else ""
+    click.echo(f"{output}: {size:,} bytes with header and {coded.extra_bytes:,} bytes of side information{ratio}")

@@ -1,0 +1,40 @@
+"""``evalkit decompress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalkit.codec import decompress_text, read_header
+from evalkit.codec.session import open_for_coding, restored_options
+from evalkit.errors import InputError
+from evalkit.files import check_writable, write_atomically
+
+EXAMPLE = """Example:
+
+  evalkit decompress final_model.int6.ptz novel.evk -o novel.txt --tokenizer fineweb.model
+"""
+
+
+@click.command("decompress", epilog=EXAMPLE)
+@click.argument("artifact")
+@click.argument("file")
+@click.option("-o", "--output", required=True, metavar="TEXT", help="The restored text.")
+@click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model of the tokens.")
+def command(artifact: str, file: str, output: str, tokenizer: str) -> None:
+    """Restore the text that compress wrote to FILE; its options are in the file."""
+    check_writable(output)
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"compressed file {file} does not exist or is not a file")
+    data = path.read_bytes()
+    session = open_for_coding(restored_options(read_header(data), artifact, tokenizer))
+    raw = decompress_text(
+        session.make_forecaster,
+        data,
+        session.tokenizer.decode,
+        artifact_sha256=session.artifact.sha256 if session.artifact else "",
+    )
+    write_atomically(output, raw)
+    click.echo(f"{output}: {len(raw):,} bytes")

@@ -1,0 +1,88 @@
+"""``evalkit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evalkit.files import check_writable
+from evalkit.table import format_pairs, format_table
+
+EXAMPLE = """Examples:
+
+  evalkit export runs/tiny -o tiny.evk --data data/sp1024
+
+  evalkit export runs/pr634 -o final_model.int6.ptz --container torch-xz --target-bytes 16000000 --code train_gpt.py
+"""
+
+
+@click.command("export", epilog=EXAMPLE)
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The artifact.")
+@click.option("--weights", type=click.Choice(["raw", "ema", "swa"]), help="Which weights (default: the recipe's).")
+@click.option(
+    "--container",
+    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
+    default="evalkit",
+    show_default=True,
+    help="evalkit's own, or the published layouts.",
+)
+@click.option("--data", metavar="DIR", help="Training shards to calibrate on (default: the model's own samples).")
+@click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
+@click.option("--force-calibration", is_flag=True, help="Calibrate even on shards that look like validation data.")
+@click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the smallest steps; 0 has none.")
+@click.option("--target-bytes", type=int, default=16_000_000, show_default=True, help="Cap on artifact plus code.")
+@click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
+@click.option("--fit", is_flag=True, help="Search widths and floors for the lowest loss that fits.")
+@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
+def command(
+    checkpoint: str,
+    output: str,
+    weights: str | None,
+    container: Any,
+    data: str | None,
+    calibration_tokens: int,
+    force_calibration: bool,
+    floor: float,
+    target_bytes: int,
+    code: tuple[str, ...],
+    fit: bool,
+    tokenizer: str | None,
+) -> None:
+    """Turn the run in CHECKPOINT (a folder of evalkit train) into an artifact: quantise, prune, encode."""
+    from train.export.pipeline import ExportConfig, export_run
+    from train.folder import load_run
+
+    check_writable(output)
+    result = export_run(
+        load_run(Path(checkpoint), weights),
+        Path(output),
+        ExportConfig(
+            container=container,
+            floor=floor,
+            calibration_tokens=calibration_tokens,
+            calibration_data=Path(data) if data else None,
+            force_calibration=force_calibration,
+            target_bytes=target_bytes,
+            fit=fit,
+            code=tuple(map(Path, code)),
+            tokenizer=Path(tokenizer) if tokenizer else None,
+        ),
+    )
+    total = result.file.n_bytes + result.code_bytes
+    if result.table:
+        header = ["tried", "step factor", "zeroed", "bytes with code", "fits", "loss"]
+        rows = [
+            [row.label, f"{row.step_factor:.3g}", f"{row.zeroed:,}", f"{row.total_bytes:,}", str(row.fits),
+             f"{row.loss:.5f}" if row.loss is not None else ""]
+            for row in result.table
+        ]  # fmt: skip
+        click.echo(format_table(header, rows))
+    pairs = [
+        ("artifact", f"{result.file.path}: {result.file.n_bytes:,} bytes, sha256 {result.file.sha256}"),
+        ("with code", f"{total:,} bytes, {target_bytes - total:,} under the target of {target_bytes:,}"),
+    ]
+    pairs += [("note", note) for note in result.notes]
+    click.echo(format_pairs(pairs))

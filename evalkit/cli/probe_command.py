@@ -1,0 +1,68 @@
+"""``evalkit probe``."""
+
+from __future__ import annotations
+
+import click
+
+from evalkit.files import check_writable, write_json
+from evalkit.legality.probe import emit, judge
+from evalkit.tokens.stream import open_shards
+
+EXAMPLE = """Example:
+
+  evalkit probe emit --kind ngram --tokens-count 200000 --out probe
+
+  (run the program on probe/whole and on probe/prefix, note the losses that it reports)
+
+  evalkit probe judge probe --val-loss 6.2144 --prefix-loss 6.2089
+"""
+
+
+@click.group("probe", epilog=EXAMPLE)
+def command() -> None:
+    """Audit a program that cannot be imported, from the loss that it reports on a stream of known entropy."""
+
+
+@command.command("emit", epilog=EXAMPLE)
+@click.option("--kind", type=click.Choice(["uniform", "ngram"]), default="ngram", show_default=True)
+@click.option("--tokens-count", type=int, default=131073, show_default=True, help="Tokens of the whole stream.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the shards and the sealed record.")
+@click.option("--vocab-size", type=int, default=1024, show_default=True, help="Ids are below this.")
+@click.option("--multiple", type=int, default=2048, show_default=True, help="Sequence length of the program.")
+@click.option("--like", metavar="GLOB", help="Shards whose token pairs the ngram source takes.")
+@click.option("--seed", type=int, help="Repeat a stream; by default it is drawn anew, and nobody can know it.")
+def emit_command(
+    kind: str, tokens_count: int, out: str, vocab_size: int, multiple: int, like: str | None, seed: int | None
+) -> None:
+    """Write challenge-format shards drawn from a known source: DIR/whole, and DIR/prefix, which it begins with."""
+    stream = open_shards(like) if like else None
+    emitted = emit(
+        kind,  # type: ignore[arg-type]
+        tokens_count,
+        out,
+        seed=seed,
+        vocab_size=vocab_size,
+        multiple=multiple,
+        like=stream.read(0, len(stream)) if stream else None,
+    )
+    click.echo(f"{emitted.whole}: {emitted.tokens:,} tokens, {emitted.prefix}: {emitted.prefix_tokens:,}")
+    click.echo(f"no legal program can expect to report less than {emitted.entropy_nats:.6f} nats per token")
+    click.echo(f"commitment {emitted.commitment}")
+
+
+@command.command("judge", epilog=EXAMPLE)
+@click.argument("folder")
+@click.option("--val-loss", metavar="NATS", help="Nats per token that the program reported on DIR/whole.")
+@click.option("--prefix-loss", metavar="NATS", help="The same on DIR/prefix; together they give the suffix.")
+@click.option("--nll", metavar="FILE", help="Nats of every position (npz with nll) in place of the losses.")
+@click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")
+def judge_command(
+    folder: str, val_loss: str | None, prefix_loss: str | None, nll: str | None, json_path: str | None
+) -> int:
+    """Judge what a program reported on the probe in FOLDER."""
+    check_writable(json_path)
+    report = judge(folder, val_loss=val_loss, prefix_loss=prefix_loss, nll=nll)
+    if json_path:
+        write_json(json_path, report.as_dict())
+    click.echo(report.summary())
+    return 3 if report.verdict == "illegal" else 0

@@ -1,0 +1,99 @@
+"""``evalkit run``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from evalkit.artifact.load import SIZE_CAP
+from evalkit.cli.train_command import overrides_of
+from evalkit.pipeline import Interrupted, PipelineOptions, run_pipeline
+
+EXAMPLE = """Example:
+
+  evalkit run --recipe tiny --data data/sp1024 --tokenizer fineweb_1024_bpe.model --out runs/tiny --max-seconds 120
+"""
+
+
+@click.command("run", epilog=EXAMPLE)
+@click.option("--recipe", required=True, metavar="NAME", help="What to train.")
+@click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards.")
+@click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model of the tokens.")
+@click.option("--out", default="runs/last", show_default=True, metavar="DIR", help="Folder for everything.")
+@click.option("--tokens", metavar="GLOB", help="What to score (default: the validation shards in --data).")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting of any section.")
+@click.option("--scale", metavar="SIZE", help="Keep the features at a smaller size: WIDTHxDEPTH, or a fraction.")
+@click.option("--steps", type=int, help="Stop training after this many steps.")
+@click.option("--max-seconds", type=float, help="Stop training after this many seconds.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option(
+    "--container",
+    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
+    default="evalkit",
+    show_default=True,
+)
+@click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the quantiser's smallest steps.")
+@click.option("--limit-tokens", type=int, default=0, help="Score at most this many tokens (default: all).")
+@click.option("--stride", type=int, default=64, show_default=True)
+@click.option("--mixer", type=click.Choice(["none", "hedge"]), default="none", show_default=True)
+@click.option("--ttt", is_flag=True, help="Also score with test-time training.")
+@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds for each legality check; 0: none.")
+@click.option("--decode", type=int, default=0, metavar="N", help="Compress and decompress N tokens in each check.")
+@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
+def command(
+    recipe: str,
+    data: str,
+    tokenizer: str,
+    out: str,
+    tokens: str | None,
+    settings: tuple[str, ...],
+    scale: str | None,
+    steps: int | None,
+    max_seconds: float | None,
+    resume: bool,
+    container: str,
+    floor: float,
+    limit_tokens: int,
+    stride: int,
+    mixer: str,
+    ttt: bool,
+    budget: float,
+    decode: int,
+    enforce_cap: bool,
+) -> int:
+    """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
+    variants: list[tuple[str, bool]] = [("none", False)]
+    if (mixer, ttt) != ("none", False):
+        variants.append((mixer, ttt))
+    try:
+        report = run_pipeline(
+            PipelineOptions(
+                recipe=recipe,
+                data=Path(data),
+                tokenizer=Path(tokenizer),
+                out=Path(out),
+                tokens=tokens,
+                settings=overrides_of(settings),
+                scale=scale,
+                steps=steps,
+                max_seconds=max_seconds,
+                resume=resume,
+                container=container,
+                floor=floor,
+                limit_tokens=limit_tokens,
+                variants=tuple(variants),
+                check_seconds=budget,
+                decode_tokens=decode,
+                stride=stride,
+            ),
+            say=click.echo,
+            progress=sys.stderr if sys.stderr.isatty() else None,
+        )
+    except Interrupted as error:
+        click.echo(f"evalkit: {error}", err=True)
+        return 130
+    verdicts = {stage.get("verdict") for stage in report["stages"].values()}
+    over = enforce_cap and report["artifact"]["bytes"] > SIZE_CAP
+    return 3 if "illegal" in verdicts or over else 0

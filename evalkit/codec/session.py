@@ -1,0 +1,69 @@
+"""What encoder and decoder must agree on besides the artifact, as it is stored in the compressed file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from evalkit.codec.container import Header
+from evalkit.compose import ScoreOptions, Session, open_model
+from evalkit.errors import InputError
+from evalkit.prequential.loop import DEFAULT_SPAN
+
+_STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "dtype", "batch_windows")
+
+
+def open_for_coding(options: ScoreOptions) -> Session:
+    """Open artifact and tokenizer; the text is not part of what both sides have.
+
+    Raises:
+        InputError: the options ask for a score that no decoder can follow.
+    """
+    session = open_model(options)
+    if options.mixer == "published":
+        raise InputError("--mixer published is no probability model, so there is nothing to code with; use hedge")
+    if options.ttt:
+        config = session.ttt_config()
+        if config.schedule == "cosine":
+            raise InputError(
+                "the cosine schedule needs the number of chunks, which a decoder does not have; use "
+                "--set ttt.schedule=constant or inverse_sqrt"
+            )
+        if config.time_limit:
+            raise InputError("ttt.time_limit makes scores depend on the machine's speed; a decoder cannot follow")
+    return session
+
+
+def span_of(session: Session) -> int:
+    """Return the positions between two calls of ``observe``."""
+    return int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
+
+
+def stored_options(session: Session) -> dict[str, Any]:
+    """Return the options that the decoder needs, with what was resolved in place of what was left open."""
+    values = dataclasses.asdict(session.options)
+    stored = {name: values[name] for name in _STORED}
+    stored["settings"] = {section: dict(items) for section, items in session.options.settings.items()}
+    stored["tokenizer_sha256"] = session.tokenizer.sha256
+    if session.sliding is not None:
+        stored |= {"seq_len": session.sliding.seq_len, "dtype": session.sliding.dtype}
+    return stored
+
+
+def restored_options(header: Header, artifact: str, tokenizer: str) -> ScoreOptions:
+    """Return the encoder's options for the decoder's files.
+
+    Raises:
+        InputError: the header lacks an option, or the tokenizer is another one.
+    """
+    from evalkit.tokens.tokenizer import Tokenizer
+
+    stored = header.options
+    if Tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
+        raise InputError(f"the file was compressed with another tokenizer than {tokenizer}")
+    try:
+        values = {name: stored[name] for name in _STORED}
+        settings = {str(k): {str(a): str(b) for a, b in v.items()} for k, v in stored["settings"].items()}
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"the compressed file's options are incomplete: {error}") from None
+    return ScoreOptions(artifact=artifact, tokenizer=tokenizer, text="-", settings=settings, **values)

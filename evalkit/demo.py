@@ -1,0 +1,117 @@
+"""The demo: a real run on text that every Python has, with nothing to download."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from evalkit.errors import InputError
+from evalkit.files import write_atomically
+from evalkit.pipeline import PipelineOptions, Say, run_pipeline
+from evalkit.tokens.shards import write_shard
+from evalkit.tokens.tokenizer import Tokenizer
+
+VOCAB_SIZE = 1024
+_VALIDATION_SHARE = 8  # one document in eight
+_MODEL = {
+    "model.num_layers": "3",
+    "model.model_dim": "128",
+    "model.num_heads": "4",
+    "model.num_kv_heads": "2",
+    "model.mlp_hidden": "320",
+    "train.seq_len": "256",
+    "train.batch_tokens": "4096",
+}
+
+
+def demo_documents() -> list[str]:
+    """Return the language reference inside Python's own ``pydoc_data``, one document a topic, and long docstrings."""
+    from pydoc_data.topics import topics
+
+    documents = [topics[name] for name in sorted(topics)]
+    for module in ("argparse", "decimal", "logging", "unittest", "typing", "statistics", "pickletools", "turtle"):
+        documents += _docstrings(module)
+    return [document for document in documents if len(document) > 200]
+
+
+def _docstrings(module: str) -> list[str]:
+    import importlib.util
+
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return []
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return [text.strip() for text in re.findall(r'"""(.*?)"""', source, flags=re.DOTALL) if len(text) > 400]
+
+
+def prepare_data(out: Path) -> tuple[Path, Path]:
+    """Train a tokenizer on the training documents and write shards; returns the shard folder and the tokenizer."""
+    import sentencepiece
+
+    documents = demo_documents()
+    validation = documents[::_VALIDATION_SHARE]
+    training = [text for i, text in enumerate(documents) if i % _VALIDATION_SHARE]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(line for text in training for line in text.splitlines() if line.strip()),
+        model_writer=model,
+        vocab_size=VOCAB_SIZE,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="nmt_nfkc",
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    data = out / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    path = out / "tokenizer.model"
+    write_atomically(path, model.getvalue())
+    tokenizer = Tokenizer(path)
+    for name, texts in (("train", training), ("val", validation)):
+        tokens = np.concatenate([tokenizer.encode_document(text) for text in texts])
+        write_shard(data / f"demo_{name}_000000.bin", tokens)
+    return data, path
+
+
+def run_demo(out: Path, seconds: float, *, say: Say, progress: TextIO | None = None) -> None:
+    """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; print the table.
+
+    Args:
+        out: folder for everything; it must not hold another run.
+        seconds: training time.
+        say: prints a line.
+        progress: terminal for progress.
+    """
+    if (out / "run").exists():
+        raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")
+    data, tokenizer = prepare_data(out)
+    say(f"made a tokenizer of {VOCAB_SIZE} pieces and shards from Python's own documentation in {out}")
+    run_pipeline(
+        PipelineOptions(
+            recipe="tiny",
+            data=data,
+            tokenizer=tokenizer,
+            out=out,
+            settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
+            max_seconds=seconds,
+            calibration_tokens=16_384,
+            limit_tokens=12_288,
+            variants=(("none", False), ("hedge", False), ("none", True), ("hedge", True)),
+            check_seconds=8.0,
+            decode_tokens=256,
+            dtype="float32",
+        ),
+        say=say,
+        progress=progress,
+    )
+    say(f"\neverything is in {out}: model.evk is the artifact, report.json the numbers")
+    say(f"next: evalkit inspect {out / 'model.evk'}")

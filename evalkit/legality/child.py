@@ -1,0 +1,304 @@
+"""The process in which a stranger's forecaster runs. Started by path, knows numpy and the standard library only.
+
+It is sent the prefix that has been observed and the span that is to be scored, and nothing else; every array that
+the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the copy answers from then on and
+``pop`` ends it, so the state before the push comes back untouched, whatever the forecaster did in between.
+
+Frames on the socket are ``uint32 header length, uint32 payload length, JSON header, raw array bytes``; nothing is
+unpickled on either side, so the stranger cannot reach the parent through its replies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import socket
+import struct
+import sys
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+POPPED = 73
+"""Exit status of a forked copy that was asked to end: anything else is a crash."""
+
+DECOYS: dict[str, Any] = {}
+"""Where the bait of the reach audit lies; empty in every other audit."""
+
+
+class StrangerFault(Exception):
+    """Something that the stranger's code did wrong, to be reported and judged by the parent."""
+
+    def __init__(self, kind: str, message: str, row: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.row = row
+
+
+def receive_exactly(link: socket.socket, count: int) -> bytes:
+    """Return exactly ``count`` bytes, or raise EOFError when the other side has gone."""
+    parts: list[bytes] = []
+    while count:
+        part = link.recv(min(count, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def receive(link: socket.socket) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Read one frame: the header and its array, if it has one."""
+    head, body = struct.unpack("<II", receive_exactly(link, 8))
+    header: dict[str, Any] = json.loads(receive_exactly(link, head))
+    payload = receive_exactly(link, body)
+    if "shape" not in header:
+        return header, None
+    return header, np.frombuffer(payload, dtype=header["dtype"]).reshape(header["shape"])
+
+
+def send(link: socket.socket, header: dict[str, Any], array: np.ndarray | None = None) -> None:
+    """Write one frame."""
+    payload = b""
+    if array is not None:
+        array = np.ascontiguousarray(array)
+        header = {**header, "dtype": array.dtype.str, "shape": list(array.shape)}
+        payload = array.tobytes()
+    head = json.dumps(header).encode()
+    link.sendall(struct.pack("<II", len(head), len(payload)) + head + payload)
+
+
+def load_factory(spec: str) -> Any:
+    """Return the callable that ``FILE.py:NAME`` or ``package.module:NAME`` names."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise StrangerFault("import", f"{spec!r} is not of the form FILE.py:FACTORY or package.module:FACTORY")
+    if place.endswith(".py"):
+        path = os.path.abspath(place)
+        if not os.path.exists(path):
+            raise StrangerFault("import", f"the file {place} does not exist")
+        sys.path.insert(0, os.path.dirname(path))
+        found = importlib.util.spec_from_file_location("forecaster_under_audit", path)
+        if found is None or found.loader is None:
+            raise StrangerFault("import", f"{place} cannot be loaded as a Python module")
+        module = importlib.util.module_from_spec(found)
+        sys.modules["forecaster_under_audit"] = module
+        found.loader.exec_module(module)
+    else:
+        sys.path.insert(0, os.getcwd())
+        module = importlib.import_module(place)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise StrangerFault("import", f"{place} has no callable named {name!r}")
+    return factory
+
+
+class Baited(np.ndarray):
+    """An array that the garbage collector tracks, so that a search of its objects meets it."""
+
+
+def lay_bait(stream: np.ndarray) -> None:
+    """Leave the whole stream where a careless harness would: globals, containers, tracked objects."""
+    main = sys.modules["__main__"]
+    for dtype in (np.int64, np.int32, np.uint16):
+        copy = stream.astype(dtype)
+        DECOYS[np.dtype(dtype).name] = copy
+        DECOYS["list " + np.dtype(dtype).name] = [copy]
+    DECOYS["tracked"] = stream.astype(np.int64).view(Baited)
+    DECOYS["plain list"] = [int(token) for token in stream]
+    DECOYS["mapping"] = {"tokens": DECOYS["int64"], "stream": DECOYS["int64"], "val_tokens": DECOYS["uint16"]}
+    for name in ("tokens", "stream", "val_tokens", "full_tokens"):
+        setattr(main, name, DECOYS["int64"])
+
+
+class Session:
+    """One forecaster at a time, the prefix it has observed, and the calls that are made on it."""
+
+    def __init__(self, spec: str) -> None:
+        self.factory = load_factory(spec)
+        self.instance: Any = None
+        self.prefix = np.zeros(0, np.int64)
+
+    def make(self) -> dict[str, Any]:
+        """Build a forecaster in this process and say what it offers."""
+        stream = DECOYS.get("int64")  # a local of the caller, for those that walk the frames
+        self.instance = self.factory()
+        del stream
+        size = getattr(self.instance, "vocab_size", None)
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or int(size) < 1:
+            raise StrangerFault("import", f"vocab_size is {size!r}; a positive integer is needed")
+        offers = [
+            name
+            for name in ("score", "observe", "distribution", "next_boundary")
+            if callable(getattr(self.instance, name, None))
+        ]
+        return {"vocab_size": int(size), "offers": offers}
+
+    def visible(self, row: np.ndarray) -> np.ndarray:
+        """Return a fresh array of the prefix and the span: exactly what may be seen."""
+        start, stop = len(self.prefix), len(self.prefix) + len(row)
+        if "int64" in DECOYS and len(DECOYS["int64"]) >= stop:
+            longer: np.ndarray = DECOYS["int64"].copy()
+            longer[:start] = self.prefix
+            longer[start:stop] = row
+            return longer[:stop]  # its .base, and the memory behind its end, are bait as well
+        tokens = np.empty(stop, np.int64)
+        tokens[:start] = self.prefix
+        tokens[start:] = row
+        return tokens
+
+    def call(self, method: str, row: np.ndarray) -> Any:
+        """Call ``method`` on the prefix and one span; the tokens must come back as they went in."""
+        tokens = self.visible(row)
+        sent = tokens.tobytes()
+        start, stop = len(self.prefix), len(tokens)
+        stream = DECOYS.get("int64")
+        result = getattr(self.instance, method)(tokens, start, stop)
+        del stream
+        if tokens.tobytes() != sent:
+            raise StrangerFault("rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed")
+        return result
+
+    def numbers(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+        """Return the float64 values of one call and the dtype they came in."""
+        result = np.asarray(self.call(method, row))
+        if result.shape != shape:
+            raise StrangerFault("shape", f"{method} returned shape {list(result.shape)}, expected {list(shape)}")
+        if result.dtype.kind != "f":
+            raise StrangerFault("dtype", f"{method} returned {result.dtype}, expected floating point numbers")
+        return result.astype(np.float64), result.dtype.name
+
+    def rows(self, method: str, rows: np.ndarray, isolated: bool) -> tuple[np.ndarray, str]:
+        """Call ``method`` on every row; ``isolated`` runs each in a forked copy, as if no other had been."""
+        width = rows.shape[1]
+        vocab = int(self.instance.vocab_size)
+        shape = (width,) if method == "score" else (width, vocab)
+        values = np.empty((len(rows), *shape), np.float64)
+        dtype = "float64"
+        for index, row in enumerate(rows):
+            try:
+                if isolated:
+                    values[index], dtype = self.forked(method, row, shape)
+                else:
+                    values[index], dtype = self.numbers(method, row, shape)
+            except StrangerFault as fault:
+                raise StrangerFault(fault.kind, str(fault), index) from None
+            except Exception as error:
+                raise StrangerFault("crash", describe(error), index) from None
+        return values, dtype
+
+    def forked(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+        """Make one call in a forked copy of this process and return what it answered."""
+        mine, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            try:
+                values, dtype = self.numbers(method, row, shape)
+                send(theirs, {"dtype_name": dtype}, values)
+            except StrangerFault as fault:
+                send(theirs, {"fault": fault.kind, "message": str(fault)})
+            except BaseException as error:
+                send(theirs, {"fault": "crash", "message": describe(error)})
+            os._exit(0)
+        theirs.close()
+        try:
+            header, array = receive(mine)
+        except EOFError:
+            header, array = {"fault": "crash", "message": f"the process died in {method}"}, None
+        finally:
+            mine.close()
+            os.waitpid(child, 0)
+        if array is None:
+            raise StrangerFault(header["fault"], header["message"])
+        return array, header["dtype_name"]
+
+    def answer(self, header: dict[str, Any], array: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray | None]:
+        """Carry out one request."""
+        operation = header["do"]
+        if operation == "make":
+            self.prefix = np.zeros(0, np.int64)
+            return self.make(), None
+        if operation == "begin" and array is not None:
+            self.prefix = array.astype(np.int64)
+            return {}, None
+        if operation == "bait" and array is not None:
+            lay_bait(array)
+            return {}, None
+        if operation == "boundary":
+            return {"stop": int(self.instance.next_boundary(len(self.prefix)))}, None
+        if operation == "observe" and array is not None:
+            self.call("observe", array)
+            self.prefix = np.concatenate([self.prefix, array.astype(np.int64)])
+            return {}, None
+        if operation in ("score", "distribution") and array is not None:
+            values, dtype = self.rows(operation, array, bool(header.get("isolated")))
+            return {"dtype_name": dtype}, values
+        raise StrangerFault("protocol", f"unknown request {operation!r}")
+
+
+def describe(error: BaseException) -> str:
+    """Return the error, and the last place in the stranger's code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = os.path.abspath(__file__)
+    where = next((f for f in reversed(frames) if os.path.abspath(f.filename) != own), None)
+    place = f" ({os.path.basename(where.filename)}, line {where.lineno})" if where else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def serve(link: socket.socket, spec: str) -> None:
+    """Answer requests until the parent hangs up."""
+    session: Session | None = None
+    while True:
+        try:
+            header, array = receive(link)
+        except (EOFError, OSError):
+            os._exit(0)
+        began = time.perf_counter()
+        try:
+            if header["do"] == "load":
+                session = Session(spec)
+                reply: dict[str, Any] = {}
+                values = None
+            elif header["do"] == "push":
+                child = os.fork()
+                if child:
+                    _, status = os.waitpid(child, 0)
+                    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == POPPED:
+                        reply, values = {}, None
+                    else:
+                        reply = {"fault": "died", "message": "the process of the forecaster died", "row": 0}
+                        values = None
+                else:
+                    reply, values = {}, None
+            elif header["do"] == "pop":
+                os._exit(POPPED)
+            else:
+                assert session is not None
+                reply, values = session.answer(header, array)
+        except StrangerFault as fault:
+            reply, values = {"fault": fault.kind, "message": str(fault), "row": fault.row}, None
+        except BaseException as error:
+            reply, values = {"fault": "crash", "message": describe(error), "row": 0}, None
+        reply["seconds"] = time.perf_counter() - began
+        with contextlib.suppress(BrokenPipeError):
+            send(link, reply, values)
+
+
+def main() -> None:
+    """Serve the socket whose number is the first argument with the factory that is the second."""
+    own_folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != own_folder]
+    sys.path.append(os.path.dirname(os.path.dirname(own_folder)))
+    link = socket.socket(fileno=int(sys.argv[1]))
+    spec = sys.argv[2]
+    sys.argv[:] = [spec]
+    serve(link, spec)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the audits of one run share: the stream, the clock, the first scores, and the report."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evalkit.errors import InputError
+from evalkit.legality.driver import Run
+from evalkit.legality.hosts import Fault, Ids
+from evalkit.legality.noise import Grid, NoiseProfile, grid_of
+from evalkit.legality.options import AuditOptions
+from evalkit.legality.report import Axiom, Finding, LegalityReport
+
+KEPT = 4
+"""Findings that one audit lists for one axiom; the rest are counted."""
+
+
+@dataclass
+class Context:
+    """Shared state of one audit; the methods that write are safe to call from two threads."""
+
+    tokens: Ids
+    options: AuditOptions
+    deadline: float
+    report: LegalityReport = field(default_factory=LegalityReport)
+    base: Run = field(default_factory=lambda: Run(nats=np.zeros(0)))
+    noise: NoiseProfile = field(default_factory=NoiseProfile)
+    grid: Grid = "float64"
+    vocab_size: int = 0
+    offers: frozenset[str] = frozenset()
+    recallable: bool = True
+    drift: float = 0.0
+    unstable: bool = False
+    moved: set[int] = field(default_factory=set)
+    how: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def left(self) -> float:
+        """Return the seconds that are left of the budget."""
+        return self.deadline - time.monotonic()
+
+    def adopt(self, run: Run, vocab_size: int, offers: frozenset[str]) -> None:
+        """Take ``run`` as the scores that all others are compared with."""
+        self.base = run
+        self.tokens = self.tokens[: run.stop]
+        self.base.nats = run.nats[: run.stop - 1]
+        self.vocab_size, self.offers = vocab_size, offers
+        self.grid = grid_of(self.base.nats)
+
+    def size(self, nats: float) -> dict[str, float | None]:
+        """Return a size in nats, in bits, and in bits per byte where the bytes are known."""
+        per_byte = self.options.bytes_per_token
+        bits = nats / math.log(2)
+        return {"nats": nats, "bits": bits, "bpb": None if per_byte is None else bits / per_byte}
+
+    def find(self, audit: str, axiom: Axiom, position: int | None, evidence: Mapping[str, Any], message: str) -> None:
+        """Record a finding, or count it where its audit has already said enough."""
+        with self._lock:
+            self._counts[audit, axiom] += 1
+            if self._counts[audit, axiom] <= KEPT:
+                recipe = f"{message} To see it again: {self.how}seed {self.options.seed}, audit {audit}."
+                self.report.findings.append(
+                    Finding(axiom=axiom, position=position, evidence={"audit": audit, **evidence}, message=recipe)
+                )
+
+    def cover(self, audit: str, **facts: Any) -> None:
+        """Record what an audit did."""
+        with self._lock:
+            self.report.covered.setdefault(audit, {}).update(facts)
+
+    def gap(self, sentence: str) -> None:
+        """Record what was not covered."""
+        with self._lock:
+            if sentence not in self.report.uncovered:
+                self.report.uncovered.append(sentence)
+
+    def failed(self, audit: str, fault: Fault, *, real: bool) -> None:
+        """Judge a failed call: a breach of the ledger on the real stream, else a gap in coverage."""
+        if fault.kind == "import":
+            raise InputError(str(fault))
+        if fault.kind == "hang":
+            self.gap(f"{audit}: {fault} (position {fault.start}); the forecaster is slow or it hangs")
+        elif real or fault.kind in ("rewrite", "shape", "dtype"):
+            self.find(audit, "ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}.")
+        else:
+            self.gap(f"{audit}: the forecaster failed on other valid tokens at {fault.start}: {fault}")
+
+    def counts(self) -> dict[str, int]:
+        """Return how many findings each audit made, listed or not."""
+        return {f"{audit}/{axiom}": count for (audit, axiom), count in sorted(self._counts.items())}

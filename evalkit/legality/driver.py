@@ -1,0 +1,85 @@
+"""Takes a forecaster through a stream: score a span, record it, let it be observed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evalkit.legality.hosts import Fault, Floats, Host, Ids
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What one pass over a stream recorded.
+
+    Attributes:
+        nats: Score of position ``1 + i`` at index ``i``; NaN where the pass did not get to.
+        spans: The spans ``(start, stop)`` that were scored.
+        seconds: Wall time of the pass.
+    """
+
+    nats: Floats
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def stop(self) -> int:
+        """One past the last position that was scored."""
+        return self.spans[-1][1] if self.spans else 1
+
+
+def next_stop(host: Host, start: int, end: int, span: int) -> int:
+    """Return where the span from ``start`` stops: ``span`` tokens on, at a boundary, or at the end."""
+    stop = min(start + span, end)
+    boundary = host.boundary()
+    if boundary is not None:
+        if boundary <= start:
+            raise Fault("protocol", f"next_boundary({start}) is {boundary}, not beyond its argument", start=start)
+        stop = min(stop, boundary)
+    return stop
+
+
+def spans(host: Host, end: int, span: int, cuts: Ids | None = None) -> Iterator[tuple[int, int]]:
+    """Yield consecutive spans from position 1 to ``end``, cut also at ``cuts`` (ascending).
+
+    The caller must observe each span before asking for the next.
+    """
+    start, index = 1, 0
+    while start < end:
+        stop = next_stop(host, start, end, span)
+        if cuts is not None:
+            while index < len(cuts) and cuts[index] <= start:
+                index += 1
+            if index < len(cuts):
+                stop = min(stop, int(cuts[index]))
+        yield start, stop
+        start = stop
+
+
+def advance(host: Host, span: Ids) -> None:
+    """Do with a span what the ledger does: score it as it is, then let it be observed."""
+    host.score(span[None, :])
+    host.observe(span)
+
+
+def run_stream(host: Host, tokens: Ids, span: int, *, deadline: float = math.inf) -> Run:
+    """Score ``tokens`` from position 1 with the forecaster that ``host`` has just started.
+
+    Raises:
+        Fault: the forecaster failed in a call.
+    """
+    run = Run(nats=np.full(len(tokens) - 1, np.nan))
+    began = time.monotonic()
+    for start, stop in spans(host, len(tokens), span):
+        piece = tokens[start:stop]
+        run.nats[start - 1 : stop - 1] = host.score(piece[None, :])[0]
+        run.spans.append((start, stop))
+        host.observe(piece)
+        if time.monotonic() > deadline:
+            break
+    run.seconds = time.monotonic() - began
+    return run

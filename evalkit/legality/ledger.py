@@ -1,0 +1,66 @@
+"""The first pass: every position scored once, in order, with a number that can be a code length."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from evalkit.legality.context import Context
+from evalkit.legality.driver import run_stream
+from evalkit.legality.hosts import Fault, Host
+from evalkit.legality.noise import FLOAT32
+
+AUDIT = "ledger"
+
+
+def first_pass(context: Context, host: Host, seconds: float) -> bool:
+    """Score the stream for at most ``seconds``; return False where no further audit makes sense.
+
+    The context adopts the scores. Shape, dtype and untouched tokens are checked in every call of every audit; here
+    the numbers are checked too: finite, and no probability above 1.
+    """
+    try:
+        host.fresh(int(context.tokens[0]))
+        largest = int(context.tokens.max())
+        if largest >= host.vocab_size:
+            context.find(
+                AUDIT,
+                "ledger",
+                int(np.argmax(context.tokens)),
+                {"token": largest, "vocab_size": host.vocab_size},
+                f"The stream holds token {largest}; the forecaster's vocabulary has {host.vocab_size}.",
+            )
+            return False
+        run = run_stream(host, context.tokens, context.options.span, deadline=time.monotonic() + seconds)
+    except Fault as fault:
+        context.failed(AUDIT, fault, real=True)
+        return False
+    context.adopt(run, host.vocab_size, host.offers)
+    nats = context.base.nats
+    for index in np.flatnonzero(~np.isfinite(nats)):
+        context.find(
+            AUDIT,
+            "ledger",
+            int(index) + 1,
+            {"score": float(nats[index])},
+            f"The score is {nats[index]}: not a finite code length.",
+        )
+    for index in np.flatnonzero(nats < -FLOAT32):
+        context.find(
+            AUDIT,
+            "normalisation",
+            int(index) + 1,
+            {"score": float(nats[index]), **context.size(float(-nats[index]))},
+            f"The score is {nats[index]:.6g} nats: a probability above 1.",
+        )
+    context.cover(
+        AUDIT,
+        positions=len(nats),
+        spans=len(run.spans),
+        seconds=run.seconds,
+        mean_nats=float(np.mean(nats)),
+        grid=context.grid,
+        vocab_size=host.vocab_size,
+    )
+    return bool(np.all(np.isfinite(nats)))

@@ -1,0 +1,47 @@
+"""The settings of an audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evalkit.errors import InputError
+
+FALSE_ALARM = 1e-6
+"""Probability that an honest forecaster is called illegal by any of the statistical tests of one audit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """How to audit.
+
+    Attributes:
+        span: Tokens per span; a forecaster's ``next_boundary`` may cut a span shorter.
+        budget_seconds: Wall time that the audits may take together.
+        seed: Seed of every random choice; the same seed makes the same audit.
+        max_tokens: Length of the part of the stream that is looked at, from its start.
+        call_seconds: How long one call may take before the forecaster counts as hanging.
+        workers: Processes, or passes of work, at a time (1 or 2). In-process forecasters use one.
+        bytes_per_token: For sizes in bits per byte; None leaves them out.
+        bos: Id of the token that starts a document; a place where leaks live.
+    """
+
+    span: int = 64
+    budget_seconds: float = 40.0
+    seed: int = 0
+    max_tokens: int = 8192
+    call_seconds: float = 30.0
+    workers: int = 2
+    bytes_per_token: float | None = None
+    bos: int = 1
+
+    def __post_init__(self) -> None:
+        if self.span < 1:
+            raise InputError(f"span is {self.span}; a span holds at least one token")
+        if not self.budget_seconds > 0:
+            raise InputError(f"the budget is {self.budget_seconds} seconds; it must be positive")
+        if self.max_tokens < 2:
+            raise InputError(f"max_tokens is {self.max_tokens}; at least 2 are needed to score one")
+        if self.workers not in (1, 2):
+            raise InputError(f"workers is {self.workers}; it must be 1 or 2")
+        if self.bytes_per_token is not None and not self.bytes_per_token > 0:
+            raise InputError(f"bytes_per_token is {self.bytes_per_token}; it must be positive")

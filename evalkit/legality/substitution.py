@@ -1,0 +1,208 @@
+"""Put every token of the vocabulary at t: the probabilities that would have been reported sum to at most 1.
+
+Two ways to ask: *single* cuts the stream at t and scores a span of one token (cheap, so many positions), *span*
+keeps the span of the ledger with its later tokens (dear, so fewer positions, but exactly the ledger's own call).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from evalkit.legality.context import Context
+from evalkit.legality.driver import advance, spans
+from evalkit.legality.hosts import Fault, Floats, Host, Ids
+from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
+
+Mode = Literal["single", "span"]
+NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
+RUN = 128
+"""Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """Probability sums by position, with the tolerance of each."""
+
+    position: list[int] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+    tolerance: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def tolerance(scores: Floats, noise: NoiseProfile) -> float:
+    """Return how far above 1 the sum of ``exp(-scores)`` may lie by arithmetic alone.
+
+    1e-4 is float32's share (see :data:`~evalkit.legality.noise.FLOAT32`); on a coarse grid every score may be one
+    step low (half a step of its own, as much for what it was computed from); content noise counts eightfold.
+    """
+    allowed = FLOAT32
+    if noise.grid in ("bfloat16", "float16"):
+        allowed += float(np.sum(np.exp(-scores) * np.expm1(step(scores, noise.grid))))
+    return allowed + 8.0 * noise.upper
+
+
+def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = RUN) -> Ids:
+    """Return about ``count`` positions: an unbroken run, seams, repeated contexts, document starts, random ones."""
+    end = len(context.tokens)
+    if count >= end - 1:
+        return np.arange(1, end, dtype=np.int64)
+    length = min(run, max(count * 2 // 3, 1))
+    first = int(rng.integers(max(1, (end - length) // 3), max(2, end - length + 1)))
+    chosen = set(range(first, min(first + length, end)))
+    bos = np.flatnonzero(context.tokens[:-1] == context.options.bos) + 1
+    seams = np.array([start for start, _ in context.base.spans] + [stop - 1 for _, stop in context.base.spans])
+    best = np.argsort(context.base.nats)[: max(8, end // 50)] + 1
+    rest = max(count - len(chosen), 0)
+    for pool, share in ((seams, 0.2), (bos, 0.1), (best, 0.2)):
+        picked = rng.permutation(pool)[: math.ceil(share * rest)]
+        chosen.update(int(p) for p in picked if 0 < p < end)
+    free = [p for p in rng.permutation(np.arange(1, end)).tolist() if p not in chosen]
+    chosen.update(free[: max(count - len(chosen), 0)])
+    return np.array(sorted(chosen), np.int64)
+
+
+def measure(context: Context, host: Host, start: int, stop: int, position: int) -> tuple[float, float]:
+    """Return the sum over the vocabulary at ``position`` in the span from the prefix to ``stop``, and its tolerance."""
+    rows = np.repeat(context.tokens[None, start:stop], context.vocab_size, axis=0)
+    rows[:, position - start] = np.arange(context.vocab_size)
+    scores = host.score(rows, isolated=not context.recallable)[:, position - start]
+    with np.errstate(over="ignore"):
+        total = float(np.sum(np.exp(-scores))) if not np.isnan(scores).any() else math.inf
+    return total, tolerance(scores, context.noise)
+
+
+def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: float, sums: Sums) -> None:
+    """Take a fresh forecaster along the stream and measure at ``positions`` (ascending) until the deadline."""
+    began = time.monotonic()
+    host.fresh(int(context.tokens[0]))
+    end = len(context.tokens)
+    wanted = set(positions.tolist())
+    last = int(positions[-1]) if len(positions) else 0
+    cuts = None
+    if mode == "single":
+        cuts = np.unique(np.concatenate([positions, positions + 1]))
+    for start, stop in spans(host, end, context.options.span, cuts):
+        for position in range(start, stop):
+            if position in wanted:
+                if time.monotonic() > deadline:
+                    sums.seconds += time.monotonic() - began
+                    return
+                total, allowed = measure(context, host, start, stop, position)
+                sums.position.append(position)
+                sums.total.append(total)
+                sums.tolerance.append(allowed)
+        if stop > last:
+            break
+        advance(host, context.tokens[start:stop])
+    sums.seconds += time.monotonic() - began
+
+
+def calibrate(context: Context, host: Host, mode: Mode) -> float:
+    """Return the seconds that one position costs, estimated from a few rows in the first span."""
+    host.fresh(int(context.tokens[0]))
+    stop = 2 if mode == "single" else next(spans(host, len(context.tokens), context.options.span))[1]
+    cost = math.inf
+    for count in (2, 16, 64):
+        count = min(count, context.vocab_size)
+        rows = np.repeat(context.tokens[None, 1:stop], count, axis=0)
+        began = time.monotonic()
+        host.score(rows, isolated=not context.recallable)
+        cost = min(cost, (time.monotonic() - began) * context.vocab_size / count)
+        if cost > 1.0:
+            break
+    return cost
+
+
+def conclude(context: Context, audit: str, sums: Sums) -> None:
+    """Record findings: single sums above their tolerance, or a mean above 1 beyond its scatter."""
+    if not sums.position:
+        return
+    position, total = np.array(sums.position), np.array(sums.total)
+    allowed = np.array(sums.tolerance)
+    excess = total - 1.0
+    over = np.flatnonzero(excess > allowed)
+    if audit == NAMES["span"]:  # later tokens stand in the span: where they move the score, that is causality's case
+        over = over[[int(position[index]) not in context.moved for index in over]]
+    fiction = np.log(np.maximum(total, 1.0))
+    mean = float(np.mean(fiction))
+    context.cover(
+        audit,
+        positions=len(position),
+        first=int(position.min()),
+        last=int(position.max()),
+        longest_run=longest_run(position),
+        largest_sum=float(total.max()),
+        mean_sum=float(np.mean(total)),
+        smallest_sum=float(total.min()),
+        largest_tolerance=float(allowed.max()),
+        positions_over=len(over),
+        seconds=sums.seconds,
+    )
+    for index in over[np.argsort(-excess[over], kind="stable")]:
+        nats = float(fiction[index])
+        context.find(
+            audit,
+            "normalisation",
+            int(position[index]),
+            {
+                "sum": float(total[index]),
+                "tolerance": float(allowed[index]),
+                **context.size(nats),
+                "mean_nats": mean,
+                "mean_bpb": context.size(mean)["bpb"],
+                "positions_over": len(over),
+                "positions_tested": len(position),
+            },
+            f"The probabilities of the {context.vocab_size} tokens sum to {total[index]:.6g}; "
+            f"{len(over)} of {len(position)} tested positions are above 1, {mean:.4g} nats per token on average.",
+        )
+    scattered = float(np.max(allowed)) > 2 * FLOAT32
+    if len(over) == 0 and scattered and len(position) >= 8 and float(np.std(excess)) > 0:
+        # noise may depend on the token alone, and is then the same at every position
+        bias = 3 * FLOAT32 + context.noise.upper
+        spread = float(np.std(excess, ddof=1)) / math.sqrt(len(position))
+        p_value = float(stats.t.sf((float(np.mean(excess)) - bias) / spread, len(position) - 1))
+        context.cover(audit, mean_p_value=p_value)
+        if p_value < P_SYSTEMATIC:
+            context.find(
+                audit,
+                "normalisation",
+                int(position[int(np.argmax(excess))]),
+                {"mean_sum": float(np.mean(total)), "p_value": p_value, **context.size(mean)},
+                f"The probabilities sum to {np.mean(total):.6g} on average over {len(position)} positions, more "
+                "than noise explains.",
+            )
+
+
+def longest_run(position: Ids) -> int:
+    """Return the length of the longest run of consecutive positions."""
+    ordered = np.unique(position)
+    breaks = np.flatnonzero(np.diff(ordered) != 1)
+    edges = np.concatenate([[-1], breaks, [len(ordered) - 1]])
+    return int(np.max(np.diff(edges)))
+
+
+def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.random.Generator) -> int:
+    """Run the audit in one mode for about ``seconds``; return how many positions were covered."""
+    name = NAMES[mode]
+    sums = Sums()
+    deadline = time.monotonic() + seconds
+    try:
+        cost = calibrate(context, host, mode)
+        travel = context.base.seconds
+        count = int((0.8 * (deadline - time.monotonic()) - travel) / max(cost, 1e-6))
+        if count < 1:
+            context.cover(name, positions=0, seconds_per_position=cost)
+            return 0
+        positions = plan(context, count, rng)
+        visit(context, host, positions, mode, deadline, sums)
+    except Fault as fault:
+        context.failed(name, fault, real=False)
+    conclude(context, name, sums)
+    return len(sums.position)

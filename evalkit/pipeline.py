@@ -1,0 +1,186 @@
+"""Train, export, score and check in one go: what ``evalkit run`` and ``evalkit demo`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from evalkit.check import CheckOptions, check_session
+from evalkit.compose import ScoreOptions, open_session
+from evalkit.errors import EvalkitError
+from evalkit.files import write_json
+from evalkit.score import ScoreReport, score_session
+from evalkit.table import format_table
+
+Say = Callable[[str], None]
+
+
+class Interrupted(EvalkitError):
+    """A stage was interrupted and can be resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """What to run.
+
+    Attributes:
+        recipe: name or ``.toml`` file.
+        data: folder with training and validation shards.
+        tokenizer: SentencePiece model.
+        out: folder for the run, the artifact and the reports.
+        tokens: glob of what to score; None scores the validation shards of ``data``.
+        settings: ``SECTION.KEY`` to value, for training and, in ``mixer`` and ``ttt``, for scoring.
+        scale: smaller size of the recipe.
+        steps: budget in steps.
+        max_seconds: budget in seconds.
+        resume: continue an interrupted run.
+        container: of the artifact.
+        floor: factor on the published floors of the quantisation steps.
+        calibration_tokens: for GPTQ.
+        limit_tokens: score at most this many tokens in each variant.
+        variants: (mixer, ttt) pairs to score.
+        check_seconds: budget of the legality audit of each variant; 0 leaves it out.
+        decode_tokens: tokens to compress and decompress as part of the check.
+        stride: of the windows.
+        dtype: of scoring.
+    """
+
+    recipe: str
+    data: Path
+    tokenizer: Path
+    out: Path
+    tokens: str | None = None
+    settings: Mapping[str, str] | None = None
+    scale: str | None = None
+    steps: int | None = None
+    max_seconds: float | None = None
+    resume: bool = False
+    container: str = "evalkit"
+    floor: float = 1.0
+    calibration_tokens: int = 65_536
+    limit_tokens: int = 0
+    variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
+    check_seconds: float = 60.0
+    decode_tokens: int = 0
+    stride: int = 64
+    dtype: str = "auto"
+
+
+def run_pipeline(options: PipelineOptions, *, say: Say, progress: TextIO | None = None) -> dict[str, Any]:
+    """Train, export, score every variant, check every variant; returns the report, which is also written.
+
+    Raises:
+        Interrupted: training was interrupted; run again with ``resume``.
+        InputError: an input is unusable.
+    """
+    from train.export.pipeline import ExportConfig, export_run
+    from train.folder import load_run
+    from train.run import run_training
+
+    training = {k: v for k, v in (options.settings or {}).items() if k.split(".")[0] not in ("mixer", "ttt")}
+    folder = options.out / "run"
+    done = options.resume and (folder / "summary.json").exists()
+    report: dict[str, Any] = {"recipe": options.recipe, "stages": {}}
+    if not done:
+        say(f"training {options.recipe} on {options.data}")
+        trained = run_training(
+            options.recipe,
+            options.data,
+            options.tokenizer,
+            folder,
+            training,
+            scale=options.scale,
+            steps=options.steps,
+            max_seconds=options.max_seconds,
+            resume=options.resume,
+            progress=progress,
+        )
+        if trained.status != "done":
+            raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
+        say(f"trained {trained.steps:,} steps on {trained.tokens:,} tokens in {trained.seconds:.0f} s")
+    artifact = options.out / ("model.evk" if options.container == "evalkit" else "model.ptz")
+    exported = export_run(
+        load_run(folder),
+        artifact,
+        ExportConfig(
+            container=options.container,  # type: ignore[arg-type]
+            floor=options.floor,
+            calibration_tokens=options.calibration_tokens,
+            calibration_data=options.data,
+            tokenizer=options.tokenizer,
+        ),
+    )
+    say(f"exported {artifact}: {exported.file.n_bytes:,} bytes")
+    report["artifact"] = {"path": str(artifact), "bytes": exported.file.n_bytes, "sha256": exported.file.sha256}
+    rows = []
+    for mixer, ttt in options.variants:
+        name = variant_name(mixer, ttt)
+        scored, verdict = _score_variant(options, artifact, mixer, ttt, say)
+        write_json(options.out / f"score-{name}.json", scored.to_dict())
+        report["stages"][name] = scored.to_dict() | {"verdict": verdict}
+        rows.append(
+            [
+                name,
+                f"{scored.bpb:.4f}",
+                f"{scored.val_loss:.4f}",
+                f"{scored.values['tokens_scored']:,}",
+                f"{scored.values['tokens_per_second'] or 0:,.0f}",
+                verdict or "not checked",
+            ]
+        )
+    write_json(options.out / "report.json", report)
+    header = ["score", "bits per byte", "nats per token", "tokens", "tokens/s", "legal"]
+    say("\n" + format_table(header, rows))
+    return report
+
+
+def variant_name(mixer: str, ttt: bool) -> str:
+    """Name a combination of mixer and test-time training."""
+    parts = ["sliding"] + (["mixer"] if mixer == "hedge" else [mixer] if mixer != "none" else []) + ["ttt"] * ttt
+    return "-".join(parts)
+
+
+def _score_variant(
+    options: PipelineOptions, artifact: Path, mixer: str, ttt: bool, say: Say
+) -> tuple[ScoreReport, str | None]:
+    from evalkit.settings import parse_settings
+
+    chosen = [f"{k}={v}" for k, v in (options.settings or {}).items() if k.split(".")[0] in ("mixer", "ttt")]
+    session = open_session(
+        ScoreOptions(
+            artifact=str(artifact),
+            tokenizer=str(options.tokenizer),
+            tokens=options.tokens or _validation_glob(options.data),
+            settings=parse_settings(chosen, ("model", "mixer", "ttt")),
+            stride=options.stride,
+            limit_tokens=options.limit_tokens,
+            mixer=mixer,
+            ttt=ttt,
+            dtype=options.dtype,
+        )
+    )
+    name = variant_name(mixer, ttt)
+    say(f"scoring {name}")
+    scored = score_session(session, resume=None, quiet=False)
+    verdict = None
+    if options.check_seconds:
+        say(f"checking {name}")
+        result = check_session(
+            session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
+        )
+        write_json(options.out / f"check-{name}.json", result.as_dict())
+        verdict = result.verdict
+        scored.values["legal"] = {"legal": True, "illegal": False}.get(verdict)
+        for finding in result.findings[:3]:
+            say(f"  {finding.axiom}: {finding.message}")
+        for gap in result.uncovered[:3]:
+            say(f"  not covered: {gap}")
+    return scored, verdict
+
+
+def _validation_glob(data: Path) -> str:
+    found = sorted(data.rglob("*val*.bin"))
+    folder = found[0].parent if found else data
+    return str(folder / "*val*.bin")

@@ -1,0 +1,110 @@
+"""Pruning before and after quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from evalkit.artifact.native import NativeMetadata, write_native
+from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.errors import InputError
+from train.quantization.pruning import magnitude_prune, prune_to_size, zeroing_cost
+
+
+def model(seed: int = 0) -> dict[str, StoredTensor]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: QuantizedTensor(
+            values=np.clip(np.rint(rng.normal(0, 2, (60, 80))), -16, 15).astype(np.int8),
+            scale=rng.uniform(0.01, 0.1, 60).astype(np.float16),
+            bits=5,
+        )
+        for name in ("b", "a")
+    } | {"gain": PlainTensor(values=np.ones(5, np.float32), stored="float32")}
+
+
+def size(tensors: Mapping[str, StoredTensor]) -> int:
+    return len(write_native(tensors, NativeMetadata()))
+
+
+def naive(tensors: Mapping[str, StoredTensor], count: int) -> dict[str, StoredTensor]:
+    entries = [
+        (float(t.scale[r].astype(np.float32) * t.scale[r].astype(np.float32)), name, r, c)
+        for name, t in sorted(tensors.items())
+        if isinstance(t, QuantizedTensor)
+        for r in range(t.values.shape[0])
+        for c in range(t.values.shape[1])
+        if abs(int(t.values[r, c])) == 1
+    ]
+    result = {
+        n: QuantizedTensor(values=t.values.copy(), scale=t.scale, bits=t.bits) if isinstance(t, QuantizedTensor) else t
+        for n, t in tensors.items()
+    }
+    for _, name, r, c in sorted(entries, key=lambda e: e[0])[:count]:
+        result[name].values[r, c] = 0
+    return result
+
+
+def test_reaches_the_target_exactly_and_equals_the_naive_order() -> None:
+    tensors = model()
+    full = size(tensors)
+    target = full - 300
+    result = prune_to_size(tensors, size, target)
+    assert result.n_bytes <= target
+    assert size(result.tensors) == result.n_bytes
+    assert result.sizes[result.zeroed - 1] > target  # the neighbour was measured and does not fit
+    assert 0 < result.zeroed < result.candidates
+    expected = naive(tensors, result.zeroed)
+    for name in ("a", "b"):
+        assert np.array_equal(result.tensors[name].values, expected[name].values)
+        assert np.array_equal(tensors[name].values, model()[name].values)  # the input is as it was
+    assert len(result.sizes) < 2 * np.log2(result.candidates) + 4
+
+
+def test_nothing_is_zeroed_when_it_fits_already_and_too_small_a_target_is_refused() -> None:
+    tensors = model()
+    assert prune_to_size(tensors, size, size(tensors)).zeroed == 0
+    with pytest.raises(InputError, match="leaves"):
+        prune_to_size(tensors, size, 1000)
+    assert prune_to_size({}, lambda _: 5, 5).candidates == 0
+
+
+def test_costs_decide_what_goes_first() -> None:
+    tensors = model()
+    rng = np.random.default_rng(3)
+    costs = {name: rng.random((60, 80)).astype(np.float32) for name in ("a", "b")}
+    result = prune_to_size(tensors, size, size(tensors) - 200, costs=costs, resolution=16)
+    gone, stay = [], []
+    for name in ("a", "b"):
+        ones = np.abs(tensors[name].values) == 1
+        zeroed = ones & (result.tensors[name].values == 0)
+        gone.append(costs[name][zeroed])
+        stay.append(costs[name][ones & ~zeroed])
+    assert np.concatenate(gone).max() < np.concatenate(stay).min()
+
+
+def test_zeroing_cost_is_the_growth_of_the_squared_error() -> None:
+    tensor = model()["a"]
+    assert isinstance(tensor, QuantizedTensor)
+    rng = np.random.default_rng(4)
+    weight = tensor.dequantize() + rng.normal(0, 0.01, tensor.values.shape).astype(np.float32)
+    growth = weight**2 - (weight - tensor.dequantize()) ** 2
+    assert zeroing_cost(tensor, weight) == pytest.approx(growth, abs=1e-6)
+    diagonal = rng.random(80).astype(np.float32)
+    assert zeroing_cost(tensor, weight, diagonal) == pytest.approx(growth * diagonal, abs=1e-6)
+    assert zeroing_cost(tensor) == pytest.approx(tensor.dequantize() ** 2)
+
+
+def test_magnitude_pruning_takes_the_asked_share_of_large_matrices_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    large = torch.randn(300, 300, generator=generator)
+    pruned = magnitude_prune(large, 0.03)
+    assert float((pruned == 0).float().mean()) == pytest.approx(0.03, abs=1e-3)
+    kept = pruned != 0
+    assert torch.equal(pruned[kept], large[kept])
+    assert float(large[~kept].abs().max()) < float(large[kept].abs().min())
+    small = torch.randn(512, 128, generator=generator)  # 65,536 elements count as small
+    assert magnitude_prune(small, 0.5) is small

@@ -1,0 +1,301 @@
+"""Plans, the published layouts, files, and the search under a cap."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evalkit.artifact.compression import inflate
+from evalkit.artifact.load import load_artifact
+from evalkit.artifact.native import NativeMetadata, read_native
+from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.errors import InputError
+from evalkit.model.gpt import GPT
+from evalkit.recipes import load_recipe
+from train.export import atomic
+from train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
+from train.export.fit import FitOption, fit
+from train.export.torch_layouts import LAYOUTS, torch_object
+from train.quantization.hessian import HessianCollector, shared_input_groups
+from train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_count
+
+PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
+SYSTEMS = ["baseline", "pr333", "pr344", "pr592", "pr634", "pr849"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def full_size_shapes(system: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = GPT(load_recipe(system).model_config())
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def formats(system: str) -> dict[str, str]:
+    shapes = full_size_shapes(system)
+    layers = layer_count(shapes)
+    return {name: PLANS[system].rule_for(name, shape.numel(), layers).format for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("system", "quantised", "passthrough"),
+    [("pr333", 65, 51), ("pr592", 75, 56), ("pr344", 68, 83), ("pr634", 69, 52), ("pr849", 69, 74)],
+)
+def test_plans_store_what_the_published_files_store(system: str, quantised: int, passthrough: int) -> None:
+    found = formats(system)
+    integers = [f for f in found.values() if f.startswith("int")]
+    assert (len(integers), len(found) - len(integers)) == (quantised, passthrough)
+    mlp, attention = {
+        "pr333": ("int5", "int6"),
+        "pr592": ("int5", "int6"),
+        "pr344": ("int6", "int6"),
+        "pr634": ("int6", "int6"),
+        "pr849": ("int5", "int5"),
+    }[system]
+    assert found["blocks.3.mlp.fc.weight"] == mlp
+    assert found["blocks.3.attn.c_k.weight"] == attention
+    late = {name for name in found if name.endswith("attn.c_k.weight") and found[name] == "float16"}
+    expected = {"blocks.9.attn.c_k.weight", "blocks.10.attn.c_k.weight"} if system == "pr333" else set()
+    assert late == expected
+    assert found["tok_emb.weight"] == ("float16" if system in ("pr333", "pr344") else "int8")
+    assert found["bigram.proj.weight"] == "float16"
+    assert found["blocks.0.q_gain" if "blocks.0.q_gain" in found else "blocks.0.attn.q_gain"] == (
+        "float32" if system in ("pr333", "pr344") else "float16"
+    )
+    assert found["smear.gate"] == ("float32" if system == "pr333" else "float16")
+
+
+def test_rules_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match="int3"):
+        TensorRule(patterns=("*",), format="int3")
+    with pytest.raises(InputError, match="clip search"):
+        TensorRule(patterns=("*",), format="int6", clip="best")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="smallest step"):
+        TensorRule(patterns=("*",), format="int6", min_step=-1)
+    with pytest.raises(InputError, match="no rule"):
+        QuantizationPlan(rules=()).rule_for("x", 3, 1)
+
+
+def tiny_model(system: str) -> GPT:
+    torch.manual_seed(0)
+    overrides = {"num_layers": 3, "model_dim": 128, "num_heads": 4, "num_kv_heads": 2, "mlp_hidden": 520}
+    if system == "pr344":
+        overrides["trigram_buckets"] = 600
+    if system != "baseline":
+        overrides["bigram_buckets"] = 600
+    if system == "pr849":
+        overrides["num_kv_heads"] = 4
+    config = load_recipe(system).model_config(**overrides)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("container", ["torch-zstd", "torch-xz", "torch-zlib"])
+def test_torch_containers_load_through_the_published_path(system: str, container: str, tmp_path: Path) -> None:
+    state = tiny_model(system).state_dict()
+    tensors = quantize_state_dict(state, PLANS[system])
+    assert any(isinstance(t, QuantizedTensor) for t in tensors.values())
+    path = tmp_path / "model.ptz"
+    written = write_artifact(path, tensors, container, layout=LAYOUTS[system])  # type: ignore[arg-type]
+    artifact = load_artifact(path)
+    assert (artifact.sha256, artifact.size) == (written.sha256, written.n_bytes)
+    assert set(artifact.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        loaded = artifact.tensors[name]
+        assert loaded.dtype == tensor.dtype
+        assert np.array_equal(loaded.dequantize(), tensor.dequantize())
+
+
+@pytest.mark.parametrize(("system", "recipe"), [("333", "pr333"), ("344", "pr344"), ("592", "pr592"), ("849", "pr849")])
+def test_the_dict_is_the_published_exporters_own(system: str, recipe: str) -> None:
+    if not PARITY.is_dir():
+        pytest.skip("the parity references are not here")
+    [path] = (PARITY / system / "small").glob("*.ptz")
+    original = torch.load(io.BytesIO(inflate(path.read_bytes())), weights_only=True)
+    ours = torch_object(load_artifact(path).tensors, LAYOUTS[recipe])
+    assert_equal_trees(ours, original)
+
+
+def assert_equal_trees(a: object, b: object) -> None:
+    if isinstance(b, dict):
+        assert isinstance(a, dict)
+        assert set(a) == set(b)
+        for key, value in b.items():
+            assert_equal_trees(a[key], value)
+    elif isinstance(b, torch.Tensor):
+        assert isinstance(a, torch.Tensor)
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_quantised_models_keep_their_values_and_round_trip(tmp_path: Path) -> None:
+    model = tiny_model("pr592")
+    state = model.state_dict()
+    tensors = quantize_state_dict(state, PLANS["pr592"])
+    path = tmp_path / "model.evk"
+    metadata = NativeMetadata(config={"num_layers": 3})
+    written = write_artifact(path, tensors, "evalkit", metadata=metadata)
+    again = write_artifact(tmp_path / "again.evk", tensors, "evalkit", metadata=metadata)
+    assert written.sha256 == again.sha256
+    back = read_native(path.read_bytes())
+    assert back.metadata.config == {"num_layers": 3}
+    for name, tensor in tensors.items():
+        assert np.array_equal(back.tensors[name].dequantize(), tensor.dequantize())
+        weight = state[name].float().numpy()
+        if isinstance(tensor, QuantizedTensor):
+            error = np.abs(tensor.dequantize() - weight).reshape(weight.shape[0], -1)
+            step = tensor.scale.astype(np.float32).reshape(-1, 1)
+            # clips of the search and of the int8 quantile may cut single weights; the bulk is within half a step
+            assert np.mean(error <= 0.5001 * step) > 0.99
+        else:
+            assert np.abs(tensor.dequantize() - weight).max() < 2e-2
+
+
+def test_gptq_lowers_the_output_error_of_a_model() -> None:
+    model = tiny_model("pr849")
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks.")]
+    tokens = torch.randint(0, 1024, (8, 64), generator=torch.Generator().manual_seed(1))
+    inputs: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(
+            lambda _, x, n=n: inputs.setdefault(n, []).append(x[0].reshape(-1, x[0].shape[-1]))
+        )
+        for n in names
+    ]
+    with torch.no_grad(), HessianCollector(model, shared_input_groups(names)) as collector:
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    state = model.state_dict()
+    plan = PLANS["pr849"]
+    plain = quantize_state_dict(state, plan)
+    better = quantize_state_dict(state, plan, collector.hessians())
+    compared = 0
+    for name in names:
+        key = name + ".weight"
+        if not isinstance(plain[key], QuantizedTensor):
+            continue
+        x = torch.cat(inputs[name])
+        errors = [
+            float((x @ (torch.from_numpy(t[key].dequantize()) - state[key]).T).square().sum()) for t in (plain, better)
+        ]
+        assert errors[1] < errors[0]
+        compared += 1
+    assert compared >= 6
+    with pytest.raises(InputError, match="no Hessian"):
+        quantize_state_dict(state, plan, {})
+
+
+def test_values_that_cannot_be_stored_are_refused() -> None:
+    plan = PLANS["pr592"]
+    with pytest.raises(InputError, match="finite"):
+        quantize_state_dict({"x": torch.tensor([float("inf")])}, plan)
+    with pytest.raises(InputError, match="too large"):
+        quantize_state_dict({"x": torch.tensor([1e9])}, plan)
+    with pytest.raises(InputError, match="floating"):
+        quantize_state_dict({"x": torch.tensor([1])}, plan)
+    tensors: dict[str, StoredTensor] = {
+        "x": QuantizedTensor(values=np.zeros((2, 2), np.int8), scale=np.ones(2, np.float16), bits=7)
+    }
+    with pytest.raises(InputError, match="7 bits"):
+        pack_artifact(tensors, "torch-zstd", layout=LAYOUTS["pr592"])
+    with pytest.raises(InputError, match="layout"):
+        pack_artifact(tensors, "torch-zstd")
+    with pytest.raises(InputError, match="container"):
+        pack_artifact(tensors, "zip")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_nothing(
+    failing: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "model.evk"
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, failing, fail)
+        with pytest.raises(error):
+            atomic.write_atomic(path, b"x" * 1000)
+    assert os.listdir(tmp_path) == []
+    atomic.write_atomic(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, failing, fail)
+        with pytest.raises(error):
+            atomic.write_atomic(path, b"new")
+    assert os.listdir(tmp_path) == ["model.evk"]
+    assert path.read_bytes() == b"old"
+    atomic.write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_code_is_counted_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("é = 1\n", encoding="utf-8")
+    assert code_size([tmp_path / "a.py"] * 2) == 14
+    with pytest.raises(InputError, match="does not exist"):
+        code_size([tmp_path / "b.py"])
+
+
+def test_fit_finds_the_best_that_fits_and_shows_what_it_tried() -> None:
+    state = {
+        "blocks.0.mlp.fc.weight": torch.randn(400, 200, generator=torch.Generator().manual_seed(0)) * 0.16,
+        "gain": torch.ones(200),
+    }
+
+    def squared_error(tensors: Mapping[str, StoredTensor]) -> float:
+        return sum(float(np.square(t.dequantize() - state[n].numpy()).sum()) for n, t in tensors.items())
+
+    options = [
+        FitOption(label="int6", plan=PLANS["pr634"]),
+        FitOption(label="int5", plan=PLANS["pr849"]),
+        FitOption(label="int6 pruned", plan=PLANS["pr634"], reach="prune"),
+        FitOption(label="int6 as it is", plan=PLANS["pr634"], reach="none"),
+    ]
+    cap, code = 44_000, 2_000
+    result = fit(state, options, squared_error, cap_bytes=cap, code_bytes=code)
+    packed = len(pack_artifact(result.tensors, "evalkit"))
+    assert packed == result.best.n_bytes
+    assert packed + code == result.best.total_bytes <= cap
+    assert packed + code > cap - 1500  # the step's floor was brought to the cap
+    assert result.best.loss == squared_error(result.tensors)
+    measured = [row for row in result.table if row.loss is not None]
+    assert {row.label for row in measured} == {"int6", "int5", "int6 pruned"}
+    assert result.best.loss == min(row.loss for row in measured if row.loss is not None)
+    assert all(row.fits for row in measured)
+    assert any(not row.fits for row in result.table)
+    with pytest.raises(InputError, match="no option fits"):
+        fit(state, options, squared_error, cap_bytes=100)
+    with pytest.raises(InputError, match="nothing to fit"):
+        fit(state, [], squared_error)
+
+
+def test_bfloat16_tables_are_rounded_once() -> None:
+    table = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+    plan = QuantizationPlan(rules=(TensorRule(patterns=("*",), format="float16"),))
+    stored = quantize_state_dict({"tok_emb.weight": table}, plan)["tok_emb.weight"]
+    assert isinstance(stored, PlainTensor)
+    assert stored.dtype == "bfloat16"
+    assert np.array_equal(stored.dequantize(), table.bfloat16().float().numpy())
+    halves = QuantizationPlan(rules=(TensorRule(patterns=("*",), format="bfloat16"),))
+    direct = quantize_state_dict({"tok_emb.weight": table}, halves)["tok_emb.weight"]
+    assert np.array_equal(direct.dequantize(), stored.dequantize())

@@ -1,0 +1,109 @@
+import tomllib
+
+import pytest
+
+from evalkit.errors import InputError
+from evalkit.recipes import Recipe, load_recipe, recipe_names
+from train.config import SECTIONS, RunConfig, resolve, to_toml
+from train.scaling import scale_model
+
+SYSTEMS = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "tiny"])
+def test_a_resolved_recipe_survives_toml(name: str) -> None:
+    config = resolve(load_recipe(name), steps=7)
+    sections = tomllib.loads(to_toml(config.to_dict()))
+    assert RunConfig.from_dict(name, sections) == config
+    assert resolve(Recipe(name=name, model=sections["model"], sections=sections)) == config
+
+
+def test_published_settings_are_in_the_recipes() -> None:
+    assert set(SYSTEMS) < set(recipe_names())
+    pr634 = resolve(load_recipe("pr634"))
+    assert (pr634.optimizer.layout, pr634.optimizer.small_projections) == ("banks", "adam")
+    assert (pr634.train.batch_tokens, pr634.train.max_seconds, pr634.schedule.warmdown) == (786_432, 586.0, 3500)
+    pr344 = resolve(load_recipe("pr344"))
+    assert (pr344.optimizer.matrix_lr, pr344.optimizer.adam_weight_decay) == (0.03, 0.0)
+    assert resolve(load_recipe("pr333")).qat.mlp_bits == 5
+    assert resolve(load_recipe("pr849")).qat.rounding == "soft"
+
+
+@pytest.mark.parametrize("name", SYSTEMS[1:])
+def test_as_run_recovers_the_inert_quantisation(name: str) -> None:
+    meant, run = resolve(load_recipe(name)), resolve(load_recipe(name), {"train.as_run": "true"})
+    assert meant.qat.enabled
+    assert not run.qat.enabled
+    assert run.train.table_precision == "bfloat16"
+    overridden = resolve(load_recipe(name), {"train.as_run": "true", "qat.enabled": "true"})
+    assert overridden.qat.enabled
+
+
+def test_overrides_are_typed_and_reach_every_section() -> None:
+    config = resolve(
+        load_recipe("pr849"),
+        {
+            "train.seed": "5",
+            "optimizer.matrix_lr": "0.1",
+            "qat.layer_bits": "blocks.0.*=6, blocks.1.mlp.*=0",
+            "model.xsa_last_n": "2",
+            "schedule.stretch": "off",
+            "scoring.seq_len": "1024",
+        },
+        steps=30,
+    )
+    assert (config.train.seed, config.optimizer.matrix_lr, config.model.xsa_last_n) == (5, 0.1, 2)
+    assert config.qat.layer_bits == ("blocks.0.*=6", "blocks.1.mlp.*=0")
+    assert config.schedule.stretch is False
+    assert config.other["scoring"]["seq_len"] == "1024"
+    assert (config.train.steps, config.train.max_seconds) == (30, 0.0)
+    assert resolve(load_recipe("pr849"), steps=30, max_seconds=9).train.max_seconds == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.sed", "1", "the settings of train are"),
+        ("nothing.x", "1", "keys look like SECTION.KEY"),
+        ("seed", "1", "keys look like SECTION.KEY"),
+        ("train.seed", "many", "whole number"),
+        ("train.seed", "1.5", "whole number"),
+        ("optimizer.matrix_lr", "nan", "finite number"),
+        ("qat.rounding", "hard", "ste or soft"),
+        ("qat.enabled", "perhaps", "true or false"),
+        ("qat.layer_bits", "blocks.0", "pattern=bits"),
+        ("model.depth", "3", "the settings are"),
+        ("train.batch_tokens", "1000", "multiple of train.spans"),
+        ("averaging.ema_decay", "0", "swa_source"),
+    ],
+)
+def test_unusable_settings_are_named(key: str, value: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve(load_recipe("pr634"), {key: value})
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("scale", ["0.25", "64x2", "96x5", "512x11"])
+def test_scaling_keeps_features(name: str, scale: str) -> None:
+    full = load_recipe(name).model_config()
+    small = scale_model(full, scale)
+    for feature in ("bigram_buckets", "trigram_buckets", "xsa_last_n", "rope_dims", "smear_gate", "ln_scale"):
+        assert bool(getattr(full, feature)) == bool(getattr(small, feature)), feature
+    for same in ("activation", "leaky_slope", "value_residual", "attention_gate", "xsa_form", "rope_train_len"):
+        assert getattr(full, same) == getattr(small, same)
+    assert bool(full.value_embed_layers) == bool(small.value_embed_layers)
+    assert full.num_heads // full.num_kv_heads == small.num_heads // small.num_kv_heads
+    assert small.mlp_hidden / small.model_dim == pytest.approx(full.mlp_hidden / full.model_dim, rel=0.15)
+    if scale == "512x11" and full.num_layers == 11:
+        assert small == full
+
+
+@pytest.mark.parametrize("scale", ["0", "big", "50x2", "64x1", "-1", "1x1x1"])
+def test_unusable_scales_are_refused(scale: str) -> None:
+    with pytest.raises(InputError, match="scale"):
+        scale_model(load_recipe("pr849").model_config(), scale)
+
+
+def test_every_section_has_defaults() -> None:
+    for section in SECTIONS.values():
+        section()

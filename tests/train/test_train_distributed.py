@@ -1,0 +1,135 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evalkit.recipes import load_recipe
+from train.config import resolve, to_toml
+from train.files import load_tensors, read_json
+from train.metrics import read_metrics
+
+from train_helpers import SMALL
+
+CHILD = """
+import os
+import sys
+import torch
+torch.set_num_threads(1)
+if int(os.environ["WORLD_SIZE"]) > 1:
+    torch.distributed.init_process_group("gloo")
+from pathlib import Path
+from train.run import run_training
+for recipe, data, out, resume in zip(*[iter(sys.argv[1:])] * 4):
+    run_training(recipe, Path(data), None, Path(out), resume=resume == "resume")
+"""
+KEYS = SMALL | {"train.sync_every": "5", "qat.start_scale": "0.5", "train.val_tokens": "320"}
+
+
+def recipe(folder: Path, name: str, **keys: str) -> str:
+    """Write a small recipe of 20 steps and return its path."""
+    overrides = KEYS | {k.replace("__", "."): v for k, v in keys.items()}
+    path = folder / f"{name}.toml"
+    path.write_text(to_toml(resolve(load_recipe("tiny"), overrides, scale="32x3", steps=20).to_dict()))
+    return str(path)
+
+
+def launch(processes: int, *runs: str) -> None:
+    """Train on some gloo processes, several runs in one start (and in one process group)."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    child = subprocess.Popen(
+        [sys.executable, *command, sys.executable, "-c", CHILD, *runs],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        _, errors = child.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    assert child.returncode == 0, errors.decode()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every recipe below on 1, 2 and 4 processes."""
+    root = tmp_path_factory.mktemp("ranks")
+    recipes = {
+        "banks": recipe(root, "banks"),
+        "matrices": recipe(root, "matrices", optimizer__layout="matrices"),
+        "exact": recipe(
+            root,
+            "exact",
+            optimizer__layout="matrices",
+            optimizer__ns_precision="float32",
+            train__precision="float32",
+            qat__enabled="false",
+        ),
+        "half": recipe(root, "half", optimizer__reduce_precision="bfloat16", optimizer__momentum_precision="bfloat16"),
+    }
+    for processes in (1, 2, 4):
+        names = {1: list(recipes), 2: ["banks", "matrices", "exact"], 4: ["banks", "exact"]}[processes]
+        arguments = [x for n in names for x in (recipes[n], str(data), str(root / f"{n}-{processes}"), "new")]
+        if processes == 2:
+            # A run of one process, resumed on two.
+            shutil.copytree(root / "banks-1", root / "resumed")
+            arguments += [recipes["banks"], str(data), str(root / "resumed"), "resume"]
+        launch(processes, *arguments)
+    return root
+
+
+def moved(a: Path, b: Path) -> float:
+    """Return the largest distance of a tensor between two runs, relative to its length."""
+    first, second = load_tensors(a / "raw.pt"), load_tensors(b / "raw.pt")
+    assert first.keys() == second.keys()
+    return max(float((first[n] - second[n]).norm() / (first[n].norm() + 1e-3)) for n in first)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_parallel_muon_gives_the_parameters_of_one_process(runs: Path, processes: int) -> None:
+    # bfloat16 has 8 bits: rounding differs by 2^-9 a step in Newton-Schulz, and adds up over 20 steps.
+    assert moved(runs / "banks-1", runs / f"banks-{processes}") < 2**-6
+    # The bound has teeth: bfloat16 momentum alone moves the weights by more.
+    assert moved(runs / "banks-1", runs / "half-1") > 2**-9
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_data_parallel_equals_gradient_accumulation(runs: Path, processes: int) -> None:
+    losses = [
+        {line["step"]: line["train_nats"] for line in read_metrics(runs / f"exact-{n}" / "metrics.jsonl") if "train_nats" in line}
+        for n in (1, processes)
+    ]
+    common = sorted(set(losses[0]) & set(losses[1]))
+    assert common[-1] == 20
+    assert len(common) >= 4
+    # In float32 throughout only the order of a sum differs.
+    for step in common:
+        assert losses[0][step] == pytest.approx(losses[1][step], abs=1e-5)
+
+
+def test_plain_muon_shares_its_work_without_changing_the_result(runs: Path) -> None:
+    assert moved(runs / "matrices-1", runs / "matrices-2") < 2**-6
+
+
+def test_ranks_share_validation(runs: Path) -> None:
+    one, two = (read_json(runs / f"exact-{n}" / "summary.json")["validation"]["raw"]["val_nats"] for n in (1, 2))
+    assert one == pytest.approx(two, abs=2e-3)
+
+
+def test_a_checkpoint_of_one_process_resumes_on_two(runs: Path) -> None:
+    """Momentum is stored by name, whoever owned it."""
+    whole = load_tensors(runs / "banks-1" / "checkpoint.pt")
+    shared = load_tensors(runs / "banks-2" / "checkpoint.pt")
+    for name, value in whole["optimizer"]["banks"].items():
+        assert value.shape == shared["optimizer"]["banks"][name].shape
+        assert float((value - shared["optimizer"]["banks"][name]).norm() / value.norm()) < 0.1
+    before = load_tensors(runs / "banks-1" / "model.pt")
+    after = load_tensors(runs / "resumed" / "model.pt")
+    assert (runs / "resumed" / "model.pt").stat().st_mtime > (runs / "banks-1" / "model.pt").stat().st_mtime
+    assert all(torch.equal(before[name], after[name]) for name in before)

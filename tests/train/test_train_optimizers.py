@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+from evalkit.recipes import load_recipe
+from train.config import OptimizerConfig, resolve
+from train.distributed import Ranks
+from train.init import initial_weights
+from train.objective import Objective
+from train.optimizers.muon import Muon
+from train.optimizers.newton_schulz import SINGULAR_VALUE_BAND, aspect_scale, newton_schulz
+from train.optimizers.optimizer import Optimizer, owner_of
+from train.parameters import BANKS, pack, unpack
+
+ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96), (5, 48, 64)])
+def test_newton_schulz_puts_singular_values_into_the_band(shape: tuple[int, ...]) -> None:
+    g = gaussian(*shape)
+    low, high = SINGULAR_VALUE_BAND
+    exact = torch.linalg.svdvals(newton_schulz(g.double(), 5, torch.float64))
+    normalised = torch.linalg.svdvals(g.double()) / g.double().norm(dim=(-2, -1), keepdim=True).squeeze(-1)
+    assert (exact[normalised > 0.01] > low).all()
+    assert (exact < high).all()
+    rounded = torch.linalg.svdvals(newton_schulz(g, 5).double())
+    assert (rounded[normalised > 0.02] > low - 0.05).all()
+    assert (rounded < high + 0.05).all()
+
+
+def test_the_band_is_that_of_the_polynomial() -> None:
+    from train.optimizers.newton_schulz import COEFFICIENTS
+
+    a, b, c = COEFFICIENTS
+    x = torch.linspace(0.01, 1, 100_000, dtype=torch.float64)
+    for _ in range(5):
+        x = a * x + b * x**3 + c * x**5
+    low, high = SINGULAR_VALUE_BAND
+    assert low <= x.min() <= low + 0.03
+    assert high - 0.03 <= x.max() <= high
+
+
+def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
+    g = gaussian(3, 24, 40).double()
+    result = newton_schulz(g, 5, torch.float64)
+    u, s, vt = torch.linalg.svd(g, full_matrices=False)
+    inner = u.mT @ result @ vt.mT
+    assert (inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-8
+    assert torch.allclose(newton_schulz(g[1], 5, torch.float64), result[1])
+    assert not newton_schulz(torch.zeros(4, 6), 5).any()
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nesterov: bool) -> None:
+    mine, theirs = nn.Parameter(gaussian(*shape)), nn.Parameter(gaussian(*shape))
+    muon = Muon(
+        {"w": mine}, nesterov=nesterov, ns_steps=5, weight_decay=0.04, momentum_dtype=torch.float32, ranks=ALONE
+    )
+    oracle = torch.optim.Muon(
+        [theirs], lr=0.02, weight_decay=0.04, momentum=0.95, nesterov=nesterov, adjust_lr_fn="original"
+    )
+    for step in range(12):
+        mine.grad = gaussian(*shape, seed=step + 10)
+        theirs.grad = mine.grad.clone()
+        muon.step(lr=0.02, momentum=0.95)
+        oracle.step()
+    moved = (mine.detach() - gaussian(*shape)).norm()
+    # Both round to bfloat16 inside Newton-Schulz, from inputs that differ by a factor.
+    assert (mine - theirs).norm() < 0.02 * moved
+
+
+def test_momentum_is_a_plain_sum() -> None:
+    w, first, second = nn.Parameter(torch.zeros(8, 8)), gaussian(8, 8, seed=1), gaussian(8, 8, seed=2)
+    muon = Muon({"w": w}, nesterov=True, ns_steps=5, weight_decay=0.0, momentum_dtype=torch.float32, ranks=ALONE)
+    w.grad = first
+    muon.step(lr=0.1, momentum=0.5)
+    w.grad = second
+    muon.step(lr=0.1, momentum=0.9)
+    assert torch.allclose(muon.state_dict()["w"], 0.9 * first + second)
+    expected = -0.1 * (newton_schulz(first + 0.5 * first, 5) + newton_schulz(second + 0.9 * (0.9 * first + second), 5)).float()
+    assert torch.allclose(w, expected, atol=2e-3)
+
+
+def test_aspect_scale() -> None:
+    assert [aspect_scale(1408, 512), aspect_scale(512, 128), aspect_scale(256, 512)] == pytest.approx([1.658, 2.0, 1.0], abs=1e-3)
+
+
+def test_who_owns_what() -> None:
+    plain, parallel = resolve(load_recipe("pr849")).optimizer, resolve(load_recipe("pr634")).optimizer
+    assert owner_of("blocks.0.attn.c_q.weight", plain) == "muon"
+    assert owner_of("bigram.proj.weight", plain) == "muon"
+    assert owner_of("bigram.proj.weight", parallel) == "projection"
+    for name in ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight"):
+        assert owner_of(name, plain) == "table"
+    for name in ("blocks.0.resid_mix", "skip_weights", "blocks.0.attn.attn_gate.weight", "bigram.scale", "smear.gate"):
+        assert owner_of(name, plain) == "vector"
+    assert all(owner_of(name, parallel) == "bank" for name in BANKS)
+
+
+def trained(layout: str, steps: int = 4, **keys: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train a small model on random tokens, and return its weights and the gradient norms."""
+    overrides = {"optimizer.layout": layout, "model.vocab_size": "64", "qat.enabled": "false", "train.precision": "float32"}
+    config = resolve(load_recipe("tiny"), overrides | {k.replace("__", "."): v for k, v in keys.items()}, scale="32x3")
+    state = initial_weights(config.model, config.init, seed=0)
+    packed = pack(config.model, state, banks=layout == "banks")
+    masters = {name: nn.Parameter(value) for name, value in packed.items()}
+    optimizer, objective = Optimizer(masters, config.optimizer, ALONE), Objective(config, ALONE.device, compiled=False)
+    norms = []
+    for step in range(steps):
+        ids = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        objective(masters, ids[:, :-1], ids[:, 1:], quantised=False, alpha=torch.tensor(1.0))[0].backward()
+        norms.append(float(optimizer.step(lr_scale=1.0, momentum=0.9)))
+    return {n: v.detach() for n, v in unpack(config.model, masters).items()}, norms
+
+
+def test_banks_take_the_steps_of_single_matrices() -> None:
+    banks, bank_norms = trained("banks")
+    single, norms = trained("matrices")
+    assert set(banks) == set(single)
+    assert bank_norms == pytest.approx(norms, rel=1e-2)
+    for name, value in single.items():
+        assert torch.allclose(banks[name], value, atol=5e-3), name
+
+
+def test_the_gradient_is_clipped_as_a_whole() -> None:
+    _, norms = trained("matrices", steps=1, optimizer__clip_norm="0")
+    free, _ = trained("matrices", steps=2, optimizer__clip_norm="0")
+    loose, _ = trained("matrices", steps=2, optimizer__clip_norm=str(norms[0] * 1000))
+    tight, _ = trained("matrices", steps=2, optimizer__clip_norm=str(norms[0] / 10), optimizer__adam_eps="1e-3")
+    assert all(torch.equal(free[name], loose[name]) for name in free)
+    assert any(not torch.equal(free[name], tight[name]) for name in free)
+
+
+def test_vectors_are_decayed_only_on_request() -> None:
+    config = OptimizerConfig(adam_weight_decay=0.5, scalar_lr=0.1)
+    for decays in (False, True):
+        gain, table = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 4))
+        chosen = OptimizerConfig(**{**vars(config), "decay_vectors": decays})
+        optimizer = Optimizer({"blocks.0.attn_scale": gain, "tok_emb.weight": table}, chosen, ALONE)
+        optimizer.step(lr_scale=1.0, momentum=0.9)
+        assert gain[0].item() == pytest.approx(0.95 if decays else 1.0)
+        assert table[0, 0].item() == pytest.approx(1 - 0.035 * 0.5)

@@ -1,0 +1,545 @@
+"""What a recipe says about training: one frozen dataclass for each section of its TOML file.
+
+A recipe names only what differs from the defaults here. ``--set section.key=value`` overrides any field, and
+:func:`to_toml` writes the resolved recipe into the run folder, so that a run can be repeated from its folder alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from evalkit.errors import InputError
+from evalkit.model.config import ModelConfig
+from evalkit.recipes import Recipe
+
+Precision = Literal["bfloat16", "float32"]
+AverageKind = Literal["raw", "ema", "swa"]
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise an :class:`InputError` that names the setting, its value and what was expected."""
+    if not condition:
+        raise InputError(f"{name} is {value}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Section ``[train]``: the run as a whole.
+
+    Attributes:
+        batch_tokens: tokens of one optimizer step, over all ranks and micro-batches.
+        spans: micro-batches that make up a step. Ranks share them out (``spans / ranks`` each), so the step is the
+            same on 1 rank and on ``spans`` ranks. More spans need less memory.
+        seq_len: window length in tokens.
+        steps: last step at the latest.
+        max_seconds: training clock at the end, in seconds, without validation and warm-up; 0 has no limit.
+        warmup_steps: steps that compile and warm the kernels and are then undone; left out where nothing is compiled.
+        seed: seed of the initial weights.
+        precision: dtype of matrices and activations in the forward pass; masters are float32.
+        table_precision: dtype of the masters (and Adam moments) of embedding tables.
+        compile: ``auto`` compiles on GPUs only.
+        device: ``auto`` takes a GPU if there is one.
+        threads: CPU threads of each rank; 0 leaves torch's choice.
+        validate_every: steps between validations; 0 validates at the end only.
+        val_tokens: tokens of the validation stream that are scored; 0 scores all.
+        val_batch_tokens: tokens scored at once in validation.
+        checkpoint_every: steps between checkpoints; 0 leaves them to ``checkpoint_seconds``.
+        checkpoint_seconds: seconds between checkpoints; 0 leaves them to ``checkpoint_every``.
+        log_every: steps between lines of ``metrics.jsonl``.
+        sync_every: steps between agreements of several ranks on clock, stop and signals.
+        as_run: apply the recipe's ``[as_run]`` section, which recovers what the published run did.
+    """
+
+    batch_tokens: int = 524_288
+    spans: int = 8
+    seq_len: int = 1024
+    steps: int = 20_000
+    max_seconds: float = 600.0
+    warmup_steps: int = 20
+    seed: int = 1337
+    precision: Precision = "bfloat16"
+    table_precision: Precision = "float32"
+    compile: Literal["auto", "on", "off"] = "auto"
+    device: str = "auto"
+    threads: int = 0
+    validate_every: int = 0
+    val_tokens: int = 0
+    val_batch_tokens: int = 32_768
+    checkpoint_every: int = 0
+    checkpoint_seconds: float = 120.0
+    log_every: int = 10
+    sync_every: int = 10
+    as_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_tokens",
+            "spans",
+            "seq_len",
+            "steps",
+            "log_every",
+            "sync_every",
+            "val_batch_tokens",
+        ):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in (
+            "max_seconds",
+            "warmup_steps",
+            "validate_every",
+            "val_tokens",
+            "checkpoint_every",
+            "checkpoint_seconds",
+            "threads",
+        ):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        require(
+            self.batch_tokens % (self.spans * self.seq_len) == 0,
+            "train.batch_tokens",
+            self.batch_tokens,
+            f"a multiple of train.spans x train.seq_len = {self.spans} x {self.seq_len}",
+        )
+
+    @property
+    def span_tokens(self) -> int:
+        """Predicted tokens of one micro-batch."""
+        return self.batch_tokens // self.spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Section ``[optimizer]``: Muon for block matrices, Adam(W) for the rest.
+
+    Attributes:
+        layout: ``matrices`` trains each matrix by itself; ``banks`` stacks matrices of one kind into one parameter
+            and trains the stacks with Parallel Muon (PR634).
+        matrix_lr: learning rate of Muon.
+        scalar_lr: of gains, mixes, gates, scales.
+        embed_lr: of embedding tables, the tied head included.
+        head_lr: of an untied head.
+        momentum: Muon's momentum in the plain-sum convention M <- momentum M + G, once warmed up.
+        momentum_start: momentum at step 0.
+        momentum_warmup: steps over which it rises, linearly; a horizon (see :class:`ScheduleConfig`).
+        nesterov: update from G + momentum M in place of M.
+        ns_steps: Newton-Schulz iterations.
+        ns_precision: dtype of their products.
+        matrix_weight_decay: decoupled decay of Muon's matrices, times the scheduled learning rate.
+        adam_weight_decay: the same for Adam's parameters; 0 makes it plain Adam.
+        decay_vectors: decay gains, mixes, gates and scales too. Off as meant: decay pulls gains that start at 1
+            to 0.
+        adam_beta1: decay of Adam's first moment.
+        adam_beta2: decay of Adam's second moment.
+        adam_eps: Adam's epsilon.
+        clip_norm: largest global L2 norm of the reduced gradient; 0 does not clip.
+        small_projections: optimizer of hash and value-embedding projections.
+        momentum_precision: dtype of Muon's momentum buffers.
+        reduce_precision: dtype in which gradients travel between ranks.
+    """
+
+    layout: Literal["matrices", "banks"] = "matrices"
+    matrix_lr: float = 0.025
+    scalar_lr: float = 0.025
+    embed_lr: float = 0.035
+    head_lr: float = 0.008
+    momentum: float = 0.99
+    momentum_start: float = 0.92
+    momentum_warmup: int = 1500
+    nesterov: bool = True
+    ns_steps: int = 5
+    ns_precision: Precision = "bfloat16"
+    matrix_weight_decay: float = 0.04
+    adam_weight_decay: float = 0.04
+    decay_vectors: bool = False
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_norm: float = 0.3
+    small_projections: Literal["muon", "adam"] = "muon"
+    momentum_precision: Precision = "float32"
+    reduce_precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("matrix_lr", "scalar_lr", "embed_lr", "head_lr", "clip_norm", "momentum_warmup"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        for name in ("momentum", "momentum_start", "adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
+        for name in ("matrix_weight_decay", "adam_weight_decay"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
+        require(self.ns_steps >= 1, "optimizer.ns_steps", self.ns_steps, "at least 1")
+        require(self.adam_eps > 0, "optimizer.adam_eps", self.adam_eps, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Section ``[schedule]``: the learning rate over the run.
+
+    Constants in steps (``warmdown``, ``optimizer.momentum_warmup``, ``averaging.ema_decay`` with its memory of
+    1 / (1 - decay) steps, ``averaging.swa_every``) are horizons: they belong to a run of ``reference_steps``.
+
+    Attributes:
+        warmdown: steps of the final decay to zero; 0 keeps the rate constant.
+        shape: decay along a line or half a cosine.
+        reference_steps: length of the published run, in steps.
+        stretch: multiply every horizon by (length of this run) / ``reference_steps``, so that a run of 300 steps
+            goes through the same phases; off uses the constants as they stand.
+    """
+
+    warmdown: int = 3500
+    shape: Literal["linear", "cosine"] = "linear"
+    reference_steps: int = 6000
+    stretch: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.warmdown >= 0, "schedule.warmdown", self.warmdown, "0 or more")
+        require(self.reference_steps >= 1, "schedule.reference_steps", self.reference_steps, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Section ``[init]``: one pass of explicit rules over the parameters.
+
+    Attributes:
+        linear: ``orthogonal`` or torch's default ``uniform`` for matrices; attention-out and MLP-down are zero.
+        projection_scaling: multiply hash and value-embedding projections by 1 / sqrt(2 layers).
+        embedding: ``normal``, or ``overtone``, which gives the spectrum the shape k^(-1/2).
+        embedding_std: standard deviation of the token embedding.
+        residual_mix: ``identity`` starts at (1, 0); ``phase`` moves from x0 to x with depth.
+        attention_gate: weight of sigmoid gates; the bias starts at 4 either way.
+    """
+
+    linear: Literal["orthogonal", "uniform"] = "orthogonal"
+    projection_scaling: bool = True
+    embedding: Literal["normal", "overtone"] = "normal"
+    embedding_std: float = 0.005
+    residual_mix: Literal["identity", "phase"] = "identity"
+    attention_gate: Literal["zeros", "orthogonal"] = "zeros"
+
+    def __post_init__(self) -> None:
+        require(self.embedding_std > 0, "init.embedding_std", self.embedding_std, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+    """Section ``[averaging]``: float32 averages of the weights, fixed in advance and never chosen on validation data.
+
+    Attributes:
+        ema_decay: e <- decay e + (1 - decay) w after each step, from the initial weights; 0 keeps no EMA. A horizon.
+        swa_every: steps between samples of the SWA mean; 0 keeps none. A horizon.
+        swa_start_scale: samples are taken while the learning-rate scale is below this.
+        swa_source: sample the raw weights or their EMA.
+        export: which weights become ``model.pt``. ``swa`` with fewer than two samples falls back to the EMA, and
+            the EMA to the raw weights.
+    """
+
+    ema_decay: float = 0.0
+    swa_every: int = 0
+    swa_start_scale: float = 0.2
+    swa_source: Literal["raw", "ema"] = "raw"
+    export: AverageKind = "raw"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ema_decay < 1, "averaging.ema_decay", self.ema_decay, "in [0, 1)")
+        require(self.swa_every >= 0, "averaging.swa_every", self.swa_every, "0 or more")
+        require(
+            not (self.swa_every and self.swa_source == "ema" and not self.ema_decay),
+            "averaging.swa_source",
+            self.swa_source,
+            "raw, because averaging.ema_decay is 0",
+        )
+        require(
+            self.export != "ema" or self.ema_decay > 0,
+            "averaging.export",
+            "ema",
+            "averaging.ema_decay above 0",
+        )
+        require(
+            self.export != "swa" or self.swa_every > 0,
+            "averaging.export",
+            "swa",
+            "averaging.swa_every above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatConfig:
+    """Section ``[qat]``: training through the quantiser.
+
+    Attributes:
+        enabled: whether QAT happens at all.
+        mlp_bits: width of MLP matrices in training; 0 leaves them alone.
+        attention_bits: width of attention matrices.
+        projection_bits: width of hash and value-embedding projections.
+        layer_bits: exceptions, as ``pattern=bits`` with shell wildcards over weight names; the last match counts.
+        row_clip: row clip c as the largest magnitude (``amax``, as the export has it) or a ``quantile`` of them.
+        quantile: the quantile of ``row_clip = "quantile"``.
+        clip_floor: smallest row clip. The step is max(c, clip_floor) / max_int, so 1.0 gives the published
+            smallest step of 1/31 (int6) or 1/15 (int5). It must agree with the export.
+        start_scale: begin once the learning-rate scale is below this; 0 waits for ``start_fraction``.
+        start_fraction: begin once this fraction of the run is over; 0 waits for ``start_scale``.
+        rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
+        soft_alpha_start: sharpness of the staircase when QAT begins.
+        soft_alpha_end: sharpness when the learning rate reaches zero.
+        grid_pull: decoupled decay towards the nearest grid point while QAT is on, w <- w - lr grid_pull (w - Q(w))
+            with Muon's scheduled lr (after Nagel et al., 2022); 0 leaves it out. Straight-through training lowers the
+            loss of the rounded weights without moving weights towards the grid; this does.
+        crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
+        crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker: inert).
+    """
+
+    enabled: bool = False
+    mlp_bits: int = 6
+    attention_bits: int = 6
+    projection_bits: int = 0
+    layer_bits: tuple[str, ...] = ()
+    row_clip: Literal["amax", "quantile"] = "amax"
+    quantile: float = 0.9995
+    clip_floor: float = 0.0
+    start_scale: float = 0.15
+    start_fraction: float = 0.0
+    rounding: Literal["ste", "soft"] = "ste"
+    soft_alpha_start: float = 1.0
+    soft_alpha_end: float = 16.0
+    grid_pull: float = 0.0
+    crown_q: float = 0.0
+    crown_q_reduction: Literal["sum", "mean"] = "sum"
+
+    def __post_init__(self) -> None:
+        for name in ("mlp_bits", "attention_bits", "projection_bits"):
+            require(_is_width(getattr(self, name)), f"qat.{name}", getattr(self, name), "0, or 2 to 8")
+        for item in self.layer_bits:
+            _, _, bits = item.rpartition("=")
+            require(
+                "=" in item and bits.strip().isdigit() and _is_width(int(bits)),
+                "qat.layer_bits",
+                item,
+                "pattern=bits such as blocks.10.attn.*=6, with 0 or 2 to 8 bits",
+            )
+        require(0 < self.quantile <= 1, "qat.quantile", self.quantile, "in (0, 1]")
+        require(self.clip_floor >= 0, "qat.clip_floor", self.clip_floor, "0 or more")
+        require(0 <= self.start_scale <= 1, "qat.start_scale", self.start_scale, "in [0, 1]")
+        require(0 <= self.start_fraction <= 1, "qat.start_fraction", self.start_fraction, "in [0, 1]")
+        require(
+            not self.enabled or self.start_scale > 0 or self.start_fraction > 0,
+            "qat.start_scale",
+            self.start_scale,
+            "above 0, unless qat.start_fraction is",
+        )
+        require(
+            0 < self.soft_alpha_start <= self.soft_alpha_end,
+            "qat.soft_alpha_start",
+            self.soft_alpha_start,
+            f"above 0 and at most qat.soft_alpha_end {self.soft_alpha_end}",
+        )
+        for name in ("crown_q", "grid_pull"):
+            require(getattr(self, name) >= 0, f"qat.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Section ``[data]``: which shards of the data folder are read.
+
+    Attributes:
+        train_pattern: file names of the training shards, read in sorted order, again from the first after the last.
+        val_pattern: file names of the validation shards; without any, a run goes unvalidated.
+        max_shards: training shards to use, the first ones; 0 uses all.
+    """
+
+    train_pattern: str = "*train*.bin"
+    val_pattern: str = "*val*.bin"
+    max_shards: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.max_shards >= 0, "data.max_shards", self.max_shards, "0 or more")
+
+
+def _is_width(bits: int) -> bool:
+    return bits == 0 or 2 <= bits <= 8
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "init": InitConfig,
+    "averaging": AveragingConfig,
+    "qat": QatConfig,
+    "data": DataConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's weights, besides the shards.
+
+    Attributes:
+        recipe: name of the recipe.
+        model: section ``[model]``, resolved.
+        train: section ``[train]``, and so on for the other sections.
+        optimizer: see above.
+        schedule: see above.
+        init: see above.
+        averaging: see above.
+        qat: see above.
+        data: see above.
+        other: sections that other stages read (``scoring``, ``quantization``, ...), as the recipe has them.
+    """
+
+    recipe: str
+    model: ModelConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    init: InitConfig
+    averaging: AveragingConfig
+    qat: QatConfig
+    data: DataConfig
+    other: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every section with every field, as JSON and TOML can hold it."""
+        sections: dict[str, Any] = {"model": self.model.to_dict()}
+        for name in SECTIONS:
+            values = dataclasses.asdict(getattr(self, name))
+            sections[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return sections | self.other
+
+    @classmethod
+    def from_dict(cls, recipe: str, sections: Mapping[str, Any]) -> RunConfig:
+        """Build a run from :meth:`to_dict`'s output.
+
+        Raises:
+            InputError: a section or field is unknown, or has the wrong type or value.
+        """
+        parsed = {name: parse_section(name, sections.get(name, {})) for name in SECTIONS}
+        other = {k: v for k, v in sections.items() if k not in SECTIONS and k != "model"}
+        return cls(recipe=recipe, model=ModelConfig.from_dict(dict(sections["model"])), other=other, **parsed)
+
+
+Section = TypeVar("Section")
+
+
+def parse_section(name: str, values: Mapping[str, Any]) -> Any:
+    """Return the dataclass of section ``name``.
+
+    Raises:
+        InputError: a field is unknown, or has the wrong type or value.
+    """
+    kind = SECTIONS[name]
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{name}.{key} is not a setting; the settings of {name} are {', '.join(hints)}")
+    return kind(**{key: _coerce(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """Turn a value from TOML or the command line into ``kind``."""
+    if get_origin(kind) is Literal:
+        require(value in get_args(kind), name, value, " or ".join(get_args(kind)))
+        return value
+    if get_origin(kind) is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(str(item).strip() for item in items if str(item).strip())
+    if kind is str:
+        return str(value)
+    if kind is bool:
+        text = str(value).lower()
+        require(text in {"true", "1", "yes", "on", "false", "0", "no", "off"}, name, value, "true or false")
+        return text in {"true", "1", "yes", "on"}
+    try:
+        number = float(value)
+        if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
+            raise ValueError
+        return int(number) if kind is int else number
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} is {value!r}; expected {'a whole number' if kind is int else 'a finite number'}"
+        ) from None
+
+
+def resolve(
+    recipe: Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    scale: str | None = None,
+    steps: int | None = None,
+    max_seconds: float | None = None,
+) -> RunConfig:
+    """Return the run that a recipe and the command line describe.
+
+    The order is: the recipe, its ``[as_run]`` section if ``train.as_run`` is set, ``scale``, ``overrides``, and last
+    ``steps`` and ``max_seconds``. Steps without a clock budget switch the clock off, because the recipe's seconds
+    are those of eight GPUs.
+
+    Args:
+        recipe: where to start.
+        overrides: ``section.key`` to value.
+        scale: see :func:`train.scaling.scale_model`.
+        steps: budget in steps.
+        max_seconds: budget in seconds.
+
+    Raises:
+        InputError: a key or value is unusable; the message lists the keys there are.
+    """
+    from train.scaling import scale_model
+
+    overrides = dict(overrides or {})
+    sections: dict[str, dict[str, Any]] = {
+        name: dict(value) for name, value in recipe.sections.items() if isinstance(value, dict)
+    }
+    as_run = sections.pop("as_run", {})
+    wanted = overrides.get("train.as_run", sections.get("train", {}).get("as_run", False))
+    if _coerce("train.as_run", wanted, bool):
+        _apply(sections, {f"{name}.{key}": v for name, values in as_run.items() for key, v in values.items()})
+    model_keys = {k.removeprefix("model."): v for k, v in overrides.items() if k.startswith("model.")}
+    model = dataclasses.replace(recipe, model=sections["model"]).model_config(
+        **({} if scale is not None else model_keys)
+    )
+    if scale is not None:
+        model = scale_model(model, scale)
+        if model_keys:
+            scaled = dataclasses.replace(recipe, model=model.to_dict())
+            model = scaled.model_config(**model_keys)
+    _apply(sections, {k: v for k, v in overrides.items() if not k.startswith("model.")})
+    train = sections.setdefault("train", {})
+    if steps is not None:
+        train["steps"] = steps
+        train["max_seconds"] = 0.0
+    if max_seconds is not None:
+        train["max_seconds"] = max_seconds
+    return RunConfig.from_dict(recipe.name, sections | {"model": model.to_dict()})
+
+
+def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        section, dot, name = key.partition(".")
+        known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
+        if not dot or section not in known:
+            raise InputError(
+                f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}"
+            )
+        sections.setdefault(section, {})[name] = value
+
+
+def to_toml(sections: Mapping[str, Any]) -> str:
+    """Return nested mappings of plain values as TOML text."""
+    lines: list[str] = []
+    for section, values in sections.items():
+        if not isinstance(values, Mapping):
+            lines.insert(0, f"{section} = {_toml_value(values)}")
+            continue
+        lines.append(f"\n[{section}]")
+        lines.extend(f"{json.dumps(k) if '.' in k else k} = {_toml_value(v)}" for k, v in values.items())
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value)

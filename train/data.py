@@ -1,0 +1,206 @@
+"""Training data: shards as one endless stream, cut into spans that do not depend on the number of ranks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evalkit.errors import InputError, TokenError
+from train.config import DataConfig
+
+_MAGIC, _VERSION, _HEADER_INTS = 20240520, 1, 256
+_CHECKED_TOKENS = 1_000_000
+
+
+def open_shard(path: Path) -> npt.NDArray[np.uint16]:
+    """Map the tokens of a shard into memory.
+
+    Raises:
+        TokenError: the file is no shard, or its size disagrees with its header.
+    """
+    try:
+        header = np.fromfile(path, dtype="<i4", count=_HEADER_INTS)
+    except OSError as error:
+        raise TokenError(f"shard {path} cannot be read: {error.strerror or error}") from None
+    if header.size < _HEADER_INTS or header[0] != _MAGIC or header[1] != _VERSION:
+        raise TokenError(
+            f"{path} is not a token shard: expected magic number {_MAGIC} and version {_VERSION}"
+        )
+    tokens, size = int(header[2]), os.path.getsize(path)
+    if tokens < 1 or size != 4 * _HEADER_INTS + 2 * tokens:
+        raise TokenError(
+            f"shard {path} has {size} bytes, but its header promises {tokens} tokens; fetch it again"
+        )
+    return np.memmap(path, dtype="<u2", mode="r", offset=4 * _HEADER_INTS, shape=(tokens,))
+
+
+def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]:
+    """Return the training and validation shards of a data folder, each sorted by name.
+
+    They lie in ``data`` itself or in exactly one folder below it.
+
+    Raises:
+        InputError: there is no such folder, no training shard, or shards of several tokenizers.
+    """
+    if not data.is_dir():
+        raise InputError(
+            f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards"
+        )
+    found = sorted(data.rglob(config.train_pattern))
+    folders = sorted({path.parent for path in found})
+    if not found:
+        raise InputError(f"data folder {data} holds no {config.train_pattern} shard")
+    if len(folders) > 1:
+        names = ", ".join(str(folder) for folder in folders[:4])
+        raise InputError(
+            f"data folder {data} holds shards of several sets, perhaps of several tokenizers ({names}); name one"
+        )
+    train = found[: config.max_shards or None]
+    val = sorted(path for path in folders[0].glob(config.val_pattern) if path not in found)
+    return train, val
+
+
+def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None:
+    largest = int(tokens.max())
+    if largest >= vocab_size:
+        raise TokenError(
+            f"{where} holds token {largest}, but the model has {vocab_size}: the shards come from another tokenizer"
+        )
+
+
+class TokenStream:
+    """Shards in order, one after another and again from the first, addressed by position.
+
+    Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can resume at
+    any step, and any rank can read its own spans and nothing else.
+    """
+
+    def __init__(self, paths: list[Path], *, vocab_size: int) -> None:
+        self._paths = paths
+        self._shards = [open_shard(path) for path in paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._vocab_size = vocab_size
+        self.num_tokens = int(self._ends[-1])
+        for path, shard in zip(paths, self._shards, strict=True):
+            _check_ids(shard[:_CHECKED_TOKENS], vocab_size, path)
+
+    def require(self, span_tokens: int) -> None:
+        """Refuse to train on fewer tokens than one span needs.
+
+        Raises:
+            TokenError: the stream is too short.
+        """
+        if self.num_tokens < span_tokens + 1:
+            raise TokenError(
+                f"the training shards hold {self.num_tokens} tokens, too few for one micro-batch of {span_tokens + 1}; "
+                "use more data, a smaller train.batch_tokens or more train.spans"
+            )
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Return name and tokens of every shard, by which a resumed run knows its data again."""
+        return [
+            {"name": path.name, "tokens": len(shard)}
+            for path, shard in zip(self._paths, self._shards, strict=True)
+        ]
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Return tokens ``start .. start + count`` of the endless stream."""
+        out = np.empty(count, dtype=np.int64)
+        done = 0
+        while done < count:
+            position = (start + done) % self.num_tokens
+            index = int(np.searchsorted(self._ends, position, side="right"))
+            offset = position - (int(self._ends[index]) - len(self._shards[index]))
+            piece = self._shards[index][offset : offset + count - done]
+            _check_ids(piece, self._vocab_size, self._paths[index])
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+        return out
+
+    def span(
+        self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, ``[span_tokens / seq_len, seq_len]`` each, of one micro-batch."""
+        tokens = torch.from_numpy(self.read((step * spans + index) * (span_tokens + 1), span_tokens + 1))
+        return tokens[:-1].view(-1, seq_len), tokens[1:].view(-1, seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteCounter:
+    """Bytes of text that each target token stands for, by the challenge's rule.
+
+    Attributes:
+        piece_bytes: bytes of each token's piece without its leading space, ``[V]``.
+        leading_space: whether its piece starts with a space, ``[V]``.
+        boundary: whether it is a control, unknown or unused token, after which no space is counted, ``[V]``.
+    """
+
+    piece_bytes: npt.NDArray[np.int64]
+    leading_space: npt.NDArray[np.bool_]
+    boundary: npt.NDArray[np.bool_]
+
+    @classmethod
+    def from_tokenizer(cls, path: Path, vocab_size: int) -> ByteCounter:
+        """Read a SentencePiece model.
+
+        Raises:
+            TokenError: the file is none, or its vocabulary is not the model's.
+        """
+        import sentencepiece
+
+        try:
+            pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError, TypeError):
+            raise TokenError(f"tokenizer {path} is not a readable SentencePiece model") from None
+        if pieces.vocab_size() != vocab_size:
+            raise TokenError(
+                f"tokenizer {path} has {pieces.vocab_size()} tokens, but the model has {vocab_size}; "
+                "use the shards' tokenizer and set model.vocab_size"
+            )
+        size = np.zeros(vocab_size, dtype=np.int64)
+        space, boundary = np.zeros(vocab_size, dtype=bool), np.zeros(vocab_size, dtype=bool)
+        for token in range(vocab_size):
+            if pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
+                boundary[token] = True
+            elif pieces.is_byte(token):
+                size[token] = 1
+            else:
+                piece = pieces.id_to_piece(token)
+                space[token] = piece.startswith("▁")
+                size[token] = len(piece.removeprefix("▁").encode())
+        return cls(piece_bytes=size, leading_space=space, boundary=boundary)
+
+    def count(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Return the bytes of ``tokens[1:]``."""
+        targets, before = tokens[1:], tokens[:-1]
+        return int(
+            self.piece_bytes[targets].sum() + (self.leading_space[targets] & ~self.boundary[before]).sum()
+        )
+
+
+def load_validation(paths: list[Path], *, vocab_size: int, limit: int) -> npt.NDArray[np.int64] | None:
+    """Return the first ``limit`` targets of the validation stream and the token before them; None without shards.
+
+    Raises:
+        TokenError: a shard is unusable or too short.
+    """
+    if not paths:
+        return None
+    pieces: list[npt.NDArray[Any]] = []
+    for path in paths:
+        shard = open_shard(path)
+        _check_ids(shard, vocab_size, path)
+        pieces.append(np.asarray(shard, dtype=np.int64))
+        if limit and sum(map(len, pieces)) > limit:
+            break
+    tokens = np.concatenate(pieces)[: limit + 1 if limit else None]
+    if len(tokens) < 2:
+        raise TokenError(f"the validation shards, from {paths[0]}, hold fewer than 2 tokens")
+    return tokens

@@ -1,0 +1,1 @@
+"""Artifacts out of checkpoints: quantise, fit under the cap, write."""

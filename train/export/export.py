@@ -1,0 +1,175 @@
+"""From a state dict to an artifact: quantise by a plan, pack into a container, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from evalkit.artifact.native import NativeMetadata, write_native
+from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.errors import InputError
+from train.export.atomic import write_atomic
+from train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
+from train.quantization.gptq import gptq_round
+from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
+from train.quantization.pruning import magnitude_prune
+from train.quantization.rows import round_to_step, row_clip, row_step, search_clip
+
+Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]
+CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFile:
+    """A file that was written.
+
+    Attributes:
+        path: where.
+        n_bytes: its size.
+        sha256: its hex digest.
+    """
+
+    path: Path
+    n_bytes: int
+    sha256: str
+
+
+def quantize_state_dict(
+    state: Mapping[str, Tensor], plan: QuantizationPlan, hessians: Mapping[str, Tensor] | None = None
+) -> dict[str, StoredTensor]:
+    """Quantise every tensor of a model.
+
+    Args:
+        state: name to float tensor; not modified. The work happens on each tensor's device.
+        plan: what each tensor becomes.
+        hessians: mean of ``x x^T`` by module name (the tensor's name without ``.weight``). Used by the clip
+            searches, and by GPTQ where the plan asks for it.
+
+    Returns:
+        Name to stored tensor, in the order of ``state``.
+
+    Raises:
+        InputError: no rule matches, a value is not finite or does not fit its format, or a rule asks for
+            GPTQ and ``hessians`` is given without that module.
+    """
+    layers = layer_count(state)
+    return {
+        name: _quantize(name, tensor, plan, plan.rule_for(name, tensor.numel(), layers), hessians)
+        for name, tensor in state.items()
+    }
+
+
+@torch.no_grad()
+def _quantize(
+    name: str,
+    tensor: Tensor,
+    plan: QuantizationPlan,
+    rule: TensorRule,
+    hessians: Mapping[str, Tensor] | None,
+) -> StoredTensor:
+    dtype = plan.dtype_of(name)
+    if not tensor.is_floating_point():
+        raise InputError(f"tensor {name!r} has dtype {tensor.dtype}, not a floating-point one")
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"tensor {name!r} holds values that are not finite")
+    weight = magnitude_prune(tensor.detach().float(), plan.magnitude_prune)
+    if not rule.bits or not weight.ndim:
+        return _plain(name, weight, rule.format if not rule.bits else "float32", dtype)
+    hessian = None if hessians is None else hessians.get(name.removesuffix(".weight"))
+    if rule.gptq and hessians is not None and hessian is None:
+        raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
+    if hessian is not None:
+        hessian = hessian.to(weight.device)
+    if rule.clip == "quantile":
+        step = row_step(row_clip(weight, rule.quantile), rule.bits, rule.min_step)
+    else:
+        step = search_clip(
+            weight,
+            rule.bits,
+            min_step=rule.min_step,
+            percentiles=rule.percentiles,
+            per_row=rule.clip == "row",
+            hessian=hessian,
+        )
+    if rule.gptq and hessian is not None and weight.ndim == 2:
+        values = gptq_round(weight, hessian, step, rule.bits, plan.gptq)
+    else:
+        values = round_to_step(weight, step, rule.bits)
+    return QuantizedTensor(
+        values=values.cpu().contiguous().numpy(), scale=step.cpu().numpy(), bits=rule.bits, dtype=dtype
+    )
+
+
+def _plain(name: str, weight: Tensor, stored: str, dtype: str) -> PlainTensor:
+    # A tensor the model holds in bfloat16 loses nothing by being rounded now, and its zero bits cost nothing.
+    held = weight.bfloat16().float() if dtype == "bfloat16" else weight
+    if stored == "bfloat16":
+        bits = held.bfloat16().cpu().contiguous().view(torch.int16).numpy().view("uint16")
+        return PlainTensor(values=bits, stored=stored, dtype=dtype)
+    narrow = held.half() if stored == "float16" else held
+    if not bool(torch.isfinite(narrow).all()):
+        raise InputError(f"tensor {name!r} holds values too large for float16")
+    return PlainTensor(values=narrow.cpu().contiguous().numpy().copy(), stored=stored, dtype=dtype)
+
+
+def pack_artifact(
+    tensors: Mapping[str, StoredTensor],
+    container: Container,
+    *,
+    layout: TorchLayout | None = None,
+    metadata: NativeMetadata | None = None,
+) -> bytes:
+    """Return the bytes of an artifact.
+
+    Args:
+        tensors: what it holds.
+        container: ``evalkit``, or a torch save compressed by zstd, xz or zlib.
+        layout: arrangement of the torch containers; they need one, ``evalkit`` has none.
+        metadata: what an ``evalkit`` container says about itself.
+
+    Raises:
+        InputError: the container is unknown, or a torch container lacks its layout.
+    """
+    if container == "evalkit":
+        return write_native(tensors, metadata or NativeMetadata())
+    if container not in CONTAINERS:
+        raise InputError(f"container {container!r} is none of {', '.join(CONTAINERS)}")
+    if layout is None:
+        raise InputError(f"container {container} needs the layout of a published system")
+    compression = cast(TorchCompression, container.removeprefix("torch-"))
+    return compress_payload(torch_payload(tensors, layout), compression)
+
+
+def write_artifact(
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    container: Container,
+    *,
+    layout: TorchLayout | None = None,
+    metadata: NativeMetadata | None = None,
+) -> ArtifactFile:
+    """Write an artifact in one step: an interruption leaves no half-written file.
+
+    Arguments as :func:`pack_artifact`.
+    """
+    data = pack_artifact(tensors, container, layout=layout, metadata=metadata)
+    write_atomic(path, data)
+    return ArtifactFile(path=path, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def code_size(paths: list[Path]) -> int:
+    """Return the bytes of the code files that count towards the cap.
+
+    Raises:
+        InputError: a file does not exist.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"code file {path} does not exist")
+    return sum(path.stat().st_size for path in paths)

@@ -1,0 +1,198 @@
+"""The trade between size and loss: the lowest measured loss among artifacts that fit the cap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evalkit.artifact.native import NativeMetadata
+from evalkit.artifact.tensors import StoredTensor
+from evalkit.errors import InputError
+from train.export.export import Container, pack_artifact, quantize_state_dict
+from train.export.torch_layouts import TorchLayout
+from train.quantization.plan import QuantizationPlan
+from train.quantization.pruning import prune_to_size
+
+CAP_BYTES = 16_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOption:
+    """One way of exporting that the search may take.
+
+    Attributes:
+        label: its name in the table.
+        plan: widths, clips and floors.
+        container: how it is packed.
+        layout: arrangement of a torch container.
+        reach: how the option is brought under the cap. ``step`` searches the factor on the step's floor, up
+            and down, so that the file just fits; ``prune`` zeroes +-1 integers; ``none`` takes the plan as
+            it is.
+    """
+
+    label: str
+    plan: QuantizationPlan
+    container: Container = "evalkit"
+    layout: TorchLayout | None = None
+    reach: str = "step"
+
+    def __post_init__(self) -> None:
+        if self.reach not in ("step", "prune", "none"):
+            raise InputError(f"reach {self.reach!r} is none of step, prune, none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRow:
+    """One line of the table of what was tried.
+
+    Attributes:
+        label: the option.
+        container: its container.
+        step_factor: factor on the floors of the plan's steps.
+        zeroed: integers of +-1 set to 0.
+        n_bytes: artifact bytes, as packed.
+        total_bytes: with the code.
+        fits: whether the total is within the cap.
+        loss: measured loss; None where it was not measured.
+    """
+
+    label: str
+    container: str
+    step_factor: float
+    zeroed: int
+    n_bytes: int
+    total_bytes: int
+    fits: bool
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """Outcome of :func:`fit`.
+
+    Attributes:
+        tensors: the winner's tensors.
+        option: the winner.
+        best: its line.
+        table: every line, in the order tried.
+    """
+
+    tensors: dict[str, StoredTensor]
+    option: FitOption
+    best: FitRow
+    table: list[FitRow]
+
+
+def fit(
+    state: Mapping[str, Tensor],
+    options: Sequence[FitOption],
+    loss: Callable[[Mapping[str, StoredTensor]], float],
+    *,
+    cap_bytes: int = CAP_BYTES,
+    code_bytes: int = 0,
+    hessians: Mapping[str, Tensor] | None = None,
+    metadata: NativeMetadata | None = None,
+    step_range: tuple[float, float] = (0.25, 4.0),
+    step_trials: int = 6,
+) -> FitResult:
+    """Export in several ways and keep the one with the lowest measured loss that fits.
+
+    Args:
+        state: name to float tensor.
+        options: what to try.
+        loss: measures stored tensors; called once for each option that fits.
+        cap_bytes: limit on artifact plus code, in bytes (decimal megabytes: 16,000,000).
+        code_bytes: bytes of the code that ships.
+        hessians: as for :func:`quantize_state_dict`.
+        metadata: as for :func:`pack_artifact`.
+        step_range: lowest and highest factor on the step floors.
+        step_trials: halvings of that range, in logarithm.
+
+    Raises:
+        InputError: no option fits, or there is none.
+    """
+    if not options:
+        raise InputError("there is nothing to fit: no option was given")
+    table: list[FitRow] = []
+    best: tuple[FitRow, FitOption, dict[str, StoredTensor]] | None = None
+    for option in options:
+        search = _Search(state, option, hessians, metadata, cap_bytes, code_bytes, table)
+        found = search.run(step_range, step_trials)
+        if found is None:
+            continue
+        row, tensors = found
+        measured = FitRow(**{**row.__dict__, "loss": loss(tensors)})
+        table[table.index(row)] = measured
+        assert measured.loss is not None
+        if best is None or best[0].loss is None or measured.loss < best[0].loss:
+            best = (measured, option, tensors)
+    if best is None:
+        smallest = min(row.total_bytes for row in table)
+        raise InputError(f"no option fits {cap_bytes} bytes: the smallest took {smallest} with the code")
+    return FitResult(tensors=best[2], option=best[1], best=best[0], table=table)
+
+
+class _Search:
+    """Brings one option under the cap."""
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        option: FitOption,
+        hessians: Mapping[str, Tensor] | None,
+        metadata: NativeMetadata | None,
+        cap_bytes: int,
+        code_bytes: int,
+        table: list[FitRow],
+    ) -> None:
+        self.state, self.option, self.hessians, self.metadata = state, option, hessians, metadata
+        self.cap_bytes, self.code_bytes, self.table = cap_bytes, code_bytes, table
+
+    def size(self, tensors: Mapping[str, StoredTensor]) -> int:
+        return len(pack_artifact(tensors, self.option.container, layout=self.option.layout, metadata=self.metadata))
+
+    def record(self, factor: float, zeroed: int, n_bytes: int) -> FitRow:
+        total = n_bytes + self.code_bytes
+        row = FitRow(
+            label=self.option.label,
+            container=self.option.container,
+            step_factor=factor,
+            zeroed=zeroed,
+            n_bytes=n_bytes,
+            total_bytes=total,
+            fits=total <= self.cap_bytes,
+        )
+        self.table.append(row)
+        return row
+
+    def attempt(self, factor: float) -> tuple[FitRow, dict[str, StoredTensor]]:
+        plan = self.option.plan if factor == 1.0 else self.option.plan.with_step_factor(factor)
+        tensors = quantize_state_dict(self.state, plan, self.hessians)
+        return self.record(factor, 0, self.size(tensors)), tensors
+
+    def run(self, step_range: tuple[float, float], step_trials: int) -> tuple[FitRow, dict[str, StoredTensor]] | None:
+        row, tensors = self.attempt(1.0)
+        if self.option.reach == "none" or (self.option.reach == "prune" and row.fits):
+            return (row, tensors) if row.fits else None
+        if self.option.reach == "prune":
+            try:
+                pruned = prune_to_size(tensors, self.size, self.cap_bytes - self.code_bytes, resolution=64)
+            except InputError:
+                return None
+            return self.record(1.0, pruned.zeroed, pruned.n_bytes), pruned.tensors
+        fitting = (row, tensors) if row.fits else None
+        low, high = (math.log(step_range[0]), 0.0) if row.fits else (0.0, math.log(step_range[1]))
+        for trial in range(step_trials):
+            # a plan that does not fit is first tried at the end of the range: if that fails, nothing fits
+            middle = high if fitting is None and trial == 0 else (low + high) / 2
+            row, tensors = self.attempt(math.exp(middle))
+            if row.fits:
+                fitting, high = (row, tensors), middle
+            elif fitting is None and middle == high:
+                return None
+            else:
+                low = middle
+        return fitting

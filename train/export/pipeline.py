@@ -1,0 +1,275 @@
+"""From a finished run to an artifact: calibrate, quantise, prune, pack, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evalkit import __version__
+from evalkit.artifact.layouts import held_values
+from evalkit.artifact.native import NativeMetadata
+from evalkit.artifact.tensors import StoredTensor
+from evalkit.errors import InputError
+from evalkit.model.gpt import GPT, KVCache
+from train.data import TokenStream, find_shards
+from train.export.export import ArtifactFile, Container, pack_artifact, quantize_state_dict, write_artifact
+from train.export.fit import FitOption, FitRow, fit
+from train.export.torch_layouts import LAYOUTS, TorchLayout
+from train.folder import TrainedModel
+from train.quantization.calibration import check_calibration_shards
+from train.quantization.hessian import HessianCollector, shared_input_groups
+from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
+from train.quantization.pruning import prune_to_size
+
+CAP_BYTES = 16_000_000
+_FIT_TOKENS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How to export.
+
+    Attributes:
+        container: ``evalkit``, ``torch-zstd``, ``torch-xz`` or ``torch-zlib``.
+        floor: factor on the plan's smallest steps; 1 keeps the published floors (1/31 for int6, 1/15 for int5), 0 has
+            none.
+        calibration_tokens: tokens whose layer inputs GPTQ sees; 0 rounds to nearest.
+        calibration_data: folder with training shards; None calibrates on the model's own samples.
+        force_calibration: calibrate on shards that look like validation data all the same.
+        target_bytes: cap on artifact plus code, in bytes; over it, integers of +-1 are zeroed, cheapest first.
+        fit: search widths and floors for the lowest loss that fits, instead of the recipe's plan.
+        code: code files that ship with the artifact.
+        tokenizer: SentencePiece model whose hash goes into the artifact.
+        seed: of the model's own samples.
+    """
+
+    container: Container = "evalkit"
+    floor: float = 1.0
+    calibration_tokens: int = 65_536
+    calibration_data: Path | None = None
+    force_calibration: bool = False
+    target_bytes: int = CAP_BYTES
+    fit: bool = False
+    code: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.floor < 0:
+            raise InputError(f"--floor is {self.floor}; expected 0 (none) or a factor")
+        if self.calibration_tokens < 0:
+            raise InputError(f"--calibration-tokens is {self.calibration_tokens}; expected 0 (no GPTQ) or more")
+        if self.target_bytes < 1:
+            raise InputError(f"--target-bytes is {self.target_bytes}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        file: the artifact.
+        code_bytes: bytes of the code that ships with it.
+        zeroed: integers of +-1 that were set to 0 to fit.
+        notes: what a reader of the report must know.
+        table: what ``fit`` tried.
+        tensors: the artifact's tensors.
+    """
+
+    file: ArtifactFile
+    code_bytes: int
+    zeroed: int
+    notes: list[str] = field(default_factory=list)
+    table: list[FitRow] = field(default_factory=list)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+
+def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> ExportResult:
+    """Quantise a trained model and write it as an artifact.
+
+    Raises:
+        InputError: the run, the calibration data or the target is unusable. Nothing is left half-written.
+    """
+    model = GPT(trained.config.model)
+    model.load_state_dict(trained.weights)
+    model.eval().requires_grad_(False)
+    plan = plan_of(trained, config.floor)
+    code_bytes = _code_bytes(config.code)
+    notes: list[str] = []
+    hessians: dict[str, Tensor] | None = None
+    batches: list[Tensor] = []
+    if config.calibration_tokens:
+        batches, notes = calibration_batches(model, trained, config)
+        hessians = collect_hessians(model, batches)
+    metadata = _metadata(trained, config, notes)
+    layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
+
+    def size(tensors: Mapping[str, StoredTensor]) -> int:
+        return len(pack_artifact(tensors, config.container, layout=layout, metadata=metadata)) + code_bytes
+
+    table: list[FitRow] = []
+    zeroed = 0
+    if config.fit:
+        result = fit(
+            trained.weights,
+            fit_options(plan, config.container, layout),
+            _loss_of(model, _held_out(model, trained, config)),
+            cap_bytes=config.target_bytes,
+            code_bytes=code_bytes,
+            hessians=hessians,
+            metadata=metadata,
+        )
+        tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
+    else:
+        if not config.calibration_tokens:
+            plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
+        tensors = quantize_state_dict(trained.weights, plan, hessians)
+        if size(tensors) > config.target_bytes:
+            pruned = prune_to_size(tensors, size, config.target_bytes, resolution=1000)
+            tensors, zeroed = pruned.tensors, pruned.zeroed
+            notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
+    file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
+    return ExportResult(file=file, code_bytes=code_bytes, zeroed=zeroed, notes=notes, table=table, tensors=tensors)
+
+
+def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
+    """Return the recipe's plan, or one with the widths that its QAT trained for; ``floor`` scales the step floors."""
+    plan = PLANS.get(trained.config.recipe)
+    if plan is None:
+        qat = trained.config.qat
+        plan = QuantizationPlan(
+            rules=(
+                TensorRule(patterns=("*",), format="float16", max_elements=2048),
+                TensorRule(patterns=("*.mlp.*",), format=f"int{qat.mlp_bits}", clip="row", gptq=True),
+                TensorRule(patterns=("*.attn.c_?.weight", "*.attn.proj.weight"), format=f"int{qat.attention_bits}",
+                           clip="row", gptq=True),
+                TensorRule(patterns=("*",), format="int8"),
+            )
+        )  # fmt: skip
+    return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
+
+
+def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayout | None) -> list[FitOption]:
+    """Return the plan itself and variants with every block one bit wider and narrower, each brought to the cap."""
+
+    def shifted(bits: int) -> QuantizationPlan:
+        rules = tuple(
+            replace(rule, format=f"int{min(max(rule.bits + bits, 4), 8)}", min_step=0.0)
+            if rule.bits and rule.bits < 8 else rule
+            for rule in plan.rules
+        )  # fmt: skip
+        return replace(plan, rules=rules)
+
+    options = [FitOption(label="plan, steps to fit", plan=plan, container=container, layout=layout, reach="step")]
+    for bits, label in ((1, "one bit wider"), (0, "no floor"), (-1, "one bit narrower")):
+        for reach in ("step", "prune"):
+            options.append(
+                FitOption(
+                    label=f"{label}, {reach}", plan=shifted(bits), container=container, layout=layout, reach=reach
+                )
+            )
+    return options
+
+
+def calibration_batches(model: GPT, trained: TrainedModel, config: ExportConfig) -> tuple[list[Tensor], list[str]]:
+    """Return token batches ``[1, seq_len]`` for calibration, and what must be said about them.
+
+    Raises:
+        InputError: the shards look like validation data, or hold too few tokens.
+    """
+    seq_len = trained.config.train.seq_len
+    rows = max(config.calibration_tokens // seq_len, 1)
+    if config.calibration_data is None:
+        ids = sample(model, rows=rows, seq_len=seq_len, seed=config.seed)
+        return [row[None] for row in ids], [f"calibrated on {ids.numel():,} tokens of the model's own samples"]
+    shards, _ = find_shards(config.calibration_data, trained.config.data)
+    notes = check_calibration_shards(shards, force=config.force_calibration)
+    stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+    ids = torch.from_numpy(stream.read(0, rows * seq_len)).view(rows, seq_len)
+    return [row[None] for row in ids], [*notes, f"calibrated on {ids.numel():,} training tokens"]
+
+
+def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the mean of x x^T of every linear layer's input, by module name."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    with torch.inference_mode(), HessianCollector(model, shared_input_groups(names)) as collector:
+        for batch in batches:
+            model(batch, first_row=0)
+    return collector.hessians()
+
+
+@torch.inference_mode()
+def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
+    """Draw ``[rows, seq_len]`` tokens from the model itself, each row from BOS (id 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.ones(rows, 1, dtype=torch.long)
+    cache = KVCache(model.config.num_layers)
+    while ids.shape[1] < seq_len:
+        logits = model(ids, first_row=ids.shape[1] - 1, cache=cache, fed_length=seq_len)[:, -1]
+        drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+        ids = torch.cat([ids, drawn], dim=1)
+    return ids
+
+
+def _held_out(model: GPT, trained: TrainedModel, config: ExportConfig) -> Tensor:
+    """Text to measure losses on that is neither validation data nor what calibrates: training tokens further on."""
+    seq_len = trained.config.train.seq_len
+    rows = max(_FIT_TOKENS // seq_len, 1)
+    if config.calibration_data is None:
+        return sample(model, rows=rows, seq_len=seq_len + 1, seed=config.seed + 1)
+    shards, _ = find_shards(config.calibration_data, trained.config.data)
+    stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+    taken = stream.read(config.calibration_tokens, rows * (seq_len + 1))
+    return torch.from_numpy(taken).view(rows, seq_len + 1)
+
+
+def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]], float]:
+    def loss(tensors: Mapping[str, StoredTensor]) -> float:
+        state = {name: torch.from_numpy(held_values(tensor)) for name, tensor in tensors.items()}
+        reference = model.state_dict()
+        model.load_state_dict({name: value.reshape(reference[name].shape) for name, value in state.items()})
+        with torch.inference_mode():
+            losses = [
+                F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double().item() for row in text
+            ]
+        return sum(losses) / (text.shape[0] * (text.shape[1] - 1))
+
+    return loss
+
+
+def _layout(recipe: str) -> TorchLayout:
+    if recipe not in LAYOUTS:
+        raise InputError(
+            f"recipe {recipe} has no torch layout; use --container evalkit, or a recipe of {', '.join(LAYOUTS)}"
+        )
+    return LAYOUTS[recipe]
+
+
+def _metadata(trained: TrainedModel, config: ExportConfig, notes: list[str]) -> NativeMetadata:
+    sections: dict[str, Any] = trained.config.to_dict()
+    sha256 = hashlib.sha256(config.tokenizer.read_bytes()).hexdigest() if config.tokenizer else ""
+    return NativeMetadata(
+        config=trained.config.model.to_dict(),
+        recipe={
+            "name": trained.config.recipe,
+            "weights": trained.kind,
+            "seq_len": trained.config.train.seq_len,
+            "notes": list(notes),
+            "sections": {name: value for name, value in sections.items() if name != "model"},
+        },
+        tokenizer_sha256=sha256,
+        evalkit_version=__version__,
+    )
+
+
+def _code_bytes(paths: Sequence[Path]) -> int:
+    from train.export.export import code_size
+
+    return code_size(list(paths))

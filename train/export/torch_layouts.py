@@ -1,0 +1,155 @@
+"""The published systems' containers: a torch save of one dict, compressed, for their own loaders.
+
+Layout A (challenge baseline, PR333, PR344) keeps integers, scales, dtypes and the rest in separate dicts;
+layout B (PR592, PR634, PR849) keeps ``<name>.q`` and ``<name>.scale`` beside each other and a ``type`` by
+name.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.errors import InputError
+
+TorchCompression = Literal["zstd", "xz", "zlib"]
+_LAYOUT_B_BITS = (5, 6, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchLayout:
+    """One published arrangement of the dict.
+
+    Attributes:
+        kind: ``A`` or ``B``.
+        format_tag: layout A's ``__quant_format__``.
+        bits_in_meta: whether layout A's ``qmeta`` holds the width.
+        renames: regular expression and replacement, applied to our names in turn.
+    """
+
+    kind: Literal["A", "B"]
+    format_tag: str = ""
+    bits_in_meta: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def published_name(self, name: str) -> str:
+        """Return the name that the published system has for one of our tensors."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+LAYOUTS: dict[str, TorchLayout] = {
+    "baseline": TorchLayout(kind="A", format_tag="int8_clean_per_row_v1"),
+    "pr333": TorchLayout(kind="A", format_tag="int6_clean_per_row_v1", bits_in_meta=True),
+    "pr344": TorchLayout(
+        kind="A",
+        format_tag="int8_clean_per_row_v1",
+        renames=(
+            (r"^smear\.", "smeargate."),
+            (r"^(bigram|trigram)\.scale$", r"\1_embed.\1_scale"),
+            (r"^(bigram|trigram)\.", r"\1_embed."),
+        ),
+    ),
+    "pr592": TorchLayout(kind="B"),
+    "pr634": TorchLayout(kind="B"),
+    "pr849": TorchLayout(kind="B"),
+}
+
+
+def torch_object(tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[str, Any]:
+    """Return the dict that is saved.
+
+    Raises:
+        InputError: the layout cannot express a tensor (a float32 scale, or a width its readers do not know).
+    """
+    named = {layout.published_name(name): tensor for name, tensor in tensors.items()}
+    for name, tensor in named.items():
+        if isinstance(tensor, QuantizedTensor) and tensor.scale.dtype != np.float16:
+            raise InputError(f"the published layouts hold float16 scales; {name!r} has {tensor.scale.dtype}")
+    return _layout_a(named, layout) if layout.kind == "A" else _layout_b(named)
+
+
+def torch_payload(tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> bytes:
+    """Return the uncompressed torch save of :func:`torch_object`."""
+    stream = io.BytesIO()
+    torch.save(torch_object(tensors, layout), stream)
+    return stream.getvalue()
+
+
+def compress_payload(payload: bytes, compression: TorchCompression) -> bytes:
+    """Compress as the published exporters do: zstd level 22, .xz preset 6, or zlib level 9."""
+    if compression == "zstd":
+        return zstandard.ZstdCompressor(level=22).compress(payload)
+    if compression == "xz":
+        return lzma.compress(payload, preset=6)
+    if compression == "zlib":
+        return zlib.compress(payload, 9)
+    raise InputError(f"compression {compression!r} is none of zstd, xz, zlib")
+
+
+def _layout_a(named: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[str, Any]:
+    quantized: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
+    dtypes: dict[str, str] = {}
+    passthrough: dict[str, Tensor] = {}
+    meta: dict[str, dict[str, Any]] = {}
+    narrowed: dict[str, str] = {}
+    for name, tensor in named.items():
+        if isinstance(tensor, PlainTensor):
+            passthrough[name] = _plain(tensor)
+            if tensor.stored == "float16":
+                narrowed[name] = tensor.dtype
+            continue
+        quantized[name] = torch.from_numpy(tensor.values.copy())
+        scales[name] = torch.from_numpy(tensor.scale.copy())
+        dtypes[name] = tensor.dtype
+        if tensor.scale.ndim:
+            meta[name] = {"scheme": "per_row", "axis": 0}
+            if layout.bits_in_meta:
+                meta[name]["bits"] = tensor.bits
+    result: dict[str, Any] = {
+        "__quant_format__": layout.format_tag,
+        "quantized": quantized,
+        "scales": scales,
+        "dtypes": dtypes,
+        "passthrough": passthrough,
+    }
+    if meta:
+        result["qmeta"] = meta
+    if narrowed:
+        result["passthrough_orig_dtypes"] = narrowed
+    return result
+
+
+def _layout_b(named: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    weights: dict[str, Tensor] = {}
+    meta: dict[str, Any] = {}
+    for name, tensor in named.items():
+        if isinstance(tensor, PlainTensor):
+            weights[name] = _plain(tensor)
+            meta[name] = "passthrough"
+            continue
+        if tensor.bits not in _LAYOUT_B_BITS:
+            raise InputError(f"layout B names int5, int6 and int8 only; {name!r} has {tensor.bits} bits")
+        weights[name + ".q"] = torch.from_numpy(tensor.values.copy())
+        weights[name + ".scale"] = torch.from_numpy(tensor.scale.copy())
+        meta[name] = {"type": f"int{tensor.bits}"}
+    return {"w": weights, "m": meta}
+
+
+def _plain(tensor: PlainTensor) -> Tensor:
+    if tensor.stored == "bfloat16":
+        return torch.from_numpy(tensor.values.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(tensor.values.copy())

@@ -1,0 +1,171 @@
+"""The run folder: what is in it, and how a run is told from another.
+
+=================  ====================================================================================
+``recipe.toml``    the resolved recipe, every field of every section; usable as ``--recipe``
+``config.json``    {format, version, recipe, sections, data}: the same and the shards, for programs
+``checkpoint.pt``  the last resumable state (:class:`train.loop.Trainer`), replaced atomically
+``metrics.jsonl``  one JSON object a line: training steps and events, each with ``step``
+``model.pt``       the exported weights: a plain state dict of the GPT, name to float32 tensor
+``raw.pt`` ...     the other kinds of weights there are (``raw.pt``, ``ema.pt``, ``swa.pt``), likewise
+``summary.json``   status, steps, tokens, seconds, ``exported`` kind, losses of every kind, versions
+``loss.png``       loss curves, if matplotlib is installed
+=================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evalkit.errors import InputError
+from train.config import RunConfig, to_toml
+from train.files import load_tensors, read_json, write_json, write_text
+
+FORMAT, VERSION = "evalkit-run", 1
+_MAY_CHANGE = {
+    "train.threads",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.checkpoint_seconds",
+    "train.sync_every",
+    "train.device",
+}
+"""Settings that a resumed run may change without changing the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable state."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def config(self) -> Path:
+        """Identity of the run."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The exported weights."""
+        return self.path / "model.pt"
+
+    @property
+    def summary(self) -> Path:
+        """The outcome."""
+        return self.path / "summary.json"
+
+    def open(self, config: RunConfig, data: list[dict[str, Any]], *, resume: bool) -> bool:
+        """Create the folder, or check that it holds the run that is resumed.
+
+        Args:
+            config: the resolved recipe.
+            data: name and tokens of every training shard.
+            resume: go on where the folder's checkpoint stopped, if it has one.
+
+        Returns:
+            Whether there is a checkpoint to go on from.
+
+        Raises:
+            InputError: the folder holds another run, or a run and ``resume`` is off, or cannot be written.
+        """
+        sections = config.to_dict()
+        if self.config.exists():
+            if not resume:
+                raise InputError(
+                    f"{self.path} already holds a run; go on with --resume, or name another --out"
+                )
+            known = read_json(self.config)
+            if known.get("format") != FORMAT or known.get("version") != VERSION:
+                raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
+            changed = _differences(known["sections"], sections)
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a run with other settings ({'; '.join(changed[:3])}); resume with the same"
+                )
+            if known["data"] != data:
+                raise InputError(f"{self.path} holds a run on other shards; resume with the same data")
+            return self.checkpoint.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run folder {self.path} cannot be made: {error.strerror}") from None
+        write_text(self.path / "recipe.toml", to_toml(sections))
+        identity = {"format": FORMAT, "version": VERSION, "recipe": config.recipe}
+        write_json(self.config, identity | {"sections": sections, "data": data})
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What an export needs from a run folder.
+
+    Attributes:
+        config: the resolved recipe.
+        weights: state dict of the GPT in float32.
+        kind: ``raw``, ``ema`` or ``swa``.
+    """
+
+    config: RunConfig
+    weights: dict[str, Tensor]
+    kind: str
+
+
+def load_run(path: Path, kind: str | None = None) -> TrainedModel:
+    """Read a finished run.
+
+    Args:
+        path: the run folder, or a weight file in it.
+        kind: which weights; the exported ones by default.
+
+    Raises:
+        InputError: the folder holds no finished run, or no such weights.
+    """
+    folder = RunFolder(path=path if path.is_dir() else path.parent)
+    if not folder.config.exists():
+        raise InputError(f"{path} is not a run folder: it has no config.json")
+    known = read_json(folder.config)
+    if known.get("format") != FORMAT:
+        raise InputError(f"{folder.config} is not a training run's")
+    if not folder.summary.exists():
+        raise InputError(f"the run in {folder.path} is not finished; go on with --resume")
+    exported = str(read_json(folder.summary)["exported"])
+    if path.is_file():
+        file = path
+        kind = exported if path.name == "model.pt" else path.stem
+    else:
+        kind = kind or exported
+        file = folder.model if kind == exported else folder.path / f"{kind}.pt"
+    if not file.exists():
+        raise InputError(f"the run in {folder.path} has no {kind} weights")
+    return TrainedModel(
+        config=RunConfig.from_dict(known["recipe"], known["sections"]), weights=load_tensors(file), kind=kind
+    )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    for section in {**old, **new}:
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in {**before, **after}:
+            name = f"{section}.{key}"
+            if name not in _MAY_CHANGE and before.get(key) != after.get(key):
+                found.append(f"{name} was {before.get(key)}, now {after.get(key)}")
+    return found

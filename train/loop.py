@@ -1,0 +1,425 @@
+"""The training loop: steps, schedules, QAT, averages, checkpoints, signals, and the weights at the end."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from evalkit.errors import InputError
+from train.averaging import WeightAverages
+from train.config import AverageKind, RunConfig
+from train.data import TokenStream
+from train.distributed import Ranks
+from train.files import load_tensors, plain_weights, save_tensors, write_json
+from train.folder import RunFolder
+from train.init import initial_weights
+from train.metrics import MetricsLog, Progress, draw_losses
+from train.objective import Objective
+from train.optimizers.optimizer import DTYPES, Optimizer
+from train.parameters import pack, role_of, unpack
+from train.qat import grid_distance, pull_to_grid, soft_alpha
+from train.schedules import Clock, muon_momentum
+from train.validation import Validation, Validator
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        status: ``done``, or ``interrupted`` by a signal; then a checkpoint is there, and no weights.
+        steps: optimizer steps done.
+        tokens: predicted tokens trained on.
+        seconds: training clock.
+        train_nats: last step's training loss, nats per token.
+        exported: kind of weights in ``model.pt``.
+        validation: validation loss of every kind of weights; empty without validation shards.
+        grid_distance: root mean square distance of the exported weights to the QAT grid, in steps; None without QAT.
+    """
+
+    folder: RunFolder
+    status: str
+    steps: int
+    tokens: int
+    seconds: float
+    train_nats: float
+    exported: AverageKind
+    validation: dict[AverageKind, Validation]
+    grid_distance: float | None = None
+
+
+class Trainer:
+    """One run on one rank.
+
+    Args:
+        config: the resolved recipe.
+        stream: training tokens.
+        validator: scores the validation stream, or None.
+        ranks: the processes that train together.
+        folder: where to write.
+        progress: terminal for the progress line.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        stream: TokenStream,
+        validator: Validator | None,
+        ranks: Ranks,
+        folder: RunFolder,
+        progress: TextIO | None,
+    ) -> None:
+        train = config.train
+        if train.spans % ranks.size:
+            raise InputError(
+                f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes"
+            )
+        stream.require(train.span_tokens)
+        self.config, self._stream, self._validator = config, stream, validator
+        self._ranks, self._folder = ranks, folder
+        compiled = train.compile == "on" or (train.compile == "auto" and ranks.device.type == "cuda")
+        self._objective = Objective(config, ranks.device, compiled=compiled)
+        if ranks.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        packed = pack(
+            config.model,
+            initial_weights(config.model, config.init, seed=train.seed),
+            banks=config.optimizer.layout == "banks",
+        )
+        self.masters = {name: nn.Parameter(self._placed(name, value)) for name, value in packed.items()}
+        self.optimizer = Optimizer(self.masters, config.optimizer, ranks)
+        self.averages = WeightAverages(self.masters, config.averaging)
+        self.clock = Clock(config)
+        self.step = 0
+        self.qat_start_scale: float | None = None
+        self.train_nats = math.nan
+        self._interrupted = False
+        self._progress = Progress(progress if ranks.is_first else None)
+        self._log = MetricsLog(None, resumed_step=0)
+        self._saved_at_seconds = 0.0
+
+    def _placed(self, name: str, value: Tensor) -> Tensor:
+        dtype = DTYPES[self.config.train.table_precision] if role_of(name) == "table" else torch.float32
+        return value.to(self._ranks.device, dtype)
+
+    # One step.
+
+    def forward_backward(self, step: int, *, quantised: bool, alpha: float) -> Tensor:
+        """Accumulate the gradients of this rank's spans of step ``step``; return its mean loss in nats."""
+        train = self.config.train
+        mine = train.spans // self._ranks.size
+        sharpness = torch.tensor(alpha, device=self._ranks.device)
+        total = torch.zeros((), device=self._ranks.device)
+        for turn in range(mine):
+            ids, targets = self._stream.span(
+                step,
+                turn * self._ranks.size + self._ranks.rank,
+                spans=train.spans,
+                span_tokens=train.span_tokens,
+                seq_len=train.seq_len,
+            )
+            device = self._ranks.device
+            nats, penalty = self._objective(
+                self.masters,
+                ids.to(device, non_blocking=True),
+                targets.to(device, non_blocking=True),
+                quantised=quantised,
+                alpha=sharpness,
+            )
+            ((nats + penalty) / mine).backward()
+            total += nats.detach() / mine
+        return total
+
+    def warm_up(self, steps: int) -> None:
+        """Take ``steps`` real steps, with and without QAT, and undo them: weights, optimizers and data position."""
+        masters = {name: value.detach().clone() for name, value in self.masters.items()}
+        state = copy.deepcopy(self.optimizer.state_dict())
+        for step in range(steps):
+            quantised = self.config.qat.enabled and step >= steps // 2
+            self.optimizer.zero_grad()
+            self.forward_backward(step, quantised=quantised, alpha=self.config.qat.soft_alpha_start)
+            self.optimizer.step(lr_scale=1.0, momentum=self.config.optimizer.momentum)
+        self._load_masters(masters)
+        self.optimizer.load_state_dict(state)
+        self.optimizer.zero_grad()
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """Take one step; return this rank's loss in nats and the gradient norm."""
+        config, clock = self.config, self.clock
+        scale, stretch = clock.lr_scale(self.step), clock.stretch(self.step)
+        if self.qat_start_scale is None and self._qat_due(scale):
+            self.qat_start_scale = scale
+            self._log.write(step=self.step, event="qat_start", lr_scale=scale)
+        quantised = self.qat_start_scale is not None
+        alpha = soft_alpha(config.qat, scale, config.qat.start_scale or self.qat_start_scale or 1.0)
+        self.optimizer.zero_grad()
+        nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
+        norm = self.optimizer.step(
+            lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch)
+        )
+        if quantised and config.qat.grid_pull:
+            rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
+            pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
+        self.step += 1
+        self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
+        return nats, norm
+
+    def _qat_due(self, scale: float) -> bool:
+        qat = self.config.qat
+        by_scale = qat.start_scale > 0 and scale < qat.start_scale
+        by_time = qat.start_fraction > 0 and self.clock.fraction(self.step) >= qat.start_fraction
+        return qat.enabled and (by_scale or by_time)
+
+    # The run.
+
+    def run(self, *, resume: bool) -> TrainResult:
+        """Train until a budget is used up or a signal arrives.
+
+        Args:
+            resume: the folder has a checkpoint to go on from.
+
+        Raises:
+            InputError: the loss is not finite, or the disk is full. The last checkpoint is intact.
+        """
+        if resume:
+            self.load_checkpoint()
+        path = self._folder.metrics if self._ranks.is_first else None
+        self._log = MetricsLog(path, resumed_step=self.step)
+        if resume:
+            self._log.write(step=self.step, event="resume")
+        warmup = self.config.train.warmup_steps
+        # Eager CPU kernels have nothing to compile, so there is nothing to warm.
+        if (
+            warmup
+            and not self.clock.over(self.step)
+            and (self._objective.compiled or self._ranks.device.type == "cuda")
+        ):
+            self.warm_up(warmup)
+        with self._signals():
+            self._loop()
+        self._progress.close()
+        if self._interrupted:
+            self.save_checkpoint()
+            return self._result("interrupted", {})
+        return self._finish()
+
+    def _loop(self) -> None:
+        train, clock = self.config.train, self.clock
+        synced_step, since = self.step, time.perf_counter()
+        single = self._ranks.size == 1 and self._ranks.device.type == "cpu"
+        while not clock.over(self.step) and not self._interrupted:
+            nats, norm = self.train_step()
+            left = clock.remaining_steps(self.step)
+            near_end = left is not None and left < 2 * train.sync_every
+            due = self.step % train.sync_every == 0 or self.step >= train.steps
+            if not (single or due or near_end):
+                clock.extrapolate(1)
+                continue
+            # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
+            self._ranks.mean_(nats)
+            self.train_nats, grad_norm = float(nats), float(norm)
+            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._interrupted))
+            self._interrupted = interrupted > 0
+            self._require_finite(self.train_nats, grad_norm)
+            clock.advance(seconds, self.step - synced_step)
+            self._report(grad_norm)
+            if train.validate_every and self.step % train.validate_every == 0 and not clock.over(self.step):
+                self._validate("raw", self.masters)
+            if self._checkpoint_due():
+                self.save_checkpoint()
+            synced_step, since = self.step, time.perf_counter()
+
+    def _require_finite(self, nats: float, norm: float) -> None:
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            saved = (
+                "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
+            )
+            raise InputError(
+                f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient norm "
+                f"{norm}); {saved}; lower optimizer.matrix_lr, scalar_lr or embed_lr, or set optimizer.clip_norm"
+            )
+
+    def _report(self, grad_norm: float) -> None:
+        train, clock = self.config.train, self.clock
+        pace = clock.timer.seconds_per_step()
+        speed = train.batch_tokens / pace if pace else None
+        factor = self._validator.bits_per_byte_factor if self._validator is not None else None
+        bpb = self.train_nats * factor if factor is not None else None
+        if self.step % train.log_every == 0 or clock.over(self.step):
+            self._log.write(
+                step=self.step,
+                train_nats=self.train_nats,
+                bpb_estimate=bpb,
+                grad_norm=grad_norm,
+                lr_scale=clock.lr_scale(self.step - 1),
+                quantised=self.qat_start_scale is not None,
+                seconds=round(clock.seconds, 3),
+                tokens_per_second=speed,
+            )
+        left = clock.remaining_steps(self.step)
+        ends = f", {left * pace:.0f} s left" if left is not None and pace else ""
+        bits = f" (about {bpb:.4f} bits per byte)" if bpb is not None else ""
+        rate = f", {speed:,.0f} tokens/s" if speed else ""
+        self._progress.show(f"step {self.step}: {self.train_nats:.4f} nats per token{bits}{rate}{ends}")
+
+    def _checkpoint_due(self) -> bool:
+        train = self.config.train
+        by_step = train.checkpoint_every > 0 and self.step % train.checkpoint_every == 0
+        waited = self.clock.seconds - self._saved_at_seconds
+        return by_step or (train.checkpoint_seconds > 0 and waited >= train.checkpoint_seconds)
+
+    def _validate(self, kind: AverageKind, masters: Mapping[str, Tensor]) -> Validation | None:
+        if self._validator is None:
+            return None
+        outcome = self._validator.run(self._objective, masters)
+        self._log.write(
+            step=self.step,
+            event="validation",
+            weights=kind,
+            val_nats=outcome.val_loss,
+            val_bpb=outcome.val_bpb,
+        )
+        return outcome
+
+    def _finish(self) -> TrainResult:
+        """Save the end state, validate every kind of weights and write those of the recipe as ``model.pt``."""
+        self.save_checkpoint()
+        kinds: dict[AverageKind, Mapping[str, Tensor]] = {"raw": self.masters, **self.averages.available()}
+        losses: dict[AverageKind, Validation] = {}
+        for kind, masters in kinds.items():
+            outcome = self._validate(kind, masters)
+            if outcome is not None:
+                losses[kind] = outcome
+        exported = self.averages.exported_kind()
+        distance: float | None = None
+        if self.config.qat.enabled:
+            distance = grid_distance(unpack(self.config.model, kinds[exported]), self.config.qat)
+            self._log.write(step=self.step, event="grid_distance", steps=distance)
+        result = self._result("done", losses, distance)
+        if self._ranks.is_first:
+            for kind, masters in kinds.items():
+                target = self._folder.model if kind == exported else self._folder.path / f"{kind}.pt"
+                save_tensors(target, plain_weights(unpack(self.config.model, masters)))
+            draw_losses(self._folder.metrics, self._folder.path / "loss.png")
+            write_json(self._folder.summary, self._summary(result))
+        self._ranks.barrier()
+        return result
+
+    def _result(
+        self, status: str, losses: dict[AverageKind, Validation], distance: float | None = None
+    ) -> TrainResult:
+        return TrainResult(
+            folder=self._folder,
+            status=status,
+            steps=self.step,
+            tokens=self.step * self.config.train.batch_tokens,
+            seconds=self.clock.seconds,
+            train_nats=self.train_nats,
+            exported=self.averages.exported_kind(),
+            validation=losses,
+            grid_distance=distance,
+        )
+
+    def _summary(self, result: TrainResult) -> dict[str, Any]:
+        pace = self.clock.timer.seconds_per_step()
+        return {
+            "status": result.status,
+            "recipe": self.config.recipe,
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "seconds": result.seconds,
+            "tokens_per_second": self.config.train.batch_tokens / pace if pace else None,
+            "parameters": sum(value.numel() for value in self.masters.values()),
+            "train_nats": result.train_nats,
+            "exported": result.exported,
+            "swa_samples": self.averages.swa_samples,
+            "validation": {
+                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb}
+                for kind, loss in result.validation.items()
+            },
+            "grid_distance": result.grid_distance,
+            "processes": self._ranks.size,
+            "device": str(self._ranks.device),
+            "versions": {"torch": torch.__version__},
+        }
+
+    # State.
+
+    def save_checkpoint(self) -> None:
+        """Replace the checkpoint by the present state (a collective call; the first rank writes)."""
+        state = {
+            "format": "evalkit-checkpoint",
+            "version": 1,
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "timer": self.clock.timer.state_dict(),
+            "train_nats": self.train_nats,
+            "qat_start_scale": self.qat_start_scale,
+            "masters": self._detached(),
+            "optimizer": self.optimizer.state_dict(),
+            "averages": self.averages.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if self._ranks.is_first:
+            save_tensors(self._folder.checkpoint, state)
+        self._ranks.barrier()
+        self._saved_at_seconds = self.clock.seconds
+
+    def load_checkpoint(self) -> None:
+        """Continue from the folder's checkpoint.
+
+        Raises:
+            InputError: the file is damaged or no checkpoint.
+        """
+        state = load_tensors(self._folder.checkpoint)
+        if not isinstance(state, dict) or state.get("format") != "evalkit-checkpoint":
+            raise InputError(f"{self._folder.checkpoint} is not a checkpoint of a training run")
+        self._load_masters(state["masters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averages.load_state_dict(state["averages"])
+        self.step = int(state["step"])
+        self.clock.seconds = self._saved_at_seconds = float(state["seconds"])
+        self.clock.timer.load_state_dict(state["timer"])
+        self.qat_start_scale = state["qat_start_scale"]
+        self.train_nats = float(state["train_nats"])
+        torch.set_rng_state(state["rng"])
+
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.masters.items()}
+
+    def _load_masters(self, masters: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.masters.items():
+                value.copy_(masters[name])
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the first SIGINT or SIGTERM end the run after the step at hand, with a checkpoint; the second kills."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, _frame: object) -> None:
+            self._interrupted = True
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""What a run reports while it goes: ``metrics.jsonl``, a progress line on a terminal, and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from evalkit.errors import InputError
+from train.files import write_text
+
+
+class MetricsLog:
+    """One JSON object a line; a resumed run drops what was logged after its checkpoint.
+
+    Args:
+        path: the file, or None to log nothing.
+        resumed_step: steps done by the checkpoint, 0 for a new run.
+    """
+
+    def __init__(self, path: Path | None, *, resumed_step: int) -> None:
+        self._path = path
+        if path is None:
+            return
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if resumed_step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        if self._path is None:
+            return
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be written ({error.strerror}); checkpoints are intact: make room and go on "
+                "with --resume"
+            ) from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; a last line that a crash cut off is left out."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+class Progress:
+    """A line that rewrites itself; silent unless the stream is a terminal."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self._stream is not None:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._stream.flush()
+            self._width = len(text)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._stream is not None and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def draw_losses(log: Path, picture: Path) -> bool:
+    """Draw training and validation loss over steps; return False if matplotlib (the ``plot`` extra) is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = read_metrics(log)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    training = [(line["step"], line["train_nats"]) for line in lines if "train_nats" in line]
+    if training:
+        axes.plot(*zip(*training, strict=True), label="training", linewidth=1)
+    for kind in ("raw", "ema", "swa"):
+        points = [(line["step"], line["val_nats"]) for line in lines if line.get("weights") == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=f"validation, {kind}", markersize=4)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per token")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    figure.savefig(picture, dpi=100)
+    return True

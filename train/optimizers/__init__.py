@@ -1,0 +1,1 @@
+"""Optimizers: Muon for matrices, by themselves or in banks, and Adam(W) for the rest."""

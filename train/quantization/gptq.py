@@ -1,0 +1,117 @@
+"""Full-Hessian GPTQ (Frantar et al. 2023, arXiv:2210.17323): later columns make up for the rounding of earlier ones.
+
+With ``H`` the mean of ``x x^T`` over the layer's inputs and ``U`` the upper Cholesky factor of its inverse
+(``U^T U = H^-1``), column ``j`` is rounded to ``q_j``, and every later column ``k`` takes
+``- (w_j - q_j) / U_jj * U_jk``.
+Inputs that are always zero are taken out first; the diagonal is damped once; columns go in descending order of their
+input energy, so that the important ones are rounded while there is still freedom left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evalkit.errors import InputError
+from train.quantization.rows import integer_limit
+
+_DAMPING_RETRIES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptqConfig:
+    """Options of the column loop.
+
+    Attributes:
+        damping: share of the mean diagonal of H that is added to the diagonal.
+        block_size: columns updated one by one before the rest is updated by one product.
+        activation_order: round in descending order of diag H; otherwise in the order of the columns.
+    """
+
+    damping: float = 0.01
+    block_size: int = 128
+    activation_order: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < 1:
+            raise InputError(f"GPTQ damping {self.damping} is not between 0 and 1")
+        if self.block_size < 1:
+            raise InputError(f"GPTQ block size {self.block_size} is not positive")
+
+
+DEFAULT_CONFIG = GptqConfig()
+
+
+def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config: GptqConfig = DEFAULT_CONFIG) -> Tensor:
+    """Return GPTQ's integers for a matrix whose row steps are fixed.
+
+    Args:
+        weight: ``[rows, cols]``.
+        hessian: ``[cols, cols]``, sum or mean of ``x x^T``; its scale does not matter. Not modified.
+        step: float16 ``[rows]``.
+        bits: width of the integers, which stay in ``[-limit - 1, limit]``.
+        config: damping, block size, order.
+
+    Returns:
+        int8 ``[rows, cols]``; columns of inputs that were always zero are 0.
+
+    Raises:
+        InputError: shapes do not fit, or H is not finite or cannot be made positive definite.
+    """
+    cols = weight.shape[1]
+    if hessian.shape != (cols, cols):
+        raise InputError(f"a weight of {cols} columns needs a {cols}x{cols} Hessian, not {tuple(hessian.shape)}")
+    if not bool(torch.isfinite(hessian).all()):
+        raise InputError("the Hessian is not finite: the calibration inputs hold infinities or NaN")
+    limit = integer_limit(bits)
+    left = weight.detach().float().clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal <= 0
+    left[:, dead] = 0
+    order = torch.arange(cols, device=weight.device)
+    if config.activation_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    factor = _inverse_factor(hessian, dead, order, config.damping)
+    left = left[:, order].contiguous()
+    scale = step.float().to(left.device)[:, None]
+    quantized = torch.empty_like(left)
+    for start in range(0, cols, config.block_size):
+        stop = min(start + config.block_size, cols)
+        block = left[:, start:stop]
+        errors = torch.empty_like(block)
+        for j in range(stop - start):
+            u = factor[start + j, start + j : stop]
+            column = block[:, j : j + 1]
+            q = (column / scale).round().clamp(-limit - 1, limit)
+            error = (column - q * scale) / u[0]
+            block[:, j:] -= error * u
+            quantized[:, start + j] = q[:, 0]
+            errors[:, j] = error[:, 0]
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    result = torch.empty_like(quantized)
+    result[:, order] = quantized
+    return result.to(torch.int8)
+
+
+def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of the damped, reordered Hessian's inverse, computed in float64."""
+    work = hessian.double().clone()
+    work[dead, :] = 0
+    work[:, dead] = 0
+    live = work.diagonal()[~dead]
+    mean = live.mean() if live.numel() else work.new_ones(())
+    work.diagonal()[dead] = mean
+    work = work[order][:, order]
+    for attempt in range(_DAMPING_RETRIES):
+        damped = work.clone()
+        damped.diagonal().add_(mean * damping * 10.0**attempt)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if int(failed) == 0:
+                factor: Tensor = upper.float()
+                return factor
+    raise InputError("the Hessian is not positive definite even with strong damping: calibrate on more tokens")

@@ -1,0 +1,155 @@
+"""Pruning: small weights before quantisation, and lone +-1 integers after it, to meet a size in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
+from evalkit.errors import InputError
+from train.quantization.plan import SMALL_ELEMENTS
+
+_QUANTILE_LIMIT = 1 << 24  # torch.quantile refuses more elements
+
+
+def magnitude_prune(weight: Tensor, share: float, small_elements: int = SMALL_ELEMENTS) -> Tensor:
+    """Zero the entries of a large matrix that are below its ``share`` quantile of magnitudes (PR333 2%, PR849 3%).
+
+    Tensors that are not matrices or have at most ``small_elements`` elements come back unchanged; ties are kept.
+    """
+    if share <= 0 or weight.ndim != 2 or weight.numel() <= small_elements:
+        return weight
+    magnitude = weight.detach().float().abs()
+    if magnitude.numel() <= _QUANTILE_LIMIT:
+        threshold = float(magnitude.flatten().quantile(share))
+    else:
+        threshold = float(np.quantile(magnitude.cpu().numpy(), share))
+    return torch.where(magnitude < threshold, torch.zeros_like(weight), weight)
+
+
+def zeroing_cost(
+    tensor: QuantizedTensor,
+    weight: npt.NDArray[np.float32] | None = None,
+    hessian_diagonal: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return how much the squared error grows when an entry becomes 0, float32 of the tensor's shape.
+
+    Args:
+        tensor: the quantised tensor.
+        weight: what it approximates; then the growth is ``w^2 - (w - q s)^2``. Without it, ``(q s)^2``.
+        hessian_diagonal: ``[cols]``, the mean square of each input, which weighs the columns.
+    """
+    value = tensor.dequantize()
+    cost = value * value if weight is None else value * (2 * weight.reshape(value.shape) - value)
+    return cost if hessian_diagonal is None else cost * hessian_diagonal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningResult:
+    """Outcome of :func:`prune_to_size`.
+
+    Attributes:
+        tensors: the tensors after pruning.
+        zeroed: number of entries set to 0.
+        candidates: number of entries that held +-1.
+        n_bytes: size of the result as the given function measures it.
+        sizes: every size that was measured, by number of zeroed entries.
+    """
+
+    tensors: dict[str, StoredTensor]
+    zeroed: int
+    candidates: int
+    n_bytes: int
+    sizes: dict[int, int]
+
+
+def prune_to_size(
+    tensors: Mapping[str, StoredTensor],
+    size: Callable[[Mapping[str, StoredTensor]], int],
+    target_bytes: int,
+    *,
+    costs: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    resolution: int = 1,
+) -> PruningResult:
+    """Zero as few +-1 integers as meet a size, cheapest first.
+
+    The order is that of ascending cost, ties by tensor name and position. The number is found by a
+    bracketing search on measured sizes: proposals come from the line through the bracket's ends, and every
+    second one from its middle. The returned tensors are the ones whose size was measured.
+
+    Args:
+        tensors: stored tensors; only those of :class:`QuantizedTensor` are touched. Not modified.
+        size: bytes of the complete file, code included if that counts.
+        target_bytes: the size to meet, in bytes (a megabyte of the cap is 1,000,000).
+        costs: error increase of zeroing each entry by tensor name; ``scale^2`` for tensors without.
+        resolution: stop when the answer is known to this many entries; 1 for the exact number.
+
+    Raises:
+        InputError: zeroing every +-1 is not enough.
+    """
+    names = sorted(n for n, t in tensors.items() if isinstance(t, QuantizedTensor) and t.values.size)
+    costs = costs or {}
+    places, keys, starts = [], [], [0]
+    for name in names:
+        tensor = tensors[name]
+        assert isinstance(tensor, QuantizedTensor)
+        flat = np.flatnonzero(np.abs(tensor.values.ravel().astype(np.int16)) == 1)
+        cost = costs[name] if name in costs else zeroing_cost(tensor)
+        if cost.shape != tensor.values.shape:
+            raise InputError(f"the zeroing costs of {name!r} have shape {cost.shape}, not {tensor.values.shape}")
+        places.append(flat + starts[-1])
+        keys.append(cost.ravel()[flat].astype(np.float32))
+        starts.append(starts[-1] + tensor.values.size)
+    order = (
+        np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")]
+        if names
+        else np.zeros(0, dtype=np.int64)
+    )
+    total = int(order.size)
+
+    def pruned(count: int) -> dict[str, StoredTensor]:
+        result = dict(tensors)
+        chosen = np.sort(order[:count])
+        bounds = np.searchsorted(chosen, starts)
+        for i, name in enumerate(names):
+            if bounds[i] == bounds[i + 1]:
+                continue
+            tensor = tensors[name]
+            assert isinstance(tensor, QuantizedTensor)
+            values = tensor.values.copy()
+            values.reshape(-1)[chosen[bounds[i] : bounds[i + 1]] - starts[i]] = 0
+            result[name] = replace(tensor, values=values)
+        return result
+
+    sizes: dict[int, int] = {}
+
+    def measure(count: int) -> int:
+        if count not in sizes:
+            sizes[count] = size(pruned(count))
+        return sizes[count]
+
+    low, high = 0, 0
+    if measure(0) > target_bytes:
+        high = total
+        if measure(total) > target_bytes:
+            raise InputError(
+                f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target of {target_bytes}"
+            )
+    halve = False
+    while high - low > max(1, resolution):
+        span = high - low
+        fraction = 0.5
+        if not halve and sizes[low] > sizes[high]:
+            fraction = (sizes[low] - target_bytes) / (sizes[low] - sizes[high])
+        middle = low + min(max(round(span * fraction), 1), span - 1)
+        if measure(middle) <= target_bytes:
+            high = middle
+        else:
+            low = middle
+        halve = not halve
+    return PruningResult(tensors=pruned(high), zeroed=high, candidates=total, n_bytes=sizes[high], sizes=sizes)

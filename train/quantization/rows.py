@@ -1,0 +1,135 @@
+"""Row scales and rounding: the one definition of the quantisation step, for export and for training-time rounding.
+
+A weight row ``w`` becomes ``round(w / step)`` with ``step = max(clip / limit, min_step)``, where ``limit`` is 15, 31,
+127 for 5, 6, 8 bits. The step is rounded to float16 *before* the integers are made, because float16 is what is stored.
+
+``min_step`` is the published systems' hidden floor made explicit: they write ``max(clip, 1) / limit``, so that every
+row whose largest weight is below 1 gets the fixed step ``1 / limit`` (PR592, PR344, PR634, PR849). It controls the
+rate: a larger step means fewer distinct integers and a smaller file. 0 turns it off (PR333).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evalkit.artifact.tensors import INT_BITS
+from evalkit.errors import InputError
+
+# PR592, PR634, PR849: quantiles of |row| tried as clip
+PERCENTILES = (0.9990, 0.9995, 0.9999, 0.99999, 1.0)
+# int8 rows of the challenge baseline and of PR592, PR634, PR849
+INT8_QUANTILE = 0.9999984
+
+_SMALLEST_STEP = 2.0**-14  # the smallest normal float16
+_LARGEST_STEP = 65504.0
+_QUANTILE_CHUNK = 1 << 23  # torch.quantile refuses more than 2^24 elements
+
+
+def integer_limit(bits: int) -> int:
+    """Return the largest integer of a signed width: 15, 31, 127 for 5, 6, 8 bits.
+
+    Raises:
+        InputError: ``bits`` is not a width that artifacts hold.
+    """
+    if bits not in INT_BITS:
+        raise InputError(f"{bits} bits is not a width that an artifact holds; choose one of {INT_BITS}")
+    return (1 << (bits - 1)) - 1
+
+
+def published_min_step(bits: int) -> float:
+    """Return the published systems' hidden floor of the step, ``1 / limit``."""
+    return 1.0 / integer_limit(bits)
+
+
+def row_clip(weight: Tensor, quantile: float = 1.0) -> Tensor:
+    """Return each row's clip, the ``quantile`` of its magnitudes (1 is the largest), float32 ``[rows]``.
+
+    Args:
+        weight: ``[rows, ...]``; the rest is flattened.
+        quantile: in (0, 1], linearly interpolated between order statistics.
+    """
+    magnitude = weight.detach().reshape(weight.shape[0], -1).float().abs()
+    if magnitude.shape[1] == 0:
+        return magnitude.new_zeros(magnitude.shape[0])
+    if quantile >= 1.0:
+        return magnitude.amax(dim=1)
+    rows = max(1, _QUANTILE_CHUNK // magnitude.shape[1])
+    return torch.cat([part.quantile(quantile, dim=1) for part in magnitude.split(rows)])
+
+
+def row_step(clip: Tensor, bits: int, min_step: float = 0.0) -> Tensor:
+    """Return the step of each row as it is stored: ``max(clip / limit, min_step)`` in float16, never below its normals.
+
+    Raises:
+        InputError: a clip is not finite, or so large that float16 cannot hold the step.
+    """
+    step = (clip.float() / integer_limit(bits)).clamp_min(max(min_step, _SMALLEST_STEP))
+    if not bool(torch.isfinite(step).all()) or bool((step > _LARGEST_STEP).any()):
+        raise InputError("a weight is not finite or too large for a float16 scale")
+    return step.half()
+
+
+def round_to_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Return ``round(weight / step)`` clamped to ``[-limit - 1, limit]``, int8 of the weight's shape.
+
+    Args:
+        weight: ``[rows, ...]``.
+        step: float16 ``[rows]``.
+        bits: width of the integers.
+    """
+    limit = integer_limit(bits)
+    divisor = step.float().reshape(-1, *([1] * (weight.ndim - 1)))
+    return (weight.float() / divisor).round().clamp(-limit - 1, limit).to(torch.int8)
+
+
+def quantize_rows(weight: Tensor, bits: int, *, quantile: float = 1.0, min_step: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Quantise each row with one clip rule; returns integers int8 and steps float16 ``[rows]``."""
+    step = row_step(row_clip(weight, quantile), bits, min_step)
+    return round_to_step(weight, step, bits), step
+
+
+def search_clip(
+    weight: Tensor,
+    bits: int,
+    *,
+    min_step: float = 0.0,
+    percentiles: tuple[float, ...] = PERCENTILES,
+    per_row: bool = True,
+    hessian: Tensor | None = None,
+) -> Tensor:
+    """Choose the clip among percentiles of |row| by the error that rounding then makes.
+
+    The error of a row is ``e H e^T`` with ``e`` the rounding error, or ``e e^T`` where no Hessian is given: what the
+    layer's output loses, not what the weights lose.
+
+    Args:
+        weight: ``[rows, cols]``.
+        bits: width of the integers.
+        min_step: floor of the step; where it binds, all candidates are the same.
+        percentiles: candidates in (0, 1].
+        per_row: choose for each row, or one percentile for the whole matrix.
+        hessian: ``[cols, cols]``, sum or mean of ``x x^T`` over the layer's inputs.
+
+    Returns:
+        The step of every row, float16 ``[rows]``.
+    """
+    if not percentiles:
+        raise InputError("the percentile search needs at least one candidate")
+    matrix = weight.detach().reshape(weight.shape[0], -1).float()
+    steps, errors = [], []
+    for percentile in percentiles:
+        step = row_step(row_clip(matrix, percentile), bits, min_step)
+        error = matrix - round_to_step(matrix, step, bits).float() * step.float()[:, None]
+        steps.append(step)
+        errors.append(weighted_row_error(error, hessian))
+    error_table = torch.stack(errors)  # [candidates, rows]
+    if not per_row:
+        return steps[int(error_table.sum(dim=1).argmin())]
+    return torch.stack(steps).gather(0, error_table.argmin(dim=0, keepdim=True))[0]
+
+
+def weighted_row_error(error: Tensor, hessian: Tensor | None) -> Tensor:
+    """Return ``e H e^T`` for every row of ``error`` ``[rows, cols]``, float64 ``[rows]``."""
+    projected = error if hessian is None else error @ hessian.to(error.dtype)
+    return (projected.double() * error.double()).sum(dim=1)

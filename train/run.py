@@ -1,0 +1,92 @@
+"""Training as one call, for the command line and for scripts.
+
+On several processes::
+
+    torchrun --nproc-per-node 4 -m evalkit.cli.main train --recipe pr634 --data DIR --out DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from evalkit.recipes import load_recipe
+from train.config import RunConfig, resolve
+from train.data import ByteCounter, TokenStream, find_shards, load_validation
+from train.distributed import launched
+from train.folder import RunFolder
+from train.loop import Trainer, TrainResult
+from train.validation import Validator
+
+
+def run_training(
+    recipe: str,
+    data: Path,
+    tokenizer: Path | None,
+    out: Path,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    scale: str | None = None,
+    steps: int | None = None,
+    max_seconds: float | None = None,
+    resume: bool = False,
+    progress: TextIO | None = None,
+) -> TrainResult:
+    """Train a recipe's model and leave everything in the run folder; see :mod:`train.folder`.
+
+    Args:
+        recipe: name of a recipe, or a ``.toml`` file.
+        data: folder with shards.
+        tokenizer: SentencePiece model, for bits per byte; None reports nats per token alone.
+        out: run folder.
+        overrides: ``section.key`` to value.
+        scale: smaller size, ``0.25`` or ``128x4``.
+        steps: budget in steps; without ``max_seconds``, no clock budget.
+        max_seconds: budget in seconds of training.
+        resume: go on from the folder's checkpoint if it has one.
+        progress: terminal for the progress line.
+
+    Raises:
+        InputError: anything the user can put right. A checkpoint that was written stays usable.
+    """
+    config = resolve(load_recipe(recipe), overrides, scale=scale, steps=steps, max_seconds=max_seconds)
+    return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume, progress=progress)
+
+
+def train_model(
+    config: RunConfig,
+    *,
+    data: Path,
+    tokenizer: Path | None,
+    out: Path,
+    resume: bool = False,
+    progress: TextIO | None = None,
+) -> TrainResult:
+    """Train a resolved recipe; see :func:`run_training`."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    vocab_size = config.model.vocab_size
+    train_shards, val_shards = find_shards(data, config.data)
+    stream = TokenStream(train_shards, vocab_size=vocab_size)
+    counter = ByteCounter.from_tokenizer(tokenizer, vocab_size) if tokenizer is not None else None
+    tokens = load_validation(val_shards, vocab_size=vocab_size, limit=config.train.val_tokens)
+    with launched(config.train.device) as ranks:
+        folder = RunFolder(path=out)
+        validator = None
+        if tokens is not None:
+            validator = Validator(
+                tokens,
+                seq_len=config.train.seq_len,
+                batch_tokens=config.train.val_batch_tokens,
+                byte_counter=counter,
+                ranks=ranks,
+            )
+        trainer = Trainer(
+            config, stream=stream, validator=validator, ranks=ranks, folder=folder, progress=progress
+        )
+        # The first rank alone looks at the folder, so that no other one meets what it has just written.
+        found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
+        return trainer.run(resume=ranks.largest(float(found))[0] > 0)
