@@ -4,9 +4,9 @@ Both mixtures are linear, ``p(y) = sum_e v_e p_e(y)`` with weights that depend o
 normalised whenever the experts are.
 
 * Hedge (Freund & Schapire 1997; Vovk's aggregating algorithm): ``v_e`` proportional to ``prior_e exp(-eta L_e)``,
-  ``L_e`` the expert's total loss. With ``eta = 1`` it is the Bayes mixture. For ``eta <= 1`` the loss of the plain form exceeds
-  that of the best of K equally likely experts by at most ``ln K / eta`` nats. Fixed share (Herbster & Warmuth 1998)
-  gives back ``share`` of the weight evenly after every token.
+  ``L_e`` the expert's total loss. With ``eta = 1`` it is the Bayes mixture. For ``eta <= 1`` the loss of the plain form
+  exceeds that of the best of K equally likely experts by at most ``ln K / eta`` nats. Fixed share (Herbster & Warmuth
+  1998) gives back ``share`` of the weight evenly after every token.
 * The gate: ``v = softmax(sum of one weight row per weight set)``, rows chosen by context, moved down the gradient of
   the mixture's loss after every token.
 

@@ -11,8 +11,8 @@ Probabilities are those of interpolated Kneser-Ney (Kneser & Ney 1995; Chen & Go
 
 with ``n`` the sum of the counts after the context and ``t1, t2, t3`` how many tokens have count 1, 2 and more. A
 context without counts hands ``p_{k-1}`` through. As ``n`` and ``t`` are exactly the sums over the records that exist,
-rows sum to 1 in any state, also after records have been dropped. With update exclusion (a lower order counts an event only when the
-next higher order had not seen it) the lower orders hold continuation counts.
+rows sum to 1 in any state, also after records have been dropped. With update exclusion (a lower order counts an event
+only when the next higher order had not seen it) the lower orders hold continuation counts.
 
 Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
 that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.

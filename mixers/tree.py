@@ -199,7 +199,7 @@ def _walk(pool: Any, contexts: Any, c: Any, y: Any, level_of: Any, units: Any, k
     word = contexts[c]
     offset = np.int64(word & np.uint64(0xFFFFFFFF))
     length = np.int64((word >> np.uint64(32)) & np.uint64(0xFFFF))
-    place = np.int64(-1)
+    place = -1
     for i in range(offset, offset + length):
         entry = np.int64(pool[i] & np.uint64(0xFFFFFFFF))
         token = entry & 0xFFFF

@@ -86,7 +86,7 @@ class TreeExpert:
         self._final_rate = _FINAL_RATE
         every = orders + document_orders
         self._margin = 2 * every * (1 << bits)
-        self._document_words = max(_DOCUMENT_POOL, 4 * self._margin)
+        self._document_words = max(min(_DOCUMENT_POOL, memory_bytes // 96), 4 * self._margin)
         # Twice, because a prune copies: 8 bytes a pool word, 8 bytes for a context on every other one.
         self._max_pool = max((memory_bytes - 12 * self._document_words) // 24, 8 * self._margin)
         size = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
@@ -167,9 +167,10 @@ class TreeExpert:
             if self._pruned:
                 self._journal_used = 0  # a roll-back returns to the unpruned lists; newer words need no log
             d = self._data
-            # Logged words a token: two or three for each order, a fresh document's copies, one reset.
+            # Logged words: three a token and order, four a token for the document's growing blocks, whose blocks from
+            # before this call may each grow once more, and a reset.
             rest = len(tokens) - position
-            room = self._journal_used + rest * (4 * every + 64) + 4 * self._margin
+            room = self._journal_used + rest * (7 * every + 8) + self._document_words + self._margin
             if room > len(self._journal):
                 grown = np.zeros((max(room, 2 * len(self._journal)), 2), dtype=np.int64)
                 grown[: self._journal_used] = self._journal[: self._journal_used]
