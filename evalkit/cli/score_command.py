@@ -66,7 +66,7 @@ def describe(report: ScoreReport) -> str:
             ("artifact", f"{a['path']} ({a['bytes']:,} bytes, {a['cap_headroom_bytes']:,} under the cap)"),
             ("format", f"{a['format']}, {a['compression']}, {a['parameters']:,} parameters"),
             ("config", describe_config(v["config"], v["config_origins"])),
-            ("window", f"{v['seq_len']} tokens, stride {v['stride']}, {v['dtype']} on {v['device']}"),
+            ("window", _describe_window(v)),
         ]
     rows += [
         ("mixer, ttt", f"{v['mixer']}, {'on' if v['ttt'] else 'off'}"),
@@ -84,6 +84,11 @@ def describe(report: ScoreReport) -> str:
     rows.append(("legal", legal[v["legal"]]))
     rows.append(("time", f"{format_seconds(v['seconds'])}, {v['tokens_per_second'] or 0:,.0f} tokens/s"))
     return format_pairs(rows)
+
+
+def _describe_window(v: dict[str, Any]) -> str:
+    how = f"stride {v['stride']}" if v["context"] == "sliding" else "streaming: keys and values are kept"
+    return f"{v['seq_len']} tokens, {how}, {v['dtype']} on {v['device']}"
 
 
 def describe_config(config: dict[str, Any], origins: dict[str, str]) -> str:
