@@ -44,8 +44,10 @@ def audit(
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
+    visible = stream[: options.max_tokens].astype(np.int64)
     context = Context(
-        tokens=stream[: options.max_tokens].astype(np.int64),
+        tokens=visible,
+        stream=visible,
         options=options,
         deadline=began + options.budget_seconds,
     )
@@ -130,6 +132,9 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
             ),
             sources,
         )
+        if len(context.tokens) < len(context.stream) and "distribution" not in context.offers:
+            share = 0.5 * max(context.left(), 1.0)
+            with_host(lambda h: known.deep_salting(context, h, share, np.random.default_rng([options.seed, 9])))
         with_host(lambda h: suffix.audit(context, h, 0.4 * max(context.left(), 1.0), seeds[4]))
         covered: dict[str, int] = {}
 
