@@ -29,7 +29,7 @@ EXAMPLE = """Examples:
 @model_options(tokenizer_required=False)
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
-@click.option("--span", type=int, default=0, help="Positions scored at a time (default: what the forecaster prefers).")
+@click.option("--span", type=int, default=256, show_default=True, help="Positions scored at a time.")
 @click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
