@@ -104,6 +104,7 @@ class Trainer:
         self.step = 0
         self.qat_start_scale: float | None = None
         self.train_nats = math.nan
+        self._signalled = False
         self._interrupted = False
         self._progress = Progress(progress if ranks.is_first else None)
         self._log = MetricsLog(None, resumed_step=0)
@@ -227,7 +228,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._interrupted))
+            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signalled))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -405,7 +406,7 @@ class Trainer:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, _frame: object) -> None:
-            self._interrupted = True
+            self._signalled = True
             signal.signal(number, before[signal.Signals(number)])
 
         for number in before:
