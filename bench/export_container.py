@@ -1,4 +1,6 @@
-"""Sizes of evalkit's container beside zstd-22 and xz of the torch layouts, the order-0 entropy, and its decode time.
+"""Sizes of evalkit's container beside zstd-22 and xz of the torch layouts and the order-0 entropy, and its decode time.
+
+Times are processor seconds of one thread::
 
     python bench/export_container.py                      # the parity artifacts, if they are there
     python bench/export_container.py --full               # also full-size shapes, minutes (zstd-22 and xz are slow)
@@ -54,14 +56,14 @@ def order_0_bytes(tensors: Mapping[str, StoredTensor]) -> float:
 def line(label: str, tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> str:
     payload = torch_payload(tensors, layout)
     sizes = [len(compress_payload(payload, "zstd")), len(compress_payload(payload, "xz")), order_0_bytes(tensors)]
-    started = time.perf_counter()
+    started = time.process_time()
     data = write_native(tensors, NativeMetadata())
-    written = time.perf_counter() - started
+    written = time.process_time() - started
     reads = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         artifact = read_native(data)
-        reads.append(time.perf_counter() - started)
+        reads.append(time.process_time() - started)
     for name, tensor in tensors.items():
         assert artifact.tensors[name].values.tobytes() == tensor.values.tobytes(), name
     assert hashlib.sha256(write_native(tensors, NativeMetadata())).digest() == hashlib.sha256(data).digest()
@@ -91,13 +93,13 @@ def drawn_state(recipe: str, shape: str, spread: float, seed: int = 0) -> dict[s
 
 
 def cold_read_seconds(data: bytes) -> tuple[float, float]:
-    """Seconds to read in a fresh process: without any compiled code on disk, and with it (imports excluded)."""
+    """Processor seconds to read in a fresh process: first with nothing compiled on disk, then with it; no imports."""
     import os
     import tempfile
 
     code = (
         "import sys, time\nfrom evalkit.artifact.native import read_native\ndata = open(sys.argv[1], 'rb').read()\n"
-        "t = time.perf_counter()\nread_native(data)\nprint(time.perf_counter() - t)"
+        "t = time.process_time()\nread_native(data)\nprint(time.process_time() - t)"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"

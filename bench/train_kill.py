@@ -1,6 +1,6 @@
-"""Kill a training run with SIGKILL at random steps, resume it, and compare the final weights with an unbroken run's.
+"""Kill a training run at random steps, resume it, and compare the final weights with an unbroken run's.
 
-    python bench/train_kill.py --data DIR --out DIR [--kills 10] [--steps 60]
+python bench/train_kill.py --data DIR --out DIR [--kills 10] [--steps 60]
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from train.run import run_training
-run_training("tiny", Path(sys.argv[1]), None, Path(sys.argv[2]),
-             {"train.batch_tokens": "512", "train.spans": "2", "train.seq_len": "64", "train.checkpoint_every": "3",
-              "train.val_tokens": "2000", "train.log_every": "1", "train.device": "cpu"},
+keys = {"train.batch_tokens": "512", "train.spans": "2", "train.seq_len": "64", "train.checkpoint_every": "3",
+        "train.val_tokens": "2000", "train.log_every": "1", "train.device": "cpu"}
+run_training("tiny", Path(sys.argv[1]), None, Path(sys.argv[2]), keys,
              scale="64x3", steps=int(sys.argv[3]), resume=True)
 """
 

@@ -2,7 +2,7 @@
 
     python bench/train_recipes.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
 
-Writes train_results.md and train_recipes.png beside this file.
+Writes train_results.md and train_recipes.png beside this file. Runs finished in DIR are not repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evalkit.tokens.shards import open_shard
 from train.config import DataConfig
-from train.data import find_shards, load_validation, open_shard
+from train.data import find_shards, load_validation
+from train.files import read_json
 from train.metrics import read_metrics
 from train.run import run_training
 
@@ -40,9 +42,7 @@ def replace_between(path: Path, marks: tuple[str, str], body: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
@@ -56,37 +56,40 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     here = Path(__file__).resolve().parent
     unigram = unigram_nats(arguments.data, arguments.val_tokens)
-    rows, curves = [], {}
+    rows: list[str] = []
+    curves: dict[str, list[tuple[int, float]]] = {}
     for recipe in RECIPES:
         out = arguments.out / recipe
-        result = run_training(
-            recipe,
-            arguments.data,
-            arguments.tokenizer,
-            out,
-            {
+        if not (out / "summary.json").exists():
+            keys = {
                 "train.batch_tokens": str(arguments.batch_tokens),
                 "train.spans": "1",
                 "train.seq_len": str(arguments.seq_len),
                 "train.val_tokens": str(arguments.val_tokens),
                 "train.validate_every": str(max(1, arguments.steps // 6)),
-            },
-            scale=arguments.scale,
-            steps=arguments.steps,
-            resume=out.exists(),
+            }
+            run_training(
+                recipe,
+                arguments.data,
+                arguments.tokenizer,
+                out,
+                keys,
+                scale=arguments.scale,
+                steps=arguments.steps,
+                resume=out.exists(),
+            )
+        summary = read_json(out / "summary.json")
+        lines = read_metrics(out / "metrics.jsonl")
+        curves[recipe] = list(
+            {line["step"]: line["val_nats"] for line in lines if line.get("weights") == "raw"}.items()
         )
-        lines = read_metrics(result.folder.metrics)
-        raw = [(line["step"], line["val_nats"]) for line in lines if line.get("weights") == "raw"]
-        curves[recipe] = list(dict(raw).items())
-        cells = [
-            f"{v.val_loss:.4f}" if (v := result.validation.get(kind)) else "-"
-            for kind in ("raw", "ema", "swa")
-        ]
-        exported = result.validation[result.exported]
-        grid = "-" if result.grid_distance is None else f"{result.grid_distance:.3f}"
+        losses = {kind: loss["val_nats"] for kind, loss in summary["validation"].items()}
+        cells = [f"{losses[kind]:.4f}" if kind in losses else "-" for kind in ("raw", "ema", "swa")]
+        kind, distance = summary["exported"], summary["grid_distance"]
         rows.append(
-            f"| {recipe} | {' | '.join(cells)} | {result.exported} | {exported.val_bpb:.4f} | "
-            f"{unigram - exported.val_loss:.3f} | {grid} | {result.seconds:.0f} |"
+            f"| {recipe} | {' | '.join(cells)} | {kind} | {summary['validation'][kind]['val_bpb']:.4f} | "
+            f"{unigram - losses[kind]:.3f} | {'-' if distance is None else f'{distance:.3f}'} | "
+            f"{summary['seconds']:.0f} |"
         )
         print(rows[-1], flush=True)
     body = (
@@ -94,12 +97,10 @@ def main() -> None:
         f"`python bench/train_recipes.py --steps {arguments.steps} --scale {arguments.scale}`, "
         f"{arguments.threads} CPU thread(s), validation on {arguments.val_tokens} tokens. "
         f"A unigram model of the training shards has {unigram:.4f} nats per token "
-        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported weights "
-        "to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
+        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported "
+        "weights to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
         "| recipe | raw | EMA | SWA | exported | bits/byte | nats below unigram | grid distance | seconds |\n"
-        "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
-        + "\n".join(rows)
-        + "\n\n![curves](train_recipes.png)"
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n\n![curves](train_recipes.png)"
     )
     replace_between(here / "train_results.md", MARKS, body)
     draw(here / "train_recipes.png", curves, unigram)
@@ -111,7 +112,7 @@ def draw(path: Path, curves: dict[str, list[tuple[int, float]]], unigram: float)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for recipe, points in curves.items():
-        axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=recipe)
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=recipe)
     axes.axhline(unigram, color="grey", linestyle="--", label="unigram")
     axes.set_xlabel("step")
     axes.set_ylabel("validation nats per token (raw weights)")

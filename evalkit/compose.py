@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.sliding import SlidingConfig
 
+<<<<<<< HEAD
+=======
+MIXERS = ("none", "hedge", "published")
+CONTEXTS = ("sliding", "streaming")
+SECTIONS = ("model", "mixer", "ttt", "streaming")
+>>>>>>> main
 _LARGE_MODEL = 10_000_000
 
 
@@ -46,6 +52,7 @@ class ScoreOptions:
         limit_tokens: score at most this many tokens; 0 scores all.
         mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
         ttt: train on what has been scored.
+        context: ``sliding`` windows, or ``streaming``: keys and values kept, another estimator and far faster.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more on hardware
             that multiplies it fast, float32 otherwise.
@@ -64,6 +71,7 @@ class ScoreOptions:
     limit_tokens: int = 0
     mixer: str = "none"
     ttt: bool = False
+    context: str = "sliding"
     device: str = "cpu"
     dtype: str = "auto"
     batch_windows: int = 32
@@ -76,6 +84,10 @@ class ScoreOptions:
             raise InputError(f"--mixer is {self.mixer!r}; expected {', '.join(MIXERS)}")
         if self.artifact is None and (self.mixer != "hedge" or self.ttt):
             raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
+        if self.context not in CONTEXTS:
+            raise InputError(f"--context is {self.context!r}; expected {' or '.join(CONTEXTS)}")
+        if self.context == "streaming" and (self.ttt or self.mixer == "published"):
+            raise InputError("--context streaming goes with --mixer none or hedge and without --ttt")
         if self.limit_tokens < 0:
             raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 1 or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -155,6 +167,10 @@ class Session:
         if self.artifact is None or self.resolved is None or self.sliding is None:
             return None
         model = self.artifact.build(self.resolved.config)
+        if self.options.context == "streaming":
+            from evalkit.prequential.streaming import StreamingForecaster
+
+            return StreamingForecaster(model, self.streaming_config())
         if not self.options.ttt and self.options.mixer != "published":
             from evalkit.prequential.sliding import SlidingForecaster
 
@@ -171,6 +187,16 @@ class Session:
             num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens) if config.schedule == "cosine" else None,
         )
 
+    def streaming_config(self) -> Any:
+        """Return the configuration of the streaming forecaster."""
+        from evalkit.prequential.streaming import StreamingConfig
+
+        assert self.sliding is not None
+        sliding = self.sliding
+        block = min(StreamingConfig.block, max(sliding.seq_len // 4, 1))
+        config = StreamingConfig(seq_len=sliding.seq_len, block=block, device=sliding.device, dtype=sliding.dtype)
+        return replace_fields(config, self.options.settings.get("streaming", {}), "streaming")
+
     def identity(self) -> dict[str, Any]:
         """Everything that determines the scores, for the key of an interrupted run."""
         return {
@@ -182,6 +208,7 @@ class Session:
             "sliding": dataclasses.asdict(self.sliding) | {"threads": 0} if self.sliding else None,
             "mixer": self.options.mixer,
             "ttt": self.options.ttt,
+            "context": self.options.context,
             "settings": {section: dict(values) for section, values in self.options.settings.items()},
         }
 

@@ -93,7 +93,7 @@ def submit(reports: Sequence[Report], options: SubmitOptions) -> dict[str, Any]:
         (partial / "evalkit.log").write_text(_log(reports, verdicts), encoding="utf-8")
         for i, report in enumerate(reports):
             (partial / f"score-{i + 1}.json").write_text(
-                json.dumps(report.values, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+                json.dumps(_without_folders(report.values), indent=2, allow_nan=False) + "\n", encoding="utf-8"
             )
         for path in (*options.code, *options.logs):
             shutil.copyfile(path, partial / path.name)
@@ -125,7 +125,7 @@ def _submission(
         "bytes_code": code_bytes,
         "bytes_headroom": SIZE_CAP - largest - code_bytes,
         "code": {path.name: path.stat().st_size for path in options.code},
-        "legal": all(v == "legal" for v in verdicts) if None not in verdicts else None,
+        "legal": True if all(v == "legal" for v in verdicts) else None,
         "tokens_scored": reports[0].values["tokens_scored"],
         "bytes_scored": reports[0].values["bytes_scored"],
         "tokens_sha256": reports[0].tokens_sha256,
@@ -187,6 +187,16 @@ def readme(values: dict[str, Any], reports: Sequence[Report], options: SubmitOpt
         f"```\n{command}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a report whose paths are bare file names: where they lay on this machine is nobody's business."""
+    tokens, tokenizer = values["tokens"], values.get("tokenizer")
+    return values | {
+        "artifact": values["artifact"] | {"path": Path(values["artifact"]["path"]).name},
+        "tokens": tokens | {"names": [Path(str(name)).name for name in tokens.get("names", [])]},
+        "tokenizer": tokenizer and tokenizer | {"path": Path(str(tokenizer.get("path"))).name},
+    }
 
 
 def _blurb(report: Report) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -181,7 +183,8 @@ class NgramChain:
 
     def load_state_dict(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
         """Restore what ``state_dict`` returned. Raises ValueError if it does not fit this chain."""
-        table, small = state["table"], state["state"]
+        table: npt.NDArray[Any] = state["table"]
+        small: npt.NDArray[Any] = state["state"]
         if table.dtype != np.uint32 or table.ndim != 2 or table.shape[1] != RECORD_WORDS:
             raise ValueError(f"n-gram table of type {table.dtype} and shape {table.shape}; expected uint32[slots, 8]")
         if small.dtype != np.int64 or small.shape != self._state.shape:

@@ -12,7 +12,7 @@ ORDER_NAMES = ("unigram", "bigram", "trigram")
 """Names of the first n-gram experts; from the 4-gram on they are called ``"4-gram"``, ``"5-gram"``, ..."""
 
 DISCOUNTS = ((0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.85, 1.2, 1.5), (0.88, 1.3, 1.6), (0.92, 1.4, 1.7))
-DOCUMENT_DISCOUNTS = ((0.7, 1.0, 1.3),)
+DOCUMENT_DISCOUNTS = ((0.85, 1.2, 1.5),)
 DEFAULT_MEMORY_BYTES = 2 * 1024**3
 
 
@@ -39,7 +39,8 @@ class MixerConfig:
         vocab_size: V, 2 to 65,535.
         experts: names, in the order of all reports. ``neural`` and ``entropy`` are computed by the caller; ``unigram``,
             ``bigram``, ``trigram``, ``4-gram``, ... up to ``12-gram`` count the whole stream; ``document unigram``,
-            ``document bigram``, ... count the current document; ``tree`` mixes all of those counts bit by bit.
+            ``document bigram``, ... count the current document; ``tree`` mixes counts of both bit by bit. Beside the
+            tree, n-gram experts up to its orders read its counts (discounts rounded to 1/256) and cost next to nothing.
         method: ``hedge`` (multiplicative weights) or ``gate`` (softmax weights learned by gradient).
         eta: Hedge's learning rate; 1 is the Bayes mixture.
         share: Hedge's fixed share, the part of the weight that is spread evenly after every token.
@@ -73,7 +74,7 @@ class MixerConfig:
     document_discounts: tuple[tuple[float, float, float], ...] = DOCUMENT_DISCOUNTS
     tree_orders: int = 6
     tree_document_orders: int = 4
-    tree_rate: float = 0.004
+    tree_rate: float = 0.008
     exclusion: bool = True
     document_token: int | None = 1
     memory_bytes: int = DEFAULT_MEMORY_BYTES
@@ -90,7 +91,7 @@ class MixerConfig:
                     f"unknown expert {name!r}; expected neural, entropy, unigram, bigram, trigram, 4-gram ... "
                     f"{MAX_ORDERS}-gram, 'document ' before one of those, or tree"
                 )
-        if self.document_orders and self.document_token is None:
+        if self.document_token is None and any(name.startswith("document ") for name in self.experts):
             raise ValueError("document experts need document_token, the token that opens a document; it is None")
         if self.document_token is not None and not 0 <= self.document_token < self.vocab_size:
             raise ValueError(f"document_token is {self.document_token}; expected an id below {self.vocab_size} or None")
@@ -104,6 +105,8 @@ class MixerConfig:
             raise ValueError(f"gate_rate is {self.gate_rate}; expected 0 to 10")
         if self.prior is not None and (len(self.prior) != len(self.experts) or not all(w > 0 for w in self.prior)):
             raise ValueError(f"prior {self.prior} must hold {len(self.experts)} positive weights, one for each expert")
+        if "order" in self.contexts and all(ngram_order(name) is None and name != "tree" for name in self.experts):
+            raise ValueError("weight sets by order need an n-gram expert of the stream or the tree; there is none")
         unknown = set(self.contexts) - {"order", "entropy"}
         if unknown:
             raise ValueError(f"unknown weight-set contexts {sorted(unknown)}; expected 'order' or 'entropy'")
@@ -129,15 +132,17 @@ class MixerConfig:
 
     @property
     def orders(self) -> int:
-        """Number of orders that the stream's counts need, the unigram included."""
+        """Number of orders, the unigram included, that need counts of the stream beside the tree's."""
+        held = self.tree_orders if "tree" in self.experts else 0
         found = [ngram_order(name) for name in self.experts]
-        return 1 + max((order for order in found if order is not None), default=-1)
+        return 1 + max((order for order in found if order is not None and order >= held), default=-1)
 
     @property
     def document_orders(self) -> int:
-        """Number of orders that the document's counts need."""
+        """Number of orders that need counts of the document beside the tree's."""
+        held = self.tree_document_orders if "tree" in self.experts else 0
         names = [name.removeprefix("document ") for name in self.experts if name.startswith("document ")]
-        return 1 + max((order for order in map(ngram_order, names) if order is not None), default=-1)
+        return 1 + max((order for order in map(ngram_order, names) if order is not None and order >= held), default=-1)
 
 
 def default_config(
@@ -147,20 +152,23 @@ def default_config(
     ngrams = ("unigram", "bigram", "trigram", "4-gram")
     experts = ("neural", *ngrams, "entropy") if network else ngrams
     return MixerConfig(
-        vocab_size=vocab_size, experts=experts, document_token=document_token, memory_bytes=memory_bytes
+        vocab_size=vocab_size,
+        experts=experts,
+        share=0.001,
+        contexts=("order",),
+        document_token=document_token,
+        memory_bytes=memory_bytes,
     )
 
 
 def best_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
-    """Return the preset for the fewest bits: more orders, counts of the document, and the gate."""
-    experts: tuple[str, ...] = ("bigram", "trigram", "4-gram", "5-gram", "6-gram")
-    if document_token is not None:
-        experts += ("document trigram", "document 5-gram")
-    experts += ("tree",)
+    """Return the preset for the fewest bits: the tree expert, and the gate beside a network."""
+    experts: tuple[str, ...] = ("tree",)
     if network:
-        experts = ("neural", "entropy", *experts)
+        # The n-grams that the tree is made of add nothing beside it.
+        experts = ("neural", "entropy", "tree")
     return MixerConfig(
         vocab_size=vocab_size,
         experts=experts,

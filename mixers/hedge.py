@@ -3,10 +3,10 @@
 Both mixtures are linear, ``p(y) = sum_e v_e p_e(y)`` with weights that depend on the past alone, so they are exactly
 normalised whenever the experts are.
 
-* Hedge (Freund & Schapire 1997; Vovk's aggregating algorithm): ``v_e`` proportional to ``prior_e exp(-eta L_e)``, ``L_e``
-  the expert's total loss. With ``eta = 1`` it is the Bayes mixture. For ``eta <= 1`` the loss of the plain form exceeds
-  that of the best of K equally likely experts by at most ``ln K / eta`` nats. Fixed share (Herbster & Warmuth 1998)
-  gives back ``share`` of the weight evenly after every token.
+* Hedge (Freund & Schapire 1997; Vovk's aggregating algorithm): ``v_e`` proportional to ``prior_e exp(-eta L_e)``,
+  ``L_e`` the expert's total loss. With ``eta = 1`` it is the Bayes mixture. For ``eta <= 1`` the loss of the plain form
+  exceeds that of the best of K equally likely experts by at most ``ln K / eta`` nats. Fixed share (Herbster & Warmuth
+  1998) gives back ``share`` of the weight evenly after every token.
 * The gate: ``v = softmax(sum of one weight row per weight set)``, rows chosen by context, moved down the gradient of
   the mixture's loss after every token.
 
@@ -34,7 +34,7 @@ STAT_NATS, STAT_WITHOUT, STAT_WEIGHT = 0, 1, 2
 
 @njit(cache=True, _nrt=False)
 def _account(logp: Any, t: Any, logits: Any, r: Any, weights: Any, probs: Any, stats: Any) -> Any:
-    """Add one token to the statistics; return the mixture's probability. ``weights`` is the softmax of ``logits[r]``."""
+    """Add one token to the statistics; return the mixture's log-probability (``weights``: softmax of ``logits[r]``)."""
     experts = weights.shape[0]
     for e in range(experts):
         # Orders without counts repeat the order below.
@@ -123,7 +123,7 @@ def hedge_pass(
 
 @njit(cache=True, _nrt=False)
 def gate_weights(rows: Any, t: Any, gate: Any, logits: Any, weights: Any) -> None:
-    """Fill ``logits`` float64[1, E] with the sum of the ``gate`` rows that ``rows[t]`` names, ``weights`` with its softmax."""
+    """Fill ``logits`` float64[1, E] with the sum of the ``gate`` rows in ``rows[t]``, ``weights`` with its softmax."""
     for e in range(gate.shape[1]):
         a = 0.0
         for j in range(rows.shape[1]):
@@ -162,7 +162,7 @@ def gate_pass(
 
 @njit(cache=True, _nrt=False)
 def mix_rows(log_rows: Any, weights: Any, out: Any) -> None:
-    """Fill ``out`` float64[V] with the log of the mixture of ``log_rows`` float64[E, V] under ``weights`` float64[E]."""
+    """Fill ``out`` float64[V] with the log of the mixture of ``log_rows`` float64[E, V] under ``weights``."""
     for y in range(log_rows.shape[1]):
         total = 0.0
         for e in range(log_rows.shape[0]):

@@ -23,6 +23,7 @@ from mixers.hedge import (
     mix_rows,
 )
 from mixers.ngram import CODES_PER_ORDER
+from mixers.tree import CODES_PER_ORDER as TREE_CODES_PER_ORDER
 from mixers.tree_expert import TreeExpert
 
 Floats = npt.NDArray[np.float64]
@@ -86,10 +87,15 @@ class Mixer:
         log_prior = np.log(np.array(config.prior if config.prior is not None else _default_prior(experts)))
         log_prior -= np.log(np.exp(log_prior).sum())
         if config.method == "hedge":
-            sets = self._buckets * ((config.orders + 1) if "order" in config.contexts else 1)
+            # Codes of the stream come first, from its own counts or else from the tree's.
+            self._codes_per_order = CODES_PER_ORDER if config.orders else TREE_CODES_PER_ORDER
+            longest = config.orders or config.tree_orders
+            sets = self._buckets * ((longest + 1) if "order" in config.contexts else 1)
             self._weights = np.tile(log_prior, (sets, 1))
         else:
             sizes = [CODES_PER_ORDER * (chain.orders + 1) for chain in self._chains.values()]
+            if self._tree is not None:
+                sizes += self._tree.code_counts
             self._gate_offsets = np.cumsum([0, *sizes])
             self._weights = np.zeros((sum(sizes) + self._buckets, len(experts)))
             self._weights[-self._buckets :] = log_prior
@@ -125,7 +131,9 @@ class Mixer:
         """
         self.rollback()
         if start != max(self._committed, 1):
-            raise ValueError(f"score starts at {start}; expected {max(self._committed, 1)}, where the last commit ended")
+            raise ValueError(
+                f"score starts at {start}; expected {max(self._committed, 1)}, where the last commit ended"
+            )
         ids = self._check_tokens(tokens, start, stop)
         network = self._check_network(stop - start, neural_logp, entropy_logp, entropy)
         if self._position == 0:
@@ -277,18 +285,20 @@ class Mixer:
         """Return float64[E, V], every expert's log-probabilities at the current position, and the context codes."""
         log_rows = np.empty((len(self.config.experts), self.vocab_size))
         rows: dict[str, Floats] = {}
-        codes = np.zeros(len(self._chains), dtype=np.int64)
+        codes = np.zeros(len(self._chains) + (0 if self._tree is None else 2), dtype=np.int64)
         for c, (name, chain) in enumerate(self._chains.items()):
             rows[name], codes[c] = chain.rows()
+        if self._tree is not None:
+            tree_row, codes[len(self._chains) :], rows["tree"] = self._tree.row()
         for e, name in enumerate(self.config.experts):
             if name == "neural":
                 log_rows[e] = _given(neural_logprobs)
             elif name == "entropy":
                 log_rows[e] = _given(entropy_logprobs)
-            elif self._tree is not None and name == "tree":
-                log_rows[e] = self._tree.row()
+            elif name == "tree":
+                log_rows[e] = tree_row
             else:
-                source, order = _source(name)
+                source, order = _source(name, self.config)
                 log_rows[e] = np.log(rows[source][order])
         return log_rows, codes
 
@@ -418,7 +428,7 @@ class Mixer:
         return checked[0], checked[1], checked[2]
 
     def _check_row(self, name: str, row: Floats | None) -> Floats | None:
-        """Return one row of log-probabilities checked and floored, or None where the configuration has no use for it."""
+        """Return one row of log-probabilities checked and floored, or None where the configuration needs none."""
         if name not in self.config.experts:
             return None
         if row is None:
@@ -443,24 +453,28 @@ class Mixer:
             piece = slice(low - start, high - start)
             block = tokens[low:high].astype(np.int64)
             logp = np.empty((len(block), len(self.config.experts)))
-            codes = np.zeros((len(block), len(self._chains)), dtype=np.int64)
+            columns = len(self._chains)
+            codes = np.zeros((len(block), columns + (0 if self._tree is None else 2)), dtype=np.int64)
             probs: dict[str, Floats] = {}
             for c, (name, chain) in enumerate(self._chains.items()):
                 probs[name] = np.empty((len(block), chain.orders))
                 chain_codes = np.empty(len(block), dtype=np.int64)
                 chain.advance(block, probs[name], chain_codes)
                 codes[:, c] = chain_codes
+            if self._tree is not None:
+                tree_logp, tree_codes = np.empty(len(block)), np.zeros((len(block), 2), dtype=np.int64)
+                probs["tree"] = np.empty((len(block), self._tree.every))
+                self._tree.advance(block, tree_logp, tree_codes, probs["tree"])
+                codes[:, columns:] = tree_codes
             for e, name in enumerate(self.config.experts):
                 if name == "neural":
                     logp[:, e] = network[0][piece]
                 elif name == "entropy":
                     logp[:, e] = network[1][piece]
-                elif self._tree is not None and name == "tree":
-                    column = np.empty(len(block))
-                    self._tree.advance(block, column)
-                    logp[:, e] = column
+                elif name == "tree":
+                    logp[:, e] = tree_logp
                 else:
-                    source, order = _source(name)
+                    source, order = _source(name, self.config)
                     logp[:, e] = np.log(probs[source][:, order])
             rows = self._weight_rows(codes, network[2][piece])
             if self.config.method == "hedge":
@@ -485,8 +499,8 @@ class Mixer:
         if self._buckets > 1:
             bucket = np.searchsorted(self._edges, entropy, side="right").astype(np.int64)
         if self.config.method == "hedge":
-            if "order" in self.config.contexts and self.config.orders:
-                bucket = bucket + self._buckets * (codes[:, 0] // CODES_PER_ORDER)
+            if "order" in self.config.contexts:
+                bucket = bucket + self._buckets * (codes[:, 0] // self._codes_per_order)
             return np.ascontiguousarray(bucket[:, None])
         return np.column_stack([codes + self._gate_offsets[:-1], bucket + self._gate_offsets[-1]])
 
@@ -541,7 +555,7 @@ class Mixer:
         for chain in self._chains.values():
             chain.advance(first, np.empty((1, chain.orders)), np.empty(1, dtype=np.int64))
         if self._tree is not None:
-            self._tree.advance(first, np.empty(1))
+            self._tree.advance(first, np.empty(1), np.zeros((1, 2), dtype=np.int64), np.empty((1, self._tree.every)))
         self._pending = first
         self._position = 1
 
@@ -557,7 +571,7 @@ def _make_tree(config: MixerConfig) -> TreeExpert:
         document_discounts=_triples(config.document_discounts, document_orders),
         document_token=config.document_token,
         rate=config.tree_rate,
-        memory_bytes=int(_TREE_SHARE * config.memory_bytes) if config.orders else config.memory_bytes,
+        memory_bytes=int((_TREE_SHARE if config.orders or config.document_orders else 1.0) * config.memory_bytes),
     )
 
 
@@ -573,13 +587,15 @@ def _given(row: Floats | None) -> Floats:
     return np.maximum(np.asarray(row, dtype=np.float64), LOG_FLOOR)
 
 
-def _source(name: str) -> tuple[str, int]:
-    """Return (chain, order) of an n-gram expert's name."""
-    chain = "document" if name.startswith("document ") else "stream"
+def _source(name: str, config: MixerConfig) -> tuple[str, int]:
+    """Return where an n-gram expert's probabilities stand: (store, column)."""
+    document = name.startswith("document ")
     order = ngram_order(name.removeprefix("document "))
     if order is None:
         raise ValueError(f"expert {name!r} is not an n-gram")
-    return chain, order
+    if "tree" in config.experts and order < (config.tree_document_orders if document else config.tree_orders):
+        return "tree", order + (config.tree_orders if document else 0)
+    return "document" if document else "stream", order
 
 
 def _default_prior(experts: tuple[str, ...]) -> list[float]:

@@ -9,10 +9,10 @@ Probabilities are those of interpolated Kneser-Ney (Kneser & Ney 1995; Chen & Go
 
     p_k(y) = (max(c(y) - d(c(y)), 0) + (d1 t1 + d2 t2 + d3 t3) p_{k-1}(y)) / n,       p_{-1} = 1 / V,
 
-with ``n`` the sum of the counts after the context and ``t1, t2, t3`` how many tokens have count 1, 2 and more. A context
-without counts hands ``p_{k-1}`` through. As ``n`` and ``t`` are exactly the sums over the records that exist, rows sum to
-1 in any state, also after records have been dropped. With update exclusion (a lower order counts an event only when the
-next higher order had not seen it) the lower orders hold continuation counts.
+with ``n`` the sum of the counts after the context and ``t1, t2, t3`` how many tokens have count 1, 2 and more. A
+context without counts hands ``p_{k-1}`` through. As ``n`` and ``t`` are exactly the sums over the records that exist,
+rows sum to 1 in any state, also after records have been dropped. With update exclusion (a lower order counts an event
+only when the next higher order had not seen it) the lower orders hold continuation counts.
 
 Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
 that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
@@ -37,7 +37,7 @@ RECORD_WORDS = 8
 NEXT_IDENTITY, USED, DEPTH, CONTEXT = 0, 1, 2, 3
 
 CODES_PER_ORDER = 24
-"""Context codes: ``24 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of its distinct tokens``."""
+"""Context codes: ``24 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
 
 _EVENT_NEW, _EVENT_AGAIN, _ROOT_RESET = 0, 1, 2
 
@@ -319,7 +319,6 @@ def ngram_rebuild(old: Any, state: Any, slot_of: Any, new: Any, keep: Any) -> No
         new: an empty table.
         keep: uint8[next identity]; a kept record's parent must be kept, and parents are older than children.
     """
-    slots = new.shape[0]
     root = old[0, 2]
     renamed = np.zeros(slot_of.shape[0], dtype=np.uint32)
     placed = np.zeros(slot_of.shape[0], dtype=np.uint32)
@@ -347,7 +346,7 @@ def ngram_rebuild(old: Any, state: Any, slot_of: Any, new: Any, keep: Any) -> No
             new[home, 6] += np.uint32(1)
         else:
             new[home, 7] += np.uint32(1)
-    depth = np.int64(0)
+    depth = 0
     for k in range(1, state[DEPTH] + 1):
         identity = old[state[CONTEXT + k], 2]
         if keep[identity] == 0:

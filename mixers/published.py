@@ -27,7 +27,8 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
 ILLEGAL_BECAUSE = (
-    "the entropy expert assigns exp(-H) to whatever token occurs, so the mixture sums to more than 1 over the vocabulary"
+    "the entropy expert assigns exp(-H) to whatever token occurs, "
+    "so the mixture sums to more than 1 over the vocabulary"
 )
 TRIGRAM_ROWS, FOURGRAM_ROWS = 65536, 32768
 WARM_UP_TOKENS = 10000

@@ -1,9 +1,9 @@
 """A token's probability as a path of binary decisions, each mixed from all counts in the logistic domain.
 
-Token ids are leaves of the balanced binary tree over their bits, highest first. At a node every order of the stream's and
-of the document's counts states the probability of the right branch (interpolated Kneser-Ney sums over the two
-subtrees), and the raw counts of both subtrees state another through a learned table. Their logits are weighed by three
-weight vectors chosen by context, the three sums averaged and squashed (logistic mixing: Mahoney 2005, PAQ; Mattern
+Token ids are leaves of the balanced binary tree over their bits, highest first. At a node every order of the stream's
+and of the document's counts states the probability of the right branch (interpolated Kneser-Ney sums over the two
+subtrees), and the raw counts of both subtrees state another through a learned table. Their logits are weighed by five
+weight vectors chosen by context, their sums weighed once more and squashed (logistic mixing: Mahoney 2005, PAQ; Mattern
 2013). The branch probabilities of a node are p and 1 - p, so leaves sum to 1 whatever the state.
 
 Weights and tables learn only after the whole token has been scored, so all nodes of a token see the same state and
@@ -26,37 +26,34 @@ import numpy.typing as npt
 from numba import njit
 
 # Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
-POOL_TOP, CONTEXT_TOP, DEPTH, CONTEXT = 0, 1, 2, 3
+POOL_TOP, CONTEXT_TOP, DEPTH, PREVIOUS, CONTEXT = 0, 1, 2, 3, 4
 
 STREAM_STORE, DOCUMENT_STORE = 0, 2
 """Marks of the two stores in the undo log; the contexts' words carry the mark plus one."""
 
 UNIT = 256
 """Discounted counts are held in units of 1/256."""
-LEVELS = 12
-"""Size classes of a raw count in the learned tables: 0, 1, 2, 3, 4, 5-6, 7-9, 10-14, 15-22, 23-40, 41-80, more."""
+LEVEL_STARTS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81)
+"""Size classes of a raw count in the learned tables begin at these counts."""
+LEVELS = len(LEVEL_STARTS)
+CODES_PER_ORDER = 3 * LEVELS
+"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
 LARGEST_COUNT = 65535
+WEIGHTED_NODES = 256
+"""Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
+TOKEN_ROWS = 1024
+"""Weight vectors chosen by one earlier token; ids beyond share them."""
+SETS = 5
+"""Weight vectors in use at a node."""
+SQUASH_SCALE = 4096 / 24.0
+"""Cells a nat of the tabled sigmoid, which spans -12 to 12."""
 _CLIP = 1e-7
 
 
 @njit(cache=True, _nrt=False)
-def _level(n: Any) -> Any:
-    """Return the size class of a raw count."""
-    if n <= 4:
-        return n
-    if n <= 6:
-        return 5
-    if n <= 9:
-        return 6
-    if n <= 14:
-        return 7
-    if n <= 22:
-        return 8
-    if n <= 40:
-        return 9
-    if n <= 80:
-        return 10
-    return 11
+def _code(order: Any, n: Any, distinct: Any, levels: Any) -> Any:
+    """Return the context code of a store whose highest order with counts is ``order - 1``."""
+    return (order * LEVELS + levels[min(n, 81)]) * 3 + max(min(distinct, 3) - 1, 0)
 
 
 @njit(cache=True, _nrt=False)
@@ -68,7 +65,9 @@ def _leaves(node: Any, depth: Any, bits: Any, vocab_size: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _logs(ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any) -> None:
+def _logs(
+    ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any
+) -> None:
     """Fill ``x[:rows, :columns]`` with ln of the first ``rows * columns`` positive normal ``ratios``, within 2e-8.
 
     A series instead of the library's logarithm, as plain loops that compile to vector instructions. ``raw`` and
@@ -100,8 +99,8 @@ def _squash(x: Any) -> Any:
 def _inputs(
     orders: Any,
     document_orders: Any,
-    totals: Any,
-    gamma: Any,
+    inverses: Any,
+    back_off: Any,
     left: Any,
     right: Any,
     left_count: Any,
@@ -112,6 +111,8 @@ def _inputs(
     bits: Any,
     node: Any,
     top: Any,
+    previous: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     r: Any,
@@ -123,8 +124,10 @@ def _inputs(
     """Fill row ``r`` of a node's odds ``ratios``, table inputs in ``x``, table ``cells`` and weight rows ``at``.
 
     ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
-    ``totals``: float64[K], units of n at each order, 0 without counts; ``gamma``: float64[K], units discounted.
-    The weight rows are chosen by depth and bit, by both depths, and by the node itself.
+    ``inverses``: float64[K], 1 / (units of n) at each order, 0 without counts; ``back_off``: float64[K], the weight of
+    the next lower order.
+    The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two
+    previous tokens.
     """
     every = orders + document_orders
     deep = 0
@@ -135,9 +138,9 @@ def _inputs(
         if k == orders:
             low = left_prior
             high = right_prior
-        if totals[k] > 0.0:
-            low = (left[k] + gamma[k] * low) / totals[k]
-            high = (right[k] + gamma[k] * high) / totals[k]
+        if inverses[k] > 0.0:
+            low = left[k] * inverses[k] + back_off[k] * low
+            high = right[k] * inverses[k] + back_off[k] * high
         ratios[r * every + k] = high / low
         n0 = left_count[k]
         n1 = right_count[k]
@@ -149,7 +152,7 @@ def _inputs(
                 deep = k + 1
             else:
                 document_deep = k - orders + 1
-            cell = ((k * bits + bit) * LEVELS + _level(n0)) * LEVELS + _level(n1)
+            cell = ((k * bits + bit) * LEVELS + levels[min(n0, 81)]) * LEVELS + levels[min(n1, 81)]
             cells[r, k] = cell
             x[r, every + k] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
     x[r, 2 * every] = 0.3
@@ -158,25 +161,32 @@ def _inputs(
     at[r, 1] = base + document_deep * (orders + 1) + deep
     base += (orders + 1) * (document_orders + 1)
     at[r, 2] = base + (node if node < top else top + bit)
+    base += top + bits
+    at[r, 3] = base + (previous & 0xFFFF) % TOKEN_ROWS
+    base += TOKEN_ROWS
+    at[r, 4] = base + (previous >> 16) % TOKEN_ROWS
 
 
 @njit(cache=True, _nrt=False)
-def _mix(x: Any, r: Any, weights: Any, at: Any, each: Any) -> Any:
-    """Return the probability of the right branch; fill row ``r`` of ``each`` with what each weight row alone says."""
+def _mix(x: Any, r: Any, weights: Any, finals: Any, at: Any, dots: Any) -> Any:
+    """Return the probability of the right branch; fill row ``r`` of ``dots`` with each weight vector's logit."""
     inputs = x.shape[1]
-    mean = 0.0
-    for j in range(3):
+    logit = 0.0
+    for j in range(SETS):
         row = at[r, j]
         a = 0.0
         b = 0.0
-        for q in range(0, inputs - 1, 2):
+        c = 0.0
+        d = 0.0
+        for q in range(0, inputs, 4):
             a += weights[row, q] * x[r, q]
             b += weights[row, q + 1] * x[r, q + 1]
-        a += weights[row, inputs - 1] * x[r, inputs - 1]  # the number of inputs is odd
-        a += b
-        each[r, j] = _squash(a)
-        mean += a
-    p = _squash(mean / 3.0)
+            c += weights[row, q + 2] * x[r, q + 2]
+            d += weights[row, q + 3] * x[r, q + 3]
+        a = (a + c) + (b + d)
+        dots[r, j] = a
+        logit += finals[at[r, 0], j] * a
+    p = _squash(logit)
     return min(max(p, _CLIP), 1.0 - _CLIP)
 
 
@@ -189,7 +199,7 @@ def _walk(pool: Any, contexts: Any, c: Any, y: Any, level_of: Any, units: Any, k
     word = contexts[c]
     offset = np.int64(word & np.uint64(0xFFFFFFFF))
     length = np.int64((word >> np.uint64(32)) & np.uint64(0xFFFF))
-    place = np.int64(-1)
+    place = -1
     for i in range(offset, offset + length):
         entry = np.int64(pool[i] & np.uint64(0xFFFFFFFF))
         token = entry & 0xFFFF
@@ -212,9 +222,7 @@ def _write(array: Any, which: Any, index: Any, value: Any, journal: Any, j: Any)
 
 
 @njit(cache=True, _nrt=False)
-def _append(
-    pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any
-) -> Any:
+def _append(pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any) -> Any:
     """Add a successor with count 1 to a context; return (its place in the pool, the journal's new length)."""
     word = np.int64(contexts[c])
     offset = word & 0xFFFFFFFF
@@ -326,30 +334,52 @@ def tree_pass(
     document_heap_count: Any,
     units: Any,
     level_of: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     weights: Any,
+    finals: Any,
+    squashed: Any,
     rate: Any,
+    final_rate: Any,
     journal: Any,
     journal_used: Any,
     sums: Any,
     nodes: Any,
     logp: Any,
+    codes: Any,
+    probs: Any,
 ) -> Any:
     """Score then learn the tokens from ``start`` on; return (position reached, journal used).
 
+    Fills ``logp`` float64[T], the context ``codes`` int64[T, 2] of the stream's and the document's counts, and
+    ``probs`` float64[T, K], what each order alone (Kneser-Ney) gave the token.
     Stops early, after a token, when a store has too little room left for the next.
     """
     every = orders + document_orders
-    inputs = 2 * every + 1
-    top = (weights.shape[0] - (orders + 1) * bits - (orders + 1) * (document_orders + 1)) - bits
-    mass, count, totals, gamma, places, document_places, left, right, left_count, right_count, below, below_count = sums
-    x, cells, at, each, asked, ratios, raw, mantissas, mantissas_raw, exponents = nodes
+    inputs = weights.shape[1]
+    top = min(WEIGHTED_NODES, 1 << bits)
+    (
+        mass,
+        count,
+        inverses,
+        back_off,
+        places,
+        document_places,
+        left,
+        right,
+        left_count,
+        right_count,
+        below,
+        below_count,
+    ) = sums
+    x, cells, at, dots, asked, right_prob, ratios, raw, mantissas, mantissas_raw, exponents = nodes
     inverse = 1.0 / vocab_size
     j = journal_used
     margin = (orders + document_orders) * 2 * (1 << bits)
     for t in range(start, tokens.shape[0]):
         y = tokens[t]
+        previous = state[PREVIOUS]
         # The counts along y's path: mass[k, b] sums the successors that part from y at bit b.
         for k in range(every):
             for b in range(bits + 1):
@@ -389,8 +419,28 @@ def tree_pass(
             for b in range(bits + 1):
                 m += mass[k, b]
                 n += count[k, b]
-            totals[k] = n * UNIT
-            gamma[k] = n * UNIT - m
+            inverses[k] = 0.0
+            if k == 0 or k == orders:
+                codes[t, min(k, 1)] = 0
+            if n > 0:
+                inverses[k] = 1.0 / (n * UNIT)
+                back_off[k] = (n * UNIT - m) * inverses[k]
+                if k < orders:
+                    distinct = np.int64(contexts[state[CONTEXT + k]] >> np.uint64(32)) & 0xFFFF if k > 0 else 3
+                    codes[t, 0] = _code(k + 1, n, distinct, levels)
+                else:
+                    o = k - orders
+                    distinct = 3
+                    if o > 0:
+                        distinct = np.int64(document_contexts[document_state[CONTEXT + o]] >> np.uint64(32)) & 0xFFFF
+                    codes[t, 1] = _code(o + 1, n, distinct, levels)
+        share = inverse
+        for k in range(every):
+            if k == orders:
+                share = inverse
+            if inverses[k] > 0.0:
+                share = mass[k, bits] * inverses[k] + back_off[k] * share
+            probs[t, k] = share
         for k in range(every):
             below[k] = mass[k, bits]
             below_count[k] = count[k, bits]
@@ -416,8 +466,8 @@ def tree_pass(
                 _inputs(
                     orders,
                     document_orders,
-                    totals,
-                    gamma,
+                    inverses,
+                    back_off,
                     left,
                     right,
                     left_count,
@@ -428,6 +478,8 @@ def tree_pass(
                     bits,
                     node,
                     top,
+                    previous,
+                    levels,
                     tables,
                     stretch,
                     bit,
@@ -443,17 +495,22 @@ def tree_pass(
         p = 1.0
         for bit in range(bits):
             if asked[bit]:
-                q = _mix(x, bit, weights, at, each)
+                q = _mix(x, bit, weights, finals, at, dots)
                 p *= q if (y >> (bits - 1 - bit)) & 1 else 1.0 - q
+                right_prob[bit] = q
         logp[t] = math.log(p)
 
         for bit in range(bits):
             if asked[bit] == 0:
                 continue
             branch = (y >> (bits - 1 - bit)) & 1
-            for w in range(3):
+            error = branch - right_prob[bit]
+            for w in range(SETS):
                 row = at[bit, w]
-                step = rate * (branch - each[bit, w])
+                # How far this vector alone was off; a coarse sigmoid will do for a step.
+                place = int((min(max(dots[bit, w], -11.99), 11.99) + 12.0) * SQUASH_SCALE)
+                step = rate * (branch - squashed[place])
+                finals[at[bit, 0], w] += final_rate * error * dots[bit, w]
                 for i in range(inputs):
                     weights[row, i] += step * x[bit, i]
             for k in range(every):
@@ -464,6 +521,7 @@ def tree_pass(
                     if seen < 255.0:
                         tables[cell, 1] = seen + 1.0
         j = _learn(pool, contexts, state, STREAM_STORE, orders, y, bits, units, 0, heap, heap_count, places, journal, j)
+        state[PREVIOUS] = y | ((state[PREVIOUS] & 0xFFFF) << 16)
         if y == document_token:
             state[DEPTH] = min(1, orders - 1)
         if document_orders > 0:
@@ -539,20 +597,27 @@ def tree_row(
     document_heap: Any,
     document_heap_count: Any,
     units: Any,
+    levels: Any,
     tables: Any,
     stretch: Any,
     weights: Any,
+    finals: Any,
     logp: Any,
+    codes: Any,
+    rows: Any,
 ) -> None:
-    """Fill ``logp`` float64[V] with the log-probability of every token at the current position."""
+    """State every token's log-probability at the current position.
+
+    Fills ``logp`` float64[V], ``codes`` int64[2] as above, and ``rows`` float64[K, V], each order's distribution.
+    """
     every = orders + document_orders
-    inputs = 2 * every + 1
-    top = (weights.shape[0] - (orders + 1) * bits - (orders + 1) * (document_orders + 1)) - bits
+    inputs = weights.shape[1]
+    top = min(WEIGHTED_NODES, 1 << bits)
     size = 1 << bits
     mass = np.zeros((every, 2 * size), dtype=np.int64)
     count = np.zeros((every, 2 * size), dtype=np.int64)
-    totals = np.zeros(every)
-    gamma = np.zeros(every)
+    inverses = np.zeros(every)
+    back_off = np.zeros(every)
     for k in range(every):
         document = k >= orders
         o = k - orders if document else k
@@ -563,10 +628,10 @@ def tree_row(
             mass[k] = document_heap if document else heap
             count[k] = document_heap_count if document else heap_count
         else:
-            word = np.int64((document_contexts if document else contexts)[small[CONTEXT + o]])
+            head = np.int64((document_contexts if document else contexts)[small[CONTEXT + o]])
             entries = document_pool if document else pool
-            offset = word & 0xFFFFFFFF
-            for i in range(offset, offset + ((word >> 32) & 0xFFFF)):
+            offset = head & 0xFFFFFFFF
+            for i in range(offset, offset + ((head >> 32) & 0xFFFF)):
                 entry = np.int64(entries[i] & np.uint64(0xFFFFFFFF))
                 leaf = size + (entry & 0xFFFF)
                 n = entry >> 16
@@ -576,8 +641,13 @@ def tree_row(
                 mass[k, node] = mass[k, 2 * node] + mass[k, 2 * node + 1]
                 count[k, node] = count[k, 2 * node] + count[k, 2 * node + 1]
         if count[k, 1] > 0:
-            totals[k] = count[k, 1] * UNIT
-            gamma[k] = count[k, 1] * UNIT - mass[k, 1]
+            distinct = np.int64(3)
+            if o > 0:
+                word = (document_contexts if document else contexts)[small[CONTEXT + o]]
+                distinct = np.int64(word >> np.uint64(32)) & 0xFFFF
+            codes[1 if document else 0] = _code(o + 1, count[k, 1], distinct, levels)
+            inverses[k] = 1.0 / (count[k, 1] * UNIT)
+            back_off[k] = (count[k, 1] * UNIT - mass[k, 1]) * inverses[k]
     probs = np.zeros(2 * size)
     probs[1] = 1.0
     left = np.zeros(every, dtype=np.int64)
@@ -586,14 +656,15 @@ def tree_row(
     right_count = np.zeros(every, dtype=np.int64)
     x = np.zeros((1, inputs))
     cells = np.zeros((1, every), dtype=np.int64)
-    at = np.zeros((1, 3), dtype=np.int64)
-    each = np.zeros((1, 3))
+    at = np.zeros((1, SETS), dtype=np.int64)
+    dots = np.zeros((1, SETS))
     ratios = np.ones(every)
     raw = ratios.view(np.int64)
     mantissas = np.ones(every)
     mantissas_raw = mantissas.view(np.int64)
     exponents = np.zeros(every)
     inverse = 1.0 / vocab_size
+    previous = state[PREVIOUS]
     for bit in range(bits):
         for node in range(1 << bit, 2 << bit):
             left_leaves = _leaves(2 * node, bit + 1, bits, vocab_size)
@@ -611,8 +682,8 @@ def tree_row(
             _inputs(
                 orders,
                 document_orders,
-                totals,
-                gamma,
+                inverses,
+                back_off,
                 left,
                 right,
                 left_count,
@@ -623,6 +694,8 @@ def tree_row(
                 bits,
                 node,
                 top,
+                previous,
+                levels,
                 tables,
                 stretch,
                 0,
@@ -632,11 +705,18 @@ def tree_row(
                 at,
             )
             _logs(ratios, raw, mantissas, mantissas_raw, exponents, 1, every, x)
-            q = _mix(x, 0, weights, at, each)
+            q = _mix(x, 0, weights, finals, at, dots)
             probs[2 * node] = probs[node] * (1.0 - q)
             probs[2 * node + 1] = probs[node] * q
     for y in range(vocab_size):
         logp[y] = math.log(probs[size + y])
+        share = inverse
+        for k in range(every):
+            if k == orders:
+                share = inverse
+            if inverses[k] > 0.0:
+                share = mass[k, size + y] * inverses[k] + back_off[k] * share
+            rows[k, y] = share
 
 
 @njit(cache=True)
@@ -680,7 +760,7 @@ def tree_prune(
                 length += 1
                 if entry >> np.uint64(32) != 0:
                     renamed[np.int64(entry >> np.uint64(32))] = 1
-        room = np.int64(0)
+        room = 0
         if length > 0:
             room = 1
             while (1 << (room - 1)) < length:
@@ -700,11 +780,17 @@ def tree_prune(
     new_state[:] = 0
     new_state[POOL_TOP] = pool_top
     new_state[CONTEXT_TOP] = context_top
+    new_state[PREVIOUS] = state[PREVIOUS]
     for k in range(1, state[DEPTH] + 1):
         if renamed[state[CONTEXT + k]] == 0:
             break
         new_state[CONTEXT + k] = np.int64(renamed[state[CONTEXT + k]])
         new_state[DEPTH] = k
+
+
+def input_count(every: int) -> int:
+    """Return the length of a node's input vector: two for each order, a constant, zeros up to a multiple of 8."""
+    return (2 * every + 8) // 8 * 8
 
 
 def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[Any], ...]:
@@ -720,11 +806,12 @@ def new_nodes(rows: int, every: int) -> tuple[npt.NDArray[Any], ...]:
     """Return the work arrays that hold the inputs and outputs of ``rows`` nodes."""
     ratios, mantissas = np.ones(rows * every), np.ones(rows * every)
     return (
-        np.zeros((rows, 2 * every + 1)),
+        np.zeros((rows, input_count(every))),
         np.zeros((rows, every), dtype=np.int64),
-        np.zeros((rows, 3), dtype=np.int64),
-        np.zeros((rows, 3)),
+        np.zeros((rows, SETS), dtype=np.int64),
+        np.zeros((rows, SETS)),
         np.zeros(rows, dtype=np.int64),
+        np.zeros(rows),
         ratios,
         ratios.view(np.int64),
         mantissas,

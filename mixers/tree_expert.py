@@ -8,12 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mixers.tree import (
+    CODES_PER_ORDER,
     CONTEXT,
     CONTEXT_TOP,
     DEPTH,
+    LEVEL_STARTS,
     LEVELS,
     POOL_TOP,
+    SETS,
+    SQUASH_SCALE,
+    TOKEN_ROWS,
     UNIT,
+    WEIGHTED_NODES,
+    input_count,
     new_nodes,
     new_sums,
     tree_pass,
@@ -26,12 +33,23 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
+_FINAL_RATE = 0.002
+"""Step of the weights that join the weight vectors' answers."""
 FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
-_WEIGHTED_NODES = 256
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
 _AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
-_SMALL = ("state", "heap", "heap_count", "document_state", "document_heap", "document_heap_count", "tables", "weights")
+_SMALL = (
+    "state",
+    "heap",
+    "heap_count",
+    "document_state",
+    "document_heap",
+    "document_heap_count",
+    "tables",
+    "weights",
+    "finals",
+)
 _TOPS = {
     "pool": ("state", POOL_TOP),
     "contexts": ("state", CONTEXT_TOP),
@@ -61,12 +79,14 @@ class TreeExpert:
     ) -> None:
         self.vocab_size = vocab_size
         self._orders, self._document_orders = orders, document_orders
+        self.every = orders + document_orders
         self._bits = bits = max(1, (vocab_size - 1).bit_length())
         self._document_token = -1 if document_token is None else document_token
         self._rate = rate
+        self._final_rate = _FINAL_RATE
         every = orders + document_orders
         self._margin = 2 * every * (1 << bits)
-        self._document_words = max(_DOCUMENT_POOL, 4 * self._margin)
+        self._document_words = max(min(_DOCUMENT_POOL, memory_bytes // 96), 4 * self._margin)
         # Twice, because a prune copies: 8 bytes a pool word, 8 bytes for a context on every other one.
         self._max_pool = max((memory_bytes - 12 * self._document_words) // 24, 8 * self._margin)
         size = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
@@ -83,6 +103,7 @@ class TreeExpert:
             "document_heap_count": np.zeros(2 << bits, dtype=np.int64),
             "tables": _first_tables(every * bits),
             "weights": self._first_weights(),
+            "finals": np.full(((orders + 1) * bits, SETS), 1.0 / SETS),
         }
         for name in ("state", "document_state"):
             self._data[name][POOL_TOP] = 1 << bits
@@ -94,6 +115,8 @@ class TreeExpert:
         self._level_of = np.array([bits - int(d).bit_length() for d in differ], dtype=np.uint8)
         p = (np.arange(4096) + 0.5) / 4096
         self._stretch = np.log(p / (1 - p))
+        self._levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
+        self._squashed = 1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12)))
         self._sums = new_sums(orders, document_orders, bits)
         self._nodes = new_nodes(bits, every)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
@@ -105,8 +128,9 @@ class TreeExpert:
         """Return the first logistic weights: trust in the highest order of the stream, some in everything else."""
         orders, document_orders, bits = self._orders, self._document_orders, self._bits
         every = orders + document_orders
-        rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(_WEIGHTED_NODES, 1 << bits) + bits
-        weights = np.zeros((rows, 2 * every + 1))
+        rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
+        rows += 2 * TOKEN_ROWS
+        weights = np.zeros((rows, input_count(every)))
         weights[:, :every] = 0.1
         weights[:, orders - 1] = 0.7
         return weights
@@ -117,12 +141,24 @@ class TreeExpert:
         return sum(int(self._data[name].nbytes) for name in _LARGE)
 
     @property
+    def code_counts(self) -> list[int]:
+        """How many context codes there are for the stream's and for the document's counts."""
+        return [CODES_PER_ORDER * (orders + 1) for orders in (self._orders, self._document_orders)]
+
+    @property
     def records(self) -> int:
         """Words of the stream's lists in use."""
         return int(self._data["state"][POOL_TOP])
 
-    def advance(self, tokens: Ints, logp: Floats) -> None:
-        """Score (log-probabilities into ``logp`` float64[T]) then learn the next tokens int64[T] of the stream."""
+    def advance(self, tokens: Ints, logp: Floats, codes: Ints, probs: Floats) -> None:
+        """Score then learn the next tokens of the stream.
+
+        Args:
+            tokens: int64[T].
+            logp: float64[T], out: log-probability of each token.
+            codes: int64[T, 2], out: context codes of the stream's and of the document's counts.
+            probs: float64[T, K], out: what each order alone gave each token, the stream's orders first.
+        """
         if self._saved is None:
             self._saved = {name: self._data[name].copy() for name in _SMALL}
         position = 0
@@ -131,9 +167,10 @@ class TreeExpert:
             if self._pruned:
                 self._journal_used = 0  # a roll-back returns to the unpruned lists; newer words need no log
             d = self._data
-            # Logged words a token: two or three for each order, a fresh document's copies, one reset.
+            # Logged words: three a token and order, four a token for the document's growing blocks, whose blocks from
+            # before this call may each grow once more, and a reset.
             rest = len(tokens) - position
-            room = self._journal_used + rest * (4 * every + 64) + 4 * self._margin
+            room = self._journal_used + rest * (7 * every + 8) + self._document_words + self._margin
             if room > len(self._journal):
                 grown = np.zeros((max(room, 2 * len(self._journal)), 2), dtype=np.int64)
                 grown[: self._journal_used] = self._journal[: self._journal_used]
@@ -158,26 +195,34 @@ class TreeExpert:
                 d["document_heap_count"],
                 self._units,
                 self._level_of,
+                self._levels,
                 d["tables"],
                 self._stretch,
                 d["weights"],
+                d["finals"],
+                self._squashed,
                 self._rate,
+                self._final_rate,
                 self._journal,
                 self._journal_used,
                 self._sums,
                 self._nodes,
                 logp,
+                codes,
+                probs,
             )
             state = d["state"]
-            if (
-                state[POOL_TOP] + self._margin > len(d["pool"])
-                or state[CONTEXT_TOP] + every > len(d["contexts"])
-            ):
+            if state[POOL_TOP] + self._margin > len(d["pool"]) or state[CONTEXT_TOP] + every > len(d["contexts"]):
                 self._make_room()
 
-    def row(self) -> Floats:
-        """Return float64[V], the log-probability of every token at the current position."""
+    def row(self) -> tuple[Floats, Ints, Floats]:
+        """Return what holds at the current position.
+
+        Log-probabilities float64[V], the context codes int64[2], and float64[K, V], each order's own distribution.
+        """
+        rows = np.empty((self.every, self.vocab_size))
         d = self._data
+        codes = np.zeros(2, dtype=np.int64)
         logp = np.empty(self.vocab_size)
         tree_row(
             self.vocab_size,
@@ -195,12 +240,16 @@ class TreeExpert:
             d["document_heap"],
             d["document_heap_count"],
             self._units,
+            self._levels,
             d["tables"],
             self._stretch,
             d["weights"],
+            d["finals"],
             logp,
+            codes,
+            rows,
         )
-        return logp
+        return logp, codes, rows
 
     def commit(self) -> None:
         """Make everything learned so far permanent."""
@@ -243,7 +292,15 @@ class TreeExpert:
         for highest_count, oldest in _AGEING:
             newest = int(oldest * d["state"][CONTEXT_TOP])
             tree_prune(
-                d["pool"], d["contexts"], d["state"], self._bits, highest_count, newest, new["pool"], new["contexts"], state
+                d["pool"],
+                d["contexts"],
+                d["state"],
+                self._bits,
+                highest_count,
+                newest,
+                new["pool"],
+                new["contexts"],
+                state,
             )
             if state[POOL_TOP] <= 0.6 * size and state[CONTEXT_TOP] <= 0.3 * size:
                 break
@@ -308,10 +365,9 @@ class TreeExpert:
 
 def _first_tables(count: int) -> Floats:
     """Return float64[count * LEVELS ** 2, 2]: (probability of the right branch, how often learned) by counts."""
-    low = np.array([0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81])
+    low = np.array(LEVEL_STARTS)
     middle = (low + np.array([*low[1:] - 1, 120])) / 2
     p = (middle[None, :] + 0.4) / (middle[:, None] + middle[None, :] + 0.8)
-    assert len(low) == LEVELS
     tables = np.empty((count * LEVELS * LEVELS, 2))
     tables[:, 0] = np.tile(p.ravel(), count)
     tables[:, 1] = 6.0

@@ -1,4 +1,4 @@
-"""Averages of the weights, in float32 whatever the masters' dtype: a bfloat16 EMA stalls once steps get small."""
+"""Averages of the weights, in float32 whatever the masters' dtype, since a bfloat16 EMA stalls."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a recipe says about training: one frozen dataclass for each section of its TOML file.
 
 A recipe names only what differs from the defaults here. ``--set section.key=value`` overrides any field, and
-:func:`to_toml` writes the resolved recipe into the run folder, so that a run can be repeated from its folder alone.
+:func:`to_toml` writes the resolved recipe into the run folder, so that a run can be repeated from its folder
+alone.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class TrainConfig:
 
     Attributes:
         batch_tokens: tokens of one optimizer step, over all ranks and micro-batches.
-        spans: micro-batches that make up a step. Ranks share them out (``spans / ranks`` each), so the step is the
-            same on 1 rank and on ``spans`` ranks. More spans need less memory.
+        spans: micro-batches that make up a step. Ranks share them out (``spans / ranks`` each), so the step
+            is the same on 1 rank and on ``spans`` ranks. More spans need less memory.
         seq_len: window length in tokens.
         steps: last step at the latest.
         max_seconds: training clock at the end, in seconds, without validation and warm-up; 0 has no limit.
-        warmup_steps: steps that compile and warm the kernels and are then undone; left out where nothing is compiled.
+        warmup_steps: steps that compile and warm the kernels and are then undone; left out where nothing is
+            compiled.
         seed: seed of the initial weights.
         precision: dtype of matrices and activations in the forward pass; masters are float32.
         table_precision: dtype of the masters (and Adam moments) of embedding tables.
@@ -115,8 +117,8 @@ class OptimizerConfig:
     """Section ``[optimizer]``: Muon for block matrices, Adam(W) for the rest.
 
     Attributes:
-        layout: ``matrices`` trains each matrix by itself; ``banks`` stacks matrices of one kind into one parameter
-            and trains the stacks with Parallel Muon (PR634).
+        layout: ``matrices`` trains each matrix by itself; ``banks`` stacks matrices of one kind into one
+            parameter and trains the stacks with Parallel Muon (PR634).
         matrix_lr: learning rate of Muon.
         scalar_lr: of gains, mixes, gates, scales.
         embed_lr: of embedding tables, the tied head included.
@@ -129,8 +131,8 @@ class OptimizerConfig:
         ns_precision: dtype of their products.
         matrix_weight_decay: decoupled decay of Muon's matrices, times the scheduled learning rate.
         adam_weight_decay: the same for Adam's parameters; 0 makes it plain Adam.
-        decay_vectors: decay gains, mixes, gates and scales too. Off as meant: decay pulls gains that start at 1
-            to 0.
+        decay_vectors: decay gains, mixes, gates and scales too. Off as meant: decay pulls gains that start at
+            1 to 0.
         adam_beta1: decay of Adam's first moment.
         adam_beta2: decay of Adam's second moment.
         adam_eps: Adam's epsilon.
@@ -177,15 +179,16 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Section ``[schedule]``: the learning rate over the run.
 
-    Constants in steps (``warmdown``, ``optimizer.momentum_warmup``, ``averaging.ema_decay`` with its memory of
-    1 / (1 - decay) steps, ``averaging.swa_every``) are horizons: they belong to a run of ``reference_steps``.
+    Constants in steps (``warmdown``, ``optimizer.momentum_warmup``, ``averaging.ema_decay`` with its memory
+    of 1 / (1 - decay) steps, ``averaging.swa_every``) are horizons: they belong to a run of
+    ``reference_steps``.
 
     Attributes:
         warmdown: steps of the final decay to zero; 0 keeps the rate constant.
         shape: decay along a line or half a cosine.
         reference_steps: length of the published run, in steps.
-        stretch: multiply every horizon by (length of this run) / ``reference_steps``, so that a run of 300 steps
-            goes through the same phases; off uses the constants as they stand.
+        stretch: multiply every horizon by (length of this run) / ``reference_steps``, so that a run of 300
+            steps goes through the same phases; off uses the constants as they stand.
     """
 
     warmdown: int = 3500
@@ -203,7 +206,8 @@ class InitConfig:
     """Section ``[init]``: one pass of explicit rules over the parameters.
 
     Attributes:
-        linear: ``orthogonal`` or torch's default ``uniform`` for matrices; attention-out and MLP-down are zero.
+        linear: ``orthogonal`` or torch's default ``uniform`` for matrices; attention-out and MLP-down are
+            zero.
         projection_scaling: multiply hash and value-embedding projections by 1 / sqrt(2 layers).
         embedding: ``normal``, or ``overtone``, which gives the spectrum the shape k^(-1/2).
         embedding_std: standard deviation of the token embedding.
@@ -224,15 +228,16 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AveragingConfig:
-    """Section ``[averaging]``: float32 averages of the weights, fixed in advance and never chosen on validation data.
+    """Section ``[averaging]``: float32 averages, fixed in advance and never chosen on validation data.
 
     Attributes:
-        ema_decay: e <- decay e + (1 - decay) w after each step, from the initial weights; 0 keeps no EMA. A horizon.
+        ema_decay: e <- decay e + (1 - decay) w after each step, from the initial weights; 0 keeps no EMA. A
+            horizon.
         swa_every: steps between samples of the SWA mean; 0 keeps none. A horizon.
         swa_start_scale: samples are taken while the learning-rate scale is below this.
         swa_source: sample the raw weights or their EMA.
-        export: which weights become ``model.pt``. ``swa`` with fewer than two samples falls back to the EMA, and
-            the EMA to the raw weights.
+        export: which weights become ``model.pt``. ``swa`` with fewer than two samples falls back to the EMA,
+            and the EMA to the raw weights.
     """
 
     ema_decay: float = 0.0
@@ -273,8 +278,10 @@ class QatConfig:
         mlp_bits: width of MLP matrices in training; 0 leaves them alone.
         attention_bits: width of attention matrices.
         projection_bits: width of hash and value-embedding projections.
-        layer_bits: exceptions, as ``pattern=bits`` with shell wildcards over weight names; the last match counts.
-        row_clip: row clip c as the largest magnitude (``amax``, as the export has it) or a ``quantile`` of them.
+        layer_bits: exceptions, as ``pattern=bits`` with shell wildcards over weight names; the last match
+            counts.
+        row_clip: row clip c as the largest magnitude (``amax``, as the export has it) or a ``quantile`` of
+            them.
         quantile: the quantile of ``row_clip = "quantile"``.
         clip_floor: smallest row clip. The step is max(c, clip_floor) / max_int, so 1.0 gives the published
             smallest step of 1/31 (int6) or 1/15 (int5). It must agree with the export.
@@ -283,11 +290,13 @@ class QatConfig:
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
         soft_alpha_end: sharpness when the learning rate reaches zero.
-        grid_pull: decoupled decay towards the nearest grid point while QAT is on, w <- w - lr grid_pull (w - Q(w))
-            with Muon's scheduled lr (after Nagel et al., 2022); 0 leaves it out. Straight-through training lowers the
-            loss of the rounded weights without moving weights towards the grid; this does.
+        grid_pull: decoupled decay towards the nearest grid point while QAT is on, w <- w - lr grid_pull (w -
+            Q(w)) with Muon's scheduled lr (after Nagel et al., 2022); 0 leaves it out. Straight-through
+            training lowers the loss of the rounded weights without moving weights towards the grid; this
+            does.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
-        crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker: inert).
+        crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker:
+            inert).
     """
 
     enabled: bool = False
@@ -343,7 +352,8 @@ class DataConfig:
     """Section ``[data]``: which shards of the data folder are read.
 
     Attributes:
-        train_pattern: file names of the training shards, read in sorted order, again from the first after the last.
+        train_pattern: file names of the training shards, read in sorted order, again from the first after the
+            last.
         val_pattern: file names of the validation shards; without any, a run goes unvalidated.
         max_shards: training shards to use, the first ones; 0 uses all.
     """
@@ -471,9 +481,9 @@ def resolve(
 ) -> RunConfig:
     """Return the run that a recipe and the command line describe.
 
-    The order is: the recipe, its ``[as_run]`` section if ``train.as_run`` is set, ``scale``, ``overrides``, and last
-    ``steps`` and ``max_seconds``. Steps without a clock budget switch the clock off, because the recipe's seconds
-    are those of eight GPUs.
+    The order is: the recipe, its ``[as_run]`` section if ``train.as_run`` is set, ``scale``, ``overrides``,
+    and last ``steps`` and ``max_seconds``. Steps without a clock budget switch the clock off, because the
+    recipe's seconds are those of eight GPUs.
 
     Args:
         recipe: where to start.
@@ -519,9 +529,7 @@ def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) ->
         section, dot, name = key.partition(".")
         known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
         if not dot or section not in known:
-            raise InputError(
-                f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}"
-            )
+            raise InputError(f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}")
         sections.setdefault(section, {})[name] = value
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +11,11 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError, TokenError
+from evalkit.tokens.shards import open_shard
+from evalkit.tokens.tokenizer import Tokenizer
 from train.config import DataConfig
 
-_MAGIC, _VERSION, _HEADER_INTS = 20240520, 1, 256
 _CHECKED_TOKENS = 1_000_000
-
-
-def open_shard(path: Path) -> npt.NDArray[np.uint16]:
-    """Map the tokens of a shard into memory.
-
-    Raises:
-        TokenError: the file is no shard, or its size disagrees with its header.
-    """
-    try:
-        header = np.fromfile(path, dtype="<i4", count=_HEADER_INTS)
-    except OSError as error:
-        raise TokenError(f"shard {path} cannot be read: {error.strerror or error}") from None
-    if header.size < _HEADER_INTS or header[0] != _MAGIC or header[1] != _VERSION:
-        raise TokenError(
-            f"{path} is not a token shard: expected magic number {_MAGIC} and version {_VERSION}"
-        )
-    tokens, size = int(header[2]), os.path.getsize(path)
-    if tokens < 1 or size != 4 * _HEADER_INTS + 2 * tokens:
-        raise TokenError(
-            f"shard {path} has {size} bytes, but its header promises {tokens} tokens; fetch it again"
-        )
-    return np.memmap(path, dtype="<u2", mode="r", offset=4 * _HEADER_INTS, shape=(tokens,))
 
 
 def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]:
@@ -50,18 +27,14 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
         InputError: there is no such folder, no training shard, or shards of several tokenizers.
     """
     if not data.is_dir():
-        raise InputError(
-            f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards"
-        )
+        raise InputError(f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards")
     found = sorted(data.rglob(config.train_pattern))
     folders = sorted({path.parent for path in found})
     if not found:
         raise InputError(f"data folder {data} holds no {config.train_pattern} shard")
     if len(folders) > 1:
         names = ", ".join(str(folder) for folder in folders[:4])
-        raise InputError(
-            f"data folder {data} holds shards of several sets, perhaps of several tokenizers ({names}); name one"
-        )
+        raise InputError(f"data folder {data} holds several sets of shards, of several tokenizers? ({names}); name one")
     train = found[: config.max_shards or None]
     val = sorted(path for path in folders[0].glob(config.val_pattern) if path not in found)
     return train, val
@@ -70,16 +43,14 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
 def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None:
     largest = int(tokens.max())
     if largest >= vocab_size:
-        raise TokenError(
-            f"{where} holds token {largest}, but the model has {vocab_size}: the shards come from another tokenizer"
-        )
+        raise TokenError(f"{where} holds token {largest}, but the model has {vocab_size}: they are another tokenizer's")
 
 
 class TokenStream:
     """Shards in order, one after another and again from the first, addressed by position.
 
-    Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can resume at
-    any step, and any rank can read its own spans and nothing else.
+    Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can
+    resume at any step, and any rank can read its own spans and nothing else.
     """
 
     def __init__(self, paths: list[Path], *, vocab_size: int) -> None:
@@ -99,15 +70,15 @@ class TokenStream:
         """
         if self.num_tokens < span_tokens + 1:
             raise TokenError(
-                f"the training shards hold {self.num_tokens} tokens, too few for one micro-batch of {span_tokens + 1}; "
+                f"the training shards hold {self.num_tokens} tokens, too few for one micro-batch of "
+                f"{span_tokens + 1}; "
                 "use more data, a smaller train.batch_tokens or more train.spans"
             )
 
     def identity(self) -> list[dict[str, Any]]:
         """Return name and tokens of every shard, by which a resumed run knows its data again."""
         return [
-            {"name": path.name, "tokens": len(shard)}
-            for path, shard in zip(self._paths, self._shards, strict=True)
+            {"name": path.name, "tokens": len(shard)} for path, shard in zip(self._paths, self._shards, strict=True)
         ]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
@@ -124,69 +95,39 @@ class TokenStream:
             done += len(piece)
         return out
 
-    def span(
-        self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int
-    ) -> tuple[Tensor, Tensor]:
+    def span(self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, ``[span_tokens / seq_len, seq_len]`` each, of one micro-batch."""
         tokens = torch.from_numpy(self.read((step * spans + index) * (span_tokens + 1), span_tokens + 1))
         return tokens[:-1].view(-1, seq_len), tokens[1:].view(-1, seq_len)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ByteCounter:
-    """Bytes of text that each target token stands for, by the challenge's rule.
+    """Bytes of text that target tokens stand for, by the challenge's rule (:mod:`evalkit.tokens.tokenizer`).
 
-    Attributes:
-        piece_bytes: bytes of each token's piece without its leading space, ``[V]``.
-        leading_space: whether its piece starts with a space, ``[V]``.
-        boundary: whether it is a control, unknown or unused token, after which no space is counted, ``[V]``.
+    Args:
+        path: SentencePiece model of the shards.
+        vocab_size: token ids of the model.
+
+    Raises:
+        TokenError: the file is no SentencePiece model, or its vocabulary is not the model's.
     """
 
-    piece_bytes: npt.NDArray[np.int64]
-    leading_space: npt.NDArray[np.bool_]
-    boundary: npt.NDArray[np.bool_]
-
-    @classmethod
-    def from_tokenizer(cls, path: Path, vocab_size: int) -> ByteCounter:
-        """Read a SentencePiece model.
-
-        Raises:
-            TokenError: the file is none, or its vocabulary is not the model's.
-        """
-        import sentencepiece
-
-        try:
-            pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, TypeError):
-            raise TokenError(f"tokenizer {path} is not a readable SentencePiece model") from None
-        if pieces.vocab_size() != vocab_size:
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        tokenizer = Tokenizer(path)
+        if tokenizer.vocab_size != vocab_size:
             raise TokenError(
-                f"tokenizer {path} has {pieces.vocab_size()} tokens, but the model has {vocab_size}; "
+                f"tokenizer {path} has {tokenizer.vocab_size} tokens, but the model has {vocab_size}; "
                 "use the shards' tokenizer and set model.vocab_size"
             )
-        size = np.zeros(vocab_size, dtype=np.int64)
-        space, boundary = np.zeros(vocab_size, dtype=bool), np.zeros(vocab_size, dtype=bool)
-        for token in range(vocab_size):
-            if pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
-                boundary[token] = True
-            elif pieces.is_byte(token):
-                size[token] = 1
-            else:
-                piece = pieces.id_to_piece(token)
-                space[token] = piece.startswith("▁")
-                size[token] = len(piece.removeprefix("▁").encode())
-        return cls(piece_bytes=size, leading_space=space, boundary=boundary)
+        self._table = tokenizer.byte_table
 
     def count(self, tokens: npt.NDArray[np.int64]) -> int:
         """Return the bytes of ``tokens[1:]``."""
-        targets, before = tokens[1:], tokens[:-1]
-        return int(
-            self.piece_bytes[targets].sum() + (self.leading_space[targets] & ~self.boundary[before]).sum()
-        )
+        return int(self._table.count(tokens[:-1], tokens[1:]).sum(dtype=np.int64))
 
 
 def load_validation(paths: list[Path], *, vocab_size: int, limit: int) -> npt.NDArray[np.int64] | None:
-    """Return the first ``limit`` targets of the validation stream and the token before them; None without shards.
+    """Return the first ``limit`` validation targets and the token before them; None without shards.
 
     Raises:
         TokenError: a shard is unusable or too short.

@@ -60,7 +60,7 @@ class Ranks:
 
 @contextmanager
 def launched(device: str) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started, and leave them at the end; a plain process is rank 0 of 1.
+    """Join the processes of ``torchrun`` and leave them at the end; a plain process is rank 0 of 1.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise InputError(
-            f"{path} cannot be written ({reason}); earlier files are intact: make room and go on with --resume"
+            f"{path} cannot be written ({reason}); earlier files are intact: make room and --resume"
         ) from error
 
 

@@ -89,17 +89,13 @@ class RunFolder:
         sections = config.to_dict()
         if self.config.exists():
             if not resume:
-                raise InputError(
-                    f"{self.path} already holds a run; go on with --resume, or name another --out"
-                )
+                raise InputError(f"{self.path} already holds a run; go on with --resume, or name another --out")
             known = read_json(self.config)
             if known.get("format") != FORMAT or known.get("version") != VERSION:
                 raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
             changed = _differences(known["sections"], sections)
             if changed:
-                raise InputError(
-                    f"{self.path} holds a run with other settings ({'; '.join(changed[:3])}); resume with the same"
-                )
+                raise InputError(f"{self.path} has other settings ({'; '.join(changed[:3])}); resume with the same")
             if known["data"] != data:
                 raise InputError(f"{self.path} holds a run on other shards; resume with the same data")
             return self.checkpoint.exists()

@@ -37,20 +37,14 @@ def initial_weights(model: ModelConfig, init: InitConfig, *, seed: int) -> dict[
     return weights
 
 
-def _initial(
-    name: str, built: Tensor, model: ModelConfig, init: InitConfig, generator: torch.Generator
-) -> Tensor:
+def _initial(name: str, built: Tensor, model: ModelConfig, init: InitConfig, generator: torch.Generator) -> Tensor:
     """Return the initial value of one tensor; ``built`` is the constructor's, which gains and scales keep."""
     shape, role = built.shape, role_of(name)
     if name == "tok_emb.weight":
         table = torch.randn(shape, generator=generator) * init.embedding_std
         return overtone(table) if init.embedding == "overtone" else table
     if role == "table":
-        return (
-            torch.randn(shape, generator=generator) * _VALUE_TABLE_STD
-            if "ve_shared" in name
-            else torch.zeros(shape)
-        )
+        return torch.randn(shape, generator=generator) * _VALUE_TABLE_STD if "ve_shared" in name else torch.zeros(shape)
     if name.endswith(("attn.proj.weight", "mlp.proj.weight")) or role == "head":
         return torch.zeros(shape)
     if name.endswith("attn_gate.weight"):
@@ -71,15 +65,17 @@ def _initial(
 
 
 def orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return a semi-orthogonal matrix: orthonormal columns if tall, orthonormal rows if wide (Saxe et al., 2014)."""
-    return torch.nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    """Return a matrix with orthonormal columns if tall, orthonormal rows if wide (Saxe et al., 2014)."""
+    matrix: Tensor = torch.nn.init.orthogonal_(torch.empty(shape), generator=generator)
+    return matrix
 
 
 def overtone(table: Tensor) -> Tensor:
-    """Return ``table`` with singular values S_1 k^(-1/2), k = 1, 2, ..., and its singular vectors kept (PR333)."""
+    """Return ``table`` with singular values S_1 k^(-1/2), k = 1, 2, ..., and its own vectors (PR333)."""
     u, s, vt = torch.linalg.svd(table, full_matrices=False)
     shaped = s[0] * torch.arange(1, len(s) + 1, dtype=s.dtype) ** -0.5
-    return (u * shaped) @ vt
+    result: Tensor = (u * shaped) @ vt
+    return result
 
 
 def phase_mix(layer: int, num_layers: int) -> float:

@@ -45,7 +45,8 @@ class TrainResult:
         train_nats: last step's training loss, nats per token.
         exported: kind of weights in ``model.pt``.
         validation: validation loss of every kind of weights; empty without validation shards.
-        grid_distance: root mean square distance of the exported weights to the QAT grid, in steps; None without QAT.
+        grid_distance: root mean square distance of the exported weights to the QAT grid, in steps; None
+            without QAT.
     """
 
     folder: RunFolder
@@ -83,9 +84,7 @@ class Trainer:
     ) -> None:
         train = config.train
         if train.spans % ranks.size:
-            raise InputError(
-                f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes"
-            )
+            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes")
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
         self._ranks, self._folder = ranks, folder
@@ -105,6 +104,7 @@ class Trainer:
         self.step = 0
         self.qat_start_scale: float | None = None
         self.train_nats = math.nan
+        self._signalled = False
         self._interrupted = False
         self._progress = Progress(progress if ranks.is_first else None)
         self._log = MetricsLog(None, resumed_step=0)
@@ -143,7 +143,7 @@ class Trainer:
         return total
 
     def warm_up(self, steps: int) -> None:
-        """Take ``steps`` real steps, with and without QAT, and undo them: weights, optimizers and data position."""
+        """Take ``steps`` real steps, with and without QAT, and undo them in weights and optimizers."""
         masters = {name: value.detach().clone() for name, value in self.masters.items()}
         state = copy.deepcopy(self.optimizer.state_dict())
         for step in range(steps):
@@ -166,9 +166,7 @@ class Trainer:
         alpha = soft_alpha(config.qat, scale, config.qat.start_scale or self.qat_start_scale or 1.0)
         self.optimizer.zero_grad()
         nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
-        norm = self.optimizer.step(
-            lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch)
-        )
+        norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
             rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
             pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
@@ -230,7 +228,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._interrupted))
+            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signalled))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -243,12 +241,10 @@ class Trainer:
 
     def _require_finite(self, nats: float, norm: float) -> None:
         if not (math.isfinite(nats) and math.isfinite(norm)):
-            saved = (
-                "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
-            )
+            saved = "the last checkpoint is intact" if self._folder.checkpoint.exists() else "nothing was saved"
             raise InputError(
-                f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient norm "
-                f"{norm}); {saved}; lower optimizer.matrix_lr, scalar_lr or embed_lr, or set optimizer.clip_norm"
+                f"the training loss or its gradient is not finite at step {self.step} (loss {nats}, gradient "
+                f"norm {norm}); {saved}; lower the learning rates or set optimizer.clip_norm"
             )
 
     def _report(self, grad_norm: float) -> None:
@@ -294,7 +290,7 @@ class Trainer:
         return outcome
 
     def _finish(self) -> TrainResult:
-        """Save the end state, validate every kind of weights and write those of the recipe as ``model.pt``."""
+        """Save the end state, validate every kind of weights and write them, the recipe's as ``model.pt``."""
         self.save_checkpoint()
         kinds: dict[AverageKind, Mapping[str, Tensor]] = {"raw": self.masters, **self.averages.available()}
         losses: dict[AverageKind, Validation] = {}
@@ -317,9 +313,7 @@ class Trainer:
         self._ranks.barrier()
         return result
 
-    def _result(
-        self, status: str, losses: dict[AverageKind, Validation], distance: float | None = None
-    ) -> TrainResult:
+    def _result(self, status: str, losses: dict[AverageKind, Validation], distance: float | None = None) -> TrainResult:
         return TrainResult(
             folder=self._folder,
             status=status,
@@ -346,8 +340,7 @@ class Trainer:
             "exported": result.exported,
             "swa_samples": self.averages.swa_samples,
             "validation": {
-                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb}
-                for kind, loss in result.validation.items()
+                kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
             },
             "grid_distance": result.grid_distance,
             "processes": self._ranks.size,
@@ -406,14 +399,14 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the run after the step at hand, with a checkpoint; the second kills."""
+        """Let the first SIGINT or SIGTERM end the run after the step at hand; the second one kills."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, _frame: object) -> None:
-            self._interrupted = True
+            self._signalled = True
             signal.signal(number, before[signal.Signals(number)])
 
         for number in before:

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: ``metrics.jsonl``, a progress line on a terminal, and a picture of the loss."""
+"""What a run reports: ``metrics.jsonl``, a progress line on a terminal, and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class MetricsLog:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise InputError(
-                f"{self._path} cannot be written ({error.strerror}); checkpoints are intact: make room and go on "
-                "with --resume"
+                f"{self._path} cannot be written ({error.strerror}); checkpoints are intact: make room and --resume"
             ) from None
 
 
@@ -77,7 +76,7 @@ class Progress:
 
 
 def draw_losses(log: Path, picture: Path) -> bool:
-    """Draw training and validation loss over steps; return False if matplotlib (the ``plot`` extra) is missing."""
+    """Draw losses over steps; return False if matplotlib (the ``plot`` extra) is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -18,8 +18,8 @@ from train.qat import crown_q_penalty, fake_quantise
 class Objective:
     """Cross-entropy of a GPT whose weights are given as masters.
 
-    The module tree lies on the meta device and holds no weights; each call gets its own. ``quantised`` is an argument
-    of the compiled function, so torch.compile traces one graph for each of its values.
+    The module tree lies on the meta device and holds no weights; each call gets its own. ``quantised`` is an
+    argument of the compiled function, so torch.compile traces one graph for each of its values.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, *, compiled: bool) -> None:

@@ -1,9 +1,9 @@
 """The trained parameters: their roles, and the two ways they are stored.
 
-A GPT is evaluated functionally: its module tree stays on the meta device, and each forward pass gets a dictionary of
-weights under the names of the model's state dict. What is trained (the masters) may be that dictionary itself or
-parameter banks, from which the weights are cut. Casting and fake quantisation sit between the two, so they reach
-every weight in either layout, and a compiled step sees them.
+A GPT is evaluated functionally: its module tree stays on the meta device, and each forward pass gets a
+dictionary of weights under the names of the model's state dict. What is trained (the masters) may be that
+dictionary itself or parameter banks, from which the weights are cut. Casting and fake quantisation sit
+between the two, so they reach every weight in either layout, and a compiled step sees them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from evalkit.model.config import ModelConfig
 
 Role = Literal["attention", "mlp", "projection", "table", "head", "vector"]
-"""``attention`` and ``mlp`` matrices of the blocks; ``projection`` of hash and value embeddings; embedding ``table``;
-untied ``head``; everything else (gains, mixes, gates, scales) is a ``vector``."""
+"""``attention`` and ``mlp`` matrices of the blocks; ``projection`` of hash and value embeddings; embedding
+``table``; untied ``head``; everything else (gains, mixes, gates, scales) is a ``vector``."""
 
 _ATTENTION = re.compile(r"blocks\.\d+\.attn\.(c_q|c_k|c_v|proj)\.weight")
 _MLP = re.compile(r"blocks\.\d+\.mlp\.(fc|proj)\.weight")
@@ -49,10 +49,8 @@ def role_of(name: str) -> Role:
 
 
 def is_linear(name: str) -> bool:
-    """Whether the weight multiplies activations, and so is cast to the compute dtype; the head casts itself."""
-    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(
-        ("attn_gate.weight", "attn_gate.bias")
-    )
+    """Whether the weight is cast to the compute dtype: it multiplies activations, and is not the head."""
+    return role_of(name) in ("attention", "mlp", "projection") or name.endswith(("attn_gate.weight", "attn_gate.bias"))
 
 
 def bank_members(config: ModelConfig, bank: str) -> list[str]:
@@ -76,7 +74,7 @@ def pack(config: ModelConfig, weights: Mapping[str, Tensor], *, banks: bool) -> 
 
 
 def unpack(config: ModelConfig, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a GPT's state dict from its masters; slices of banks are views, and gradients flow through them."""
+    """Return a GPT's state dict from its masters; gradients flow through the views of banks."""
     weights: dict[str, Tensor] = {}
     for name, value in masters.items():
         if name in BANKS:

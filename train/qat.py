@@ -1,8 +1,8 @@
-"""Quantisation-aware training: weights pass through the quantiser of the export on their way to the forward pass.
+"""Quantisation-aware training: the forward pass sees weights that have been through the quantiser.
 
-The quantiser is applied to the weights' dictionary inside the differentiated function, after banks are cut into
-slices. Whether it is on is an argument of that function, and the sharpness of soft rounding is a tensor, so a compiled
-step is traced once with and once without it and can hold neither as a stale constant.
+The quantiser is applied to the weights' dictionary inside the differentiated function, after banks are cut
+into slices. Whether it is on is an argument of that function, and the sharpness of soft rounding is a tensor,
+so a compiled step is traced once with and once without it and can hold neither as a stale constant.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def bits_of(name: str, config: QatConfig) -> int:
     role = role_of(name)
     if role not in ("attention", "mlp", "projection"):
         return 0
-    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[
-        role
-    ]
+    bits = {"mlp": config.mlp_bits, "attention": config.attention_bits, "projection": config.projection_bits}[role]
     for item in config.layer_bits:
         pattern, _, width = item.rpartition("=")
         if fnmatchcase(name, pattern):
@@ -36,7 +34,7 @@ def bits_of(name: str, config: QatConfig) -> int:
 
 
 def row_clip(w: Tensor, config: QatConfig) -> Tensor:
-    """Return the clip of every row, ``[..., rows, 1]``: amax or a quantile (linear interpolation), at least the floor."""
+    """Return the clip of every row, ``[..., rows, 1]``: amax or a quantile, at least the floor."""
     magnitude = w.abs()
     if config.row_clip == "amax" or config.quantile == 1.0:
         clip = magnitude.amax(dim=-1, keepdim=True)
@@ -78,8 +76,8 @@ def straight_through(w: Tensor, bits: int, config: QatConfig) -> Tensor:
 def soft_round(y: Tensor, alpha: Tensor) -> Tensor:
     """Return a staircase of sharpness ``alpha``: the identity for alpha -> 0, rounding for alpha -> infinity.
 
-    s(y) = floor(y) + 0.5 tanh(alpha r) / tanh(alpha / 2) + 0.5, with r = y - floor(y) - 0.5 (Agustsson and Theis,
-    2020; PR849).
+    s(y) = floor(y) + 0.5 tanh(alpha r) / tanh(alpha / 2) + 0.5, with r = y - floor(y) - 0.5 (Agustsson and
+    Theis, 2020; PR849).
     """
     floor = torch.floor(y)
     r = y - floor - 0.5
@@ -105,17 +103,15 @@ def fake_quantise(weights: Mapping[str, Tensor], alpha: Tensor, config: QatConfi
         bits = bits_of(name, config)
         if bits:
             soft = config.rounding == "soft"
-            result[name] = (
-                soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
-            )
+            result[name] = soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
     return result
 
 
 def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     """Return crown_q / 12 times the sum (or sum of means) of w^2 step^2, the step without gradient (PR849).
 
-    step^2 / 12 is the variance of rounding noise, and w^2 stands in for the curvature; the penalty shrinks weights in
-    rows with a coarse grid.
+    step^2 / 12 is the variance of rounding noise, and w^2 stands in for the curvature; the penalty shrinks
+    weights in rows with a coarse grid.
     """
     total: Tensor | None = None
     for name, w in weights.items():
@@ -131,7 +127,7 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
 
 @torch.no_grad()
 def pull_to_grid(weights: Mapping[str, Tensor], rate: float, config: QatConfig) -> None:
-    """Move every weight that QAT reaches by ``rate`` (at most 1) of the way to its nearest grid point, in place."""
+    """Move weights ``rate`` (at most 1) of the way to their nearest grid points, in place."""
     for name, w in weights.items():
         bits = bits_of(name, config)
         if bits:
@@ -139,7 +135,7 @@ def pull_to_grid(weights: Mapping[str, Tensor], rate: float, config: QatConfig) 
 
 
 def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> float:
-    """Return the sharpness at a learning-rate scale: from start to end, linearly, as the scale falls to zero."""
+    """Return the sharpness at a learning-rate scale: from start to end as the scale falls to zero."""
     progress = min(max(1.0 - lr_scale / max(scale_at_start, _TINY), 0.0), 1.0)
     return config.soft_alpha_start + (config.soft_alpha_end - config.soft_alpha_start) * progress
 

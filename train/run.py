@@ -71,7 +71,7 @@ def train_model(
     vocab_size = config.model.vocab_size
     train_shards, val_shards = find_shards(data, config.data)
     stream = TokenStream(train_shards, vocab_size=vocab_size)
-    counter = ByteCounter.from_tokenizer(tokenizer, vocab_size) if tokenizer is not None else None
+    counter = ByteCounter(tokenizer, vocab_size) if tokenizer is not None else None
     tokens = load_validation(val_shards, vocab_size=vocab_size, limit=config.train.val_tokens)
     with launched(config.train.device) as ranks:
         folder = RunFolder(path=out)
@@ -84,9 +84,7 @@ def train_model(
                 byte_counter=counter,
                 ranks=ranks,
             )
-        trainer = Trainer(
-            config, stream=stream, validator=validator, ranks=ranks, folder=folder, progress=progress
-        )
+        trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder, progress=progress)
         # The first rank alone looks at the folder, so that no other one meets what it has just written.
         found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
         return trainer.run(resume=ranks.largest(float(found))[0] > 0)

@@ -33,8 +33,8 @@ def parse_scale(text: str, config: ModelConfig) -> tuple[int, int]:
         width, depth = _rounded(config.model_dim * fraction), max(2, round(config.num_layers * fraction))
     if width < _MIN_HEAD_DIM or width % _MULTIPLE or depth < 2:
         raise InputError(
-            f"scale {text!r} asks for width {width} and {depth} layers; expected a width that is a multiple of "
-            f"{_MULTIPLE} and at least 2 layers"
+            f"scale {text!r} asks for width {width} and {depth} layers; expected a multiple of {_MULTIPLE} "
+            "and at least 2 layers"
         )
     return width, depth
 
@@ -42,9 +42,9 @@ def parse_scale(text: str, config: ModelConfig) -> tuple[int, int]:
 def scale_model(config: ModelConfig, scale: str) -> ModelConfig:
     """Return ``config`` at another width and depth.
 
-    Ratios are kept where they can be: MLP to width, query to key heads, rotated to all head dimensions, tables to
-    width, the share of layers with exclusive self-attention. Layers with value embeddings keep their distance from
-    the last layer. No feature that is on is switched off.
+    Ratios are kept where they can be: MLP to width, query to key heads, rotated to all head dimensions,
+    tables to width, the share of layers with exclusive self-attention. Layers with value embeddings keep
+    their distance from the last layer. No feature that is on is switched off.
 
     Args:
         config: the full-size model.

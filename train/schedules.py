@@ -18,8 +18,8 @@ _WINDOW = 101
 class StepTimer:
     """Seconds a step takes: the median of recent steps, the first ones left out.
 
-    A mean lets one slow step (compilation, a cold cache) lower the learning rate early, or even start late QAT at step
-    1; the median of a window does not move.
+    A mean lets one slow step (compilation, a cold cache) lower the learning rate early, or even start late
+    QAT at step 1; the median of a window does not move.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Clock:
         self._extrapolated += ahead
 
     def remaining_steps(self, step: int) -> float | None:
-        """Return how many steps are left at step ``step`` (0-based), by the tighter budget; None if not known yet."""
+        """Return the steps left at step ``step`` (0-based), by the tighter budget; None if not known yet."""
         by_count = float(max(self.steps - step, 0))
         if not self.max_seconds:
             return by_count
@@ -85,15 +85,13 @@ class Clock:
         return min(by_count, max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9))
 
     def total_steps(self, step: int) -> float | None:
-        """Return the length of the whole run in steps, estimated under a clock budget; None if not known yet."""
+        """Return the length of the run in steps, estimated under a clock budget; None if not known yet."""
         if not self.max_seconds:
             return float(self.steps)
         pace = self.timer.seconds_per_step()
         if pace is None:
             return None
-        return max(
-            1.0, min(float(self.steps), step + max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9))
-        )
+        return max(1.0, min(float(self.steps), step + max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9)))
 
     def fraction(self, step: int) -> float:
         """Return the part of the run that is over, by the tighter budget."""
@@ -106,7 +104,7 @@ class Clock:
         return total / self.schedule.reference_steps if self.schedule.stretch and total is not None else 1.0
 
     def lr_scale(self, step: int) -> float:
-        """Return the factor on every learning rate at step ``step`` (0-based): 1, then down to 0 over the warmdown."""
+        """Return the factor on learning rates at step ``step`` (0-based): 1, then down to 0."""
         remaining = self.remaining_steps(step)
         if remaining is None:
             return 1.0

@@ -268,7 +268,7 @@ def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
 
 
 def _mode_of(values: npt.NDArray[np.int8]) -> int:
-    """Choose how a tensor's integers are coded: by prediction where that is affordable, plausible and measured smaller."""
+    """Choose how integers are coded: by prediction where that is affordable, plausible and measured to be smaller."""
     if not values.size:
         return NARROW
     wide = bool(values.min() < -32 or values.max() > 31)

@@ -11,7 +11,7 @@ from evalkit.errors import InputError
 from evalkit.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from evalkit.check import CheckOptions
+    from evalkit.checking import CheckOptions
     from evalkit.legality.report import LegalityReport
 
 EXAMPLE = """Examples:
@@ -28,7 +28,7 @@ EXAMPLE = """Examples:
 @model_options(tokenizer_required=False)
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
-@click.option("--span", type=int, default=0, help="Positions scored at a time (default: what the forecaster prefers).")
+@click.option("--span", type=int, default=256, show_default=True, help="Positions scored at a time.")
 @click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
@@ -52,7 +52,7 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
-    from evalkit.check import CheckOptions, check_session
+    from evalkit.checking import CheckOptions, check_session
     from evalkit.compose import open_session
 
     check_writable(json_path)
@@ -76,7 +76,7 @@ def command(
 
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
-    from evalkit.check import check_forecaster
+    from evalkit.checking import check_forecaster
     from evalkit.tokens.stream import open_shards, tokenize_file
     from evalkit.tokens.tokenizer import Tokenizer
 

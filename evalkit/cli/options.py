@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+<<<<<<< HEAD
 from evalkit.constants import MIXERS, SECTIONS
+=======
+from evalkit.compose import CONTEXTS, MIXERS, SECTIONS, ScoreOptions
+>>>>>>> main
 from evalkit.errors import InputError
 from evalkit.settings import parse_settings
 
@@ -49,6 +53,13 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             help="Mix in online experts; 'published' is PR849's mixer, which is no probability model.",
         ),
         click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training)."),
+        click.option(
+            "--context",
+            type=click.Choice(CONTEXTS),
+            default="sliding",
+            show_default=True,
+            help="sliding windows; or streaming: keys and values are kept, another number, many times faster.",
+        ),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option(
             "--dtype",

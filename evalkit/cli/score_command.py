@@ -13,7 +13,7 @@ from evalkit.progress import format_seconds
 from evalkit.table import format_pairs
 
 if TYPE_CHECKING:
-    from evalkit.score import ScoreReport
+    from evalkit.scoring import ScoreReport
 
 EXAMPLE = """Example:
 
@@ -43,7 +43,7 @@ def command(
 ) -> int:
     """Score ARTIFACT in bits per byte with a sliding window, every position exactly once."""
     from evalkit.compose import open_session
-    from evalkit.score import score_session
+    from evalkit.scoring import score_session
 
     check_writable(json_path)
     check_writable(nll_path)
@@ -70,7 +70,7 @@ def describe(report: ScoreReport) -> str:
             ("artifact", f"{a['path']} ({a['bytes']:,} bytes, {a['cap_headroom_bytes']:,} under the cap)"),
             ("format", f"{a['format']}, {a['compression']}, {a['parameters']:,} parameters"),
             ("config", describe_config(v["config"], v["config_origins"])),
-            ("window", f"{v['seq_len']} tokens, stride {v['stride']}, {v['dtype']} on {v['device']}"),
+            ("window", _describe_window(v)),
         ]
     rows += [
         ("mixer, ttt", f"{v['mixer']}, {'on' if v['ttt'] else 'off'}"),
@@ -88,6 +88,11 @@ def describe(report: ScoreReport) -> str:
     rows.append(("legal", legal[v["legal"]]))
     rows.append(("time", f"{format_seconds(v['seconds'])}, {v['tokens_per_second'] or 0:,.0f} tokens/s"))
     return format_pairs(rows)
+
+
+def _describe_window(v: dict[str, Any]) -> str:
+    how = f"stride {v['stride']}" if v["context"] == "sliding" else "streaming: keys and values are kept"
+    return f"{v['seq_len']} tokens, {how}, {v['dtype']} on {v['device']}"
 
 
 def describe_config(config: dict[str, Any], origins: dict[str, str]) -> str:

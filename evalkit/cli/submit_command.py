@@ -70,7 +70,7 @@ def command(
                 ("val_loss", f"{values['val_loss']:.6f}"),
                 ("bytes", f"{values['bytes_total']:,} with {values['bytes_code']:,} of code, "
                           f"{values['bytes_headroom']:,} under the cap"),
-                ("legal", {True: "yes", False: "unproven", None: "not checked (evalkit check)"}[values["legal"]]),
+                ("legal", ", ".join(run["verdict"] or "not checked (evalkit check)" for run in values["runs"])),
             ]
         )
     )  # fmt: skip

@@ -22,6 +22,7 @@ from evalkit.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
 Ids = npt.NDArray[np.int64]
+LEDGER_SPAN = 2048
 Coder = Callable[[int, npt.NDArray[np.float64]], int]
 
 
@@ -105,7 +106,7 @@ def compress(
     *,
     artifact_sha256: str = "",
     options: Mapping[str, Any] | None = None,
-    span: int = 1,
+    span: int | None = None,
     extra: bytes = b"",
     text: Mapping[str, Any] | None = None,
 ) -> Coded:
@@ -117,7 +118,9 @@ def compress(
         tokens: Token ids; the first is stored in the header.
         artifact_sha256: What the decoder must have; checked there.
         options: What the decoder needs to build the same forecaster, JSON types.
-        span: Tokens between two calls of ``observe``; ``next_boundary`` may cut it shorter.
+        span: Tokens between two calls of ``observe``; ``next_boundary`` may cut it shorter. By default 2048, as the
+            ledger has it, where rows come from ``next_distribution``; else 1, since ``distribution`` computes the
+            rows of the whole span again for each token.
         extra: Side information, stored as it is.
         text: How a text is restored, stored in the header.
 
@@ -127,9 +130,11 @@ def compress(
     stream = np.asarray(tokens, dtype=np.int64)
     if stream.ndim != 1:
         raise InputError(f"the tokens have shape {list(stream.shape)}; one dimension is needed")
+    forecaster = make()
+    if span is None:
+        span = LEDGER_SPAN if callable(getattr(forecaster, "next_distribution", None)) else 1
     if span < 1:
         raise InputError(f"span is {span}; a span holds at least one token")
-    forecaster = make()
     vocab = int(forecaster.vocab_size)
     if len(stream) and not (stream.min() >= 0 and stream.max() < vocab):
         raise InputError(f"the tokens range from {stream.min()} to {stream.max()}; the vocabulary has {vocab}")

@@ -110,7 +110,7 @@ def compress_text(
     exact: bool = False,
     artifact_sha256: str = "",
     options: Mapping[str, Any] | None = None,
-    span: int = 1,
+    span: int | None = None,
 ) -> TextCoded:
     """Compress a text: BOS and its tokens through the coder, and with ``exact`` what the tokens do not say.
 

@@ -10,7 +10,7 @@ from evalkit.compose import ScoreOptions, Session, open_model
 from evalkit.errors import InputError
 from evalkit.prequential.loop import DEFAULT_SPAN
 
-_STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "dtype", "batch_windows")
+_STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows")
 
 
 def open_for_coding(options: ScoreOptions) -> Session:

@@ -44,8 +44,10 @@ def audit(
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
+    visible = stream[: options.max_tokens].astype(np.int64)
     context = Context(
-        tokens=stream[: options.max_tokens].astype(np.int64),
+        tokens=visible,
+        stream=visible,
         options=options,
         deadline=began + options.budget_seconds,
     )
@@ -130,6 +132,9 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
             ),
             sources,
         )
+        if len(context.tokens) < len(context.stream) and "distribution" not in context.offers:
+            share = 0.5 * max(context.left(), 1.0)
+            with_host(lambda h: known.deep_salting(context, h, share, np.random.default_rng([options.seed, 9])))
         with_host(lambda h: suffix.audit(context, h, 0.4 * max(context.left(), 1.0), seeds[4]))
         covered: dict[str, int] = {}
 
@@ -146,6 +151,9 @@ def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
 
         # with one worker the stated distribution comes first: it covers most where a call is dear
         together(*(((single,), (in_span,)) if workers == 2 else ((in_span, single),)))
+    too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
+    if too_few and "distribution" not in context.offers and context.left() > 1.0:
+        with_host(lambda h: known.salted_rows(context, h, 0.9 * context.left(), np.random.default_rng(options.seed)))
     _conclude(context, covered)
 
 

@@ -30,6 +30,7 @@ class Context:
     tokens: Ids
     options: AuditOptions
     deadline: float
+    stream: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     report: LegalityReport = field(default_factory=LegalityReport)
     base: Run = field(default_factory=lambda: Run(nats=np.zeros(0)))
     noise: NoiseProfile = field(default_factory=NoiseProfile)

@@ -32,7 +32,16 @@ def first_pass(context: Context, host: Host, seconds: float) -> bool:
                 f"The stream holds token {largest}; the forecaster's vocabulary has {host.vocab_size}.",
             )
             return False
-        run = run_stream(host, context.tokens, context.options.span, deadline=time.monotonic() + seconds)
+        span = context.options.span
+        # A forecaster that learns at seams is judged there: the pass may take five times its share to get past one.
+        seam = host.boundary() or 0
+        deadline = time.monotonic() + seconds
+        run = run_stream(host, context.tokens, span, deadline=deadline, seam=seam + span, patience=4 * seconds)
+        if seam and run.stop <= seam + 1:
+            context.gap(
+                f"no seam was reached: the forecaster learns at position {seam:,}, and {run.stop - 1:,} could be "
+                f"audited; give a larger --budget and --max-tokens, or smaller chunks"
+            )
     except Fault as fault:
         context.failed(AUDIT, fault, real=True)
         return False

@@ -80,6 +80,14 @@ class BigramSource:
             return float(self.unigram[token])
         return float(0.85 * np.mean(seen == token) + 0.15 * self.unigram[token])
 
+    def draw(self, previous: int, rng: np.random.Generator) -> int:
+        """Return one token drawn from ``q(. | previous)``."""
+        seen = self._followers.get(previous)
+        if seen is not None and rng.random() < 0.85:
+            return int(seen[int(rng.integers(len(seen)))])
+        place = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1]))
+        return min(place, self.vocab_size - 1)
+
     def sample(self, count: int, first: int, rng: np.random.Generator) -> tuple[Ids, Floats]:
         """See :class:`Source`."""
         tokens = np.empty(count, np.int64)

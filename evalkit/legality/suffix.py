@@ -149,8 +149,8 @@ def confirm(
     """Look again at single positions: does the move repeat, and is it tied to the tokens or mere noise?
 
     At each, 2 x 48 new calls: the later tokens are those of the real stream, or of the row that moved the score
-    most, each replaced at random with probability 0.1, one of them always. A leak follows the template; noise that depends on the
-    content of the batch does not (Welch's t-test).
+    most, each replaced at random with probability 0.1 and one of them always. A leak follows the template; noise that
+    depends on the content of the batch does not (Welch's t-test).
     """
     verdicts: dict[int, dict[str, float]] = {}
     by_start: dict[int, list[int]] = {}

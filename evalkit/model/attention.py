@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,14 @@ RMS_EPS = 1.1920928955078125e-07
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square of the last dimension; no learned weight."""
     return F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
+
+
+class Cache(Protocol):
+    """Keys and values of one layer for rows that came before."""
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append rows, ``[B, K, T, D]`` each, and return all rows that the new ones may attend to."""
+        ...
 
 
 class LayerCache:
@@ -92,7 +101,7 @@ class Attention(nn.Module):
         *,
         value_embedding_scale: Tensor | None = None,
         first_query: int = 0,
-        cache: LayerCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Attend from rows ``first_query ..`` of ``n`` to all rows up to each of them.
 

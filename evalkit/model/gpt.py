@@ -7,12 +7,13 @@ hash tables, the smear gate and the blocks to its logits in this file and :mod:`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalkit.model.attention import Attention, AttentionContext, LayerCache, rms_norm
+from evalkit.model.attention import Attention, AttentionContext, Cache, LayerCache, rms_norm
 from evalkit.model.config import ModelConfig
 from evalkit.model.hashing import bigram_rows, trigram_rows
 from evalkit.model.rope import rotary_tables
@@ -107,7 +108,7 @@ class Block(nn.Module):
         *,
         value_embedding_scale: Tensor | None,
         first_query: int = 0,
-        cache: LayerCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Return the block's output for rows ``first_query ..``, ``[B, T - first_query, d]``."""
         mix = self.resid_mix.to(x.dtype)
@@ -210,16 +211,49 @@ class GPT(nn.Module):
         fed_length: int | None = None,
     ) -> Tensor:
         """Return the last hidden states before the final norm, ``[B, T - first_row, d]``; see :meth:`forward`."""
-        config = self.config
         computed = cache.length if cache is not None else 0
         fed_length = fed_length or ids.shape[1]
-        x = x0 = self.embed(ids, first_row=computed)
+        x0 = self.embed(ids, first_row=computed)
         cos, sin = self._rotary(fed_length, ids.device)
         context = AttentionContext(
             cos=cos[computed : ids.shape[1]], sin=sin[computed : ids.shape[1]], fed_length=fed_length
         )
+        x = self.run_blocks(
+            x0,
+            ids[:, computed:],
+            context,
+            first_query=first_row - computed,
+            caches=cache.layers if cache is not None else None,
+        )
+        if cache is not None:
+            cache.length = ids.shape[1]
+        return x
+
+    def run_blocks(
+        self,
+        x0: Tensor,
+        ids: Tensor,
+        context: AttentionContext,
+        *,
+        first_query: int = 0,
+        caches: Sequence[Cache] | None = None,
+    ) -> Tensor:
+        """Run every layer over some rows.
+
+        Args:
+            x0: first hidden states of the rows, ``[B, rows, d]``.
+            ids: the rows' tokens, ``[B, rows]``.
+            context: rotary tables of the rows, and what else the layers share.
+            first_query: rows before it are not needed from the last layer.
+            caches: keys and values of earlier rows, one for each layer.
+
+        Returns:
+            ``[B, rows - first_query, d]``.
+        """
+        config = self.config
         if config.value_embed_layers:
-            context.value_embedding = self.ve_shared(ids[:, computed:])
+            context.value_embedding = self.ve_shared(ids)
+        x = x0
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if config.num_skips and layer >= config.num_encoder_layers and skips:
@@ -230,13 +264,11 @@ class GPT(nn.Module):
                 x0,
                 context,
                 value_embedding_scale=self._value_embedding_scale(layer),
-                first_query=first_row - computed if layer == config.num_layers - 1 else 0,
-                cache=cache.layers[layer] if cache is not None else None,
+                first_query=first_query if layer == config.num_layers - 1 else 0,
+                cache=caches[layer] if caches is not None else None,
             )
             if config.num_skips and layer < config.num_encoder_layers:
                 skips.append(x)
-        if cache is not None:
-            cache.length = ids.shape[1]
         return x
 
     def embed(self, ids: Tensor, *, first_row: int = 0) -> Tensor:

@@ -8,8 +8,10 @@ from torch import Tensor
 from evalkit.model.config import ModelConfig
 
 
-def rotary_tables(config: ModelConfig, fed_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines of positions ``0 .. fed_length - 1``.
+def rotary_tables(
+    config: ModelConfig, fed_length: int, device: torch.device, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of positions ``0 .. fed_length - 1``, or of others.
 
     Beyond ``rope_train_len`` the base grows to base * (fed_length / rope_train_len)^(R / (R - 2)), with R rotated
     dimensions, so the tables depend on the length of the window that is fed and not on the position alone.
@@ -18,9 +20,11 @@ def rotary_tables(config: ModelConfig, fed_length: int, device: torch.device) ->
         config: the model.
         fed_length: length of the window in tokens, padding included.
         device: where the tables live.
+        positions: float64 ``[n]``, in place of the window's own; their angles are taken in float64, so that they are
+            exact however far a stream has come.
 
     Returns:
-        Two float32 tensors ``[fed_length, R / 2]``.
+        Two float32 tensors ``[n, R / 2]``.
     """
     rotated = config.rotated_dims
     base = config.rope_base
@@ -32,6 +36,9 @@ def rotary_tables(config: ModelConfig, fed_length: int, device: torch.device) ->
     if config.rope_table == "bf16" and not rescaled:
         # The published modules hold this vector in a bfloat16 buffer, and rebuild it in float32 when they rescale.
         frequencies = frequencies.bfloat16().float()
+    if positions is not None:
+        far = torch.outer(positions.to(device), frequencies.double())
+        return far.cos().float(), far.sin().float()
     angles = torch.outer(torch.arange(fed_length, dtype=torch.float32, device=device), frequencies)
     return angles.cos(), angles.sin()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.windows import WindowSpan, plan_windows
 
+WARM_UP_TOKENS = 10_000
 EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
 ILLEGAL_BECAUSE = (
     "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
@@ -55,6 +56,8 @@ class PublishedMixedForecaster:
         self._seq_len, self._stride, self._batch_windows = seq_len, stride, batch_windows
         self._chunk_tokens = chunk_tokens
         self._kept_weights = mixer.log_weights.copy()
+        # The mixer scores with the network alone until it has counted 10,000 tokens, which it does a chunk at a time.
+        self.warm_up_tokens = -(-WARM_UP_TOKENS // chunk_tokens) * chunk_tokens
 
     def next_boundary(self, start: int) -> int:
         """Return where the chunk of ``start`` stops."""

@@ -222,8 +222,6 @@ def target_nll(logits: Tensor, targets: Tokens) -> Nats:
         logits: float32 ``[n, vocab_size]``.
         targets: ``[n]``.
     """
-    wide = logits.double()
-    index = torch.from_numpy(np.asarray(targets, dtype=np.int64)).to(logits.device)
-    chosen = wide.gather(1, index[:, None])[:, 0]
-    nll: Nats = (torch.logsumexp(wide, dim=-1) - chosen).cpu().numpy()
+    index = torch.from_numpy(np.asarray(targets, dtype=np.int64)).to(logits.device)[:, None]
+    nll: Nats = -torch.log_softmax(logits.double(), dim=-1).gather(1, index)[:, 0].cpu().numpy()
     return nll

@@ -67,8 +67,8 @@ def naive_hedge(logp, sets, prior, eta, share, n_sets):
         top = max(weights[s])
         v = [math.exp(w - top) for w in weights[s]]
         v = [x / sum(v) for x in v]
-        nll.append(-math.log(sum(x * math.exp(l) for x, l in zip(v, row, strict=True))))
-        new = [math.log(x) + eta * l if x > 0 else -1e9 for x, l in zip(v, row, strict=True)]
+        nll.append(-math.log(sum(x * math.exp(loss) for x, loss in zip(v, row, strict=True))))
+        new = [math.log(x) + eta * loss if x > 0 else -1e9 for x, loss in zip(v, row, strict=True)]
         if share:
             top = max(new)
             z = sum(math.exp(w - top) for w in new)

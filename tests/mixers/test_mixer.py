@@ -66,6 +66,16 @@ def configs(vocab_size):
             experts=("unigram", "bigram", "6-gram", "document bigram", "neural"),
             method="gate",
         ),
+        "plain": replace(default_config(vocab_size), share=0.0, contexts=()),
+        "tree beside n-grams": MixerConfig(
+            vocab_size=vocab_size,
+            experts=("neural", "bigram", "8-gram", "document unigram", "document 5-gram", "tree"),
+            share=0.01,
+            contexts=("order",),
+            tree_orders=3,
+        ),
+        "tree by order": replace(best_config(vocab_size, network=False), method="hedge", contexts=("order",)),
+        "no documents": best_config(vocab_size, document_token=None),
         "aged": replace(best_config(vocab_size), memory_bytes=2**16),
     }
 
@@ -182,7 +192,7 @@ def test_scores_do_not_look_ahead(name):
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), eta=st.floats(0.02, 1.0), network=st.booleans())
 def test_hedge_loses_at_most_log_experts_over_eta(seed, eta, network):
-    config = replace(default_config(30, network=network), eta=eta)
+    config = replace(default_config(30, network=network), eta=eta, share=0.0, contexts=())
     config = replace(config, prior=(1.0,) * len(config.experts))
     tokens = stream(np.random.default_rng(seed), 500, 30)
     scored, mixer = run(config, tokens, Network(tokens, 30, seed % 1000), [])
@@ -213,7 +223,7 @@ def test_mixer_equals_naive_twin(seed, eta, share):
 
 def test_leave_one_out_gain_is_what_the_others_lose():
     tokens = stream(np.random.default_rng(0), 800, 30)
-    config = replace(default_config(30, network=False), eta=0.1)
+    config = replace(default_config(30, network=False), eta=0.1, share=0.0, contexts=())
     scored, mixer = run(config, tokens, None, [])
     for left_out, name in enumerate(config.experts):
         rest = tuple(e for e in config.experts if e != name)

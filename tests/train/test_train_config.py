@@ -22,7 +22,11 @@ def test_published_settings_are_in_the_recipes() -> None:
     assert set(SYSTEMS) < set(recipe_names())
     pr634 = resolve(load_recipe("pr634"))
     assert (pr634.optimizer.layout, pr634.optimizer.small_projections) == ("banks", "adam")
-    assert (pr634.train.batch_tokens, pr634.train.max_seconds, pr634.schedule.warmdown) == (786_432, 586.0, 3500)
+    assert (pr634.train.batch_tokens, pr634.train.max_seconds, pr634.schedule.warmdown) == (
+        786_432,
+        586.0,
+        3500,
+    )
     pr344 = resolve(load_recipe("pr344"))
     assert (pr344.optimizer.matrix_lr, pr344.optimizer.adam_weight_decay) == (0.03, 0.0)
     assert resolve(load_recipe("pr333")).qat.mlp_bits == 5
@@ -74,7 +78,7 @@ def test_overrides_are_typed_and_reach_every_section() -> None:
         ("qat.layer_bits", "blocks.0", "pattern=bits"),
         ("model.depth", "3", "the settings are"),
         ("train.batch_tokens", "1000", "multiple of train.spans"),
-        ("averaging.ema_decay", "0", "swa_source"),
+        ("averaging.swa_every", "0", "averaging.swa_every above 0"),
     ],
 )
 def test_unusable_settings_are_named(key: str, value: str, words: str) -> None:
@@ -89,7 +93,14 @@ def test_scaling_keeps_features(name: str, scale: str) -> None:
     small = scale_model(full, scale)
     for feature in ("bigram_buckets", "trigram_buckets", "xsa_last_n", "rope_dims", "smear_gate", "ln_scale"):
         assert bool(getattr(full, feature)) == bool(getattr(small, feature)), feature
-    for same in ("activation", "leaky_slope", "value_residual", "attention_gate", "xsa_form", "rope_train_len"):
+    for same in (
+        "activation",
+        "leaky_slope",
+        "value_residual",
+        "attention_gate",
+        "xsa_form",
+        "rope_train_len",
+    ):
         assert getattr(full, same) == getattr(small, same)
     assert bool(full.value_embed_layers) == bool(small.value_embed_layers)
     assert full.num_heads // full.num_kv_heads == small.num_heads // small.num_kv_heads

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_helpers import VOCAB, markov_tokens, write_shard
 
 from evalkit.errors import InputError, TokenError
-from train_helpers import VOCAB, markov_tokens, write_shard
 from train.config import DataConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 
@@ -37,7 +37,7 @@ def test_spans_shift_by_one_token_and_do_not_overlap(stream: TokenStream) -> Non
 
 
 def test_bytes_agree_with_the_data_sheet(shared: Path) -> None:
-    counter = ByteCounter.from_tokenizer(shared / "data/tokenizers/fineweb_1024_bpe.model", 1024)
+    counter = ByteCounter(shared / "data/tokenizers/fineweb_1024_bpe.model", 1024)
     for name, expected in (("corpus", 345_397), ("fineweb_sample", 893_966)):
         val = sorted((shared / f"data/{name}/sp1024").glob("*val*.bin"))
         tokens = load_validation(val, vocab_size=1024, limit=0)
@@ -53,7 +53,7 @@ def test_a_folder_without_shards_or_with_several_sets_is_refused(tmp_path: Path)
     for folder in ("sp1024", "sp8192"):
         (tmp_path / folder).mkdir()
         write_shard(tmp_path / folder / "f_train_0.bin", markov_tokens(100, 1))
-    with pytest.raises(InputError, match="several tokenizers"):
+    with pytest.raises(InputError, match="several sets"):
         find_shards(tmp_path, DataConfig())
 
 
@@ -61,19 +61,19 @@ def test_damaged_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     good = write_shard(tmp_path / "a_train_0.bin", markov_tokens(500, 1))
     short = tmp_path / "b_train_0.bin"
     short.write_bytes(good.read_bytes()[:-2])
-    with pytest.raises(TokenError, match="promises 500 tokens"):
+    with pytest.raises(TokenError, match="announces 500 tokens"):
         TokenStream([short], vocab_size=VOCAB)
     short.write_bytes(b"not a shard")
-    with pytest.raises(TokenError, match="not a token shard"):
+    with pytest.raises(TokenError, match="a shard has a header"):
         TokenStream([short], vocab_size=VOCAB)
-    with pytest.raises(TokenError, match="another tokenizer"):
+    with pytest.raises(TokenError, match="another tokenizer's"):
         TokenStream([good], vocab_size=32)
     with pytest.raises(TokenError, match="too few"):
         TokenStream([good], vocab_size=VOCAB).require(500)
-    with pytest.raises(TokenError, match="not a readable SentencePiece"):
-        ByteCounter.from_tokenizer(good, VOCAB)
+    with pytest.raises(TokenError, match="not a SentencePiece"):
+        ByteCounter(good, VOCAB)
 
 
 def test_a_tokenizer_of_another_size_is_refused(shared: Path) -> None:
     with pytest.raises(TokenError, match="1024 tokens, but the model has 64"):
-        ByteCounter.from_tokenizer(shared / "data/tokenizers/fineweb_1024_bpe.model", 64)
+        ByteCounter(shared / "data/tokenizers/fineweb_1024_bpe.model", 64)

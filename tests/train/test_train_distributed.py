@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_helpers import SMALL
 
 from evalkit.recipes import load_recipe
 from train.config import resolve, to_toml
 from train.files import load_tensors, read_json
 from train.metrics import read_metrics
-
-from train_helpers import SMALL
 
 CHILD = """
 import os
@@ -60,21 +59,23 @@ def launch(processes: int, *runs: str) -> None:
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every recipe below on 1, 2 and 4 processes."""
     root = tmp_path_factory.mktemp("ranks")
+    # Without QAT: its steps turn rounding noise into jumps from one grid point to the next.
+    forward = {"train__precision": "float32", "qat__enabled": "false"}
+    exact = forward | {"optimizer__ns_precision": "float32"}
+    single = {"optimizer__layout": "matrices"}
     recipes = {
-        "banks": recipe(root, "banks"),
-        "matrices": recipe(root, "matrices", optimizer__layout="matrices"),
-        "exact": recipe(
-            root,
-            "exact",
-            optimizer__layout="matrices",
-            optimizer__ns_precision="float32",
-            train__precision="float32",
-            qat__enabled="false",
-        ),
-        "half": recipe(root, "half", optimizer__reduce_precision="bfloat16", optimizer__momentum_precision="bfloat16"),
+        "banks": recipe(root, "banks", **forward),
+        "exact-banks": recipe(root, "exact-banks", **exact),
+        "exact": recipe(root, "exact", **exact, **single),
+        "half": recipe(root, "half", **forward, optimizer__momentum_precision="bfloat16"),
+        "mixed": recipe(root, "mixed", **single, qat__enabled="false"),
     }
     for processes in (1, 2, 4):
-        names = {1: list(recipes), 2: ["banks", "matrices", "exact"], 4: ["banks", "exact"]}[processes]
+        names = {
+            1: list(recipes),
+            2: ["banks", "exact-banks", "exact", "mixed"],
+            4: ["banks", "exact-banks", "exact"],
+        }[processes]
         arguments = [x for n in names for x in (recipes[n], str(data), str(root / f"{n}-{processes}"), "new")]
         if processes == 2:
             # A run of one process, resumed on two.
@@ -93,16 +94,22 @@ def moved(a: Path, b: Path) -> float:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_parallel_muon_gives_the_parameters_of_one_process(runs: Path, processes: int) -> None:
-    # bfloat16 has 8 bits: rounding differs by 2^-9 a step in Newton-Schulz, and adds up over 20 steps.
-    assert moved(runs / "banks-1", runs / f"banks-{processes}") < 2**-6
-    # The bound has teeth: bfloat16 momentum alone moves the weights by more.
-    assert moved(runs / "banks-1", runs / "half-1") > 2**-9
+    # In float32 only the order of sums differs.
+    assert moved(runs / "exact-banks-1", runs / f"exact-banks-{processes}") < 1e-3
+    # With Newton-Schulz in bfloat16, as the recipes have it, rounding differs by 2^-9 a step and adds up over 20.
+    assert moved(runs / "banks-1", runs / f"banks-{processes}") < 2**-4
+    # The bounds have teeth: bfloat16 momentum alone moves the weights by more than the first one.
+    assert moved(runs / "banks-1", runs / "half-1") > 1e-3
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_data_parallel_equals_gradient_accumulation(runs: Path, processes: int) -> None:
     losses = [
-        {line["step"]: line["train_nats"] for line in read_metrics(runs / f"exact-{n}" / "metrics.jsonl") if "train_nats" in line}
+        {
+            line["step"]: line["train_nats"]
+            for line in read_metrics(runs / f"exact-{n}" / "metrics.jsonl")
+            if "train_nats" in line
+        }
         for n in (1, processes)
     ]
     common = sorted(set(losses[0]) & set(losses[1]))
@@ -114,7 +121,10 @@ def test_data_parallel_equals_gradient_accumulation(runs: Path, processes: int) 
 
 
 def test_plain_muon_shares_its_work_without_changing_the_result(runs: Path) -> None:
-    assert moved(runs / "matrices-1", runs / "matrices-2") < 2**-6
+    assert moved(runs / "exact-1", runs / "exact-2") < 1e-3
+    # The bfloat16 forward pass amplifies rounding, and the loss does not notice.
+    losses = [read_json(runs / f"mixed-{n}" / "summary.json")["validation"]["raw"]["val_nats"] for n in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
 def test_ranks_share_validation(runs: Path) -> None:
@@ -124,11 +134,11 @@ def test_ranks_share_validation(runs: Path) -> None:
 
 def test_a_checkpoint_of_one_process_resumes_on_two(runs: Path) -> None:
     """Momentum is stored by name, whoever owned it."""
-    whole = load_tensors(runs / "banks-1" / "checkpoint.pt")
-    shared = load_tensors(runs / "banks-2" / "checkpoint.pt")
+    whole = load_tensors(runs / "exact-banks-1" / "checkpoint.pt")
+    shared = load_tensors(runs / "exact-banks-2" / "checkpoint.pt")
     for name, value in whole["optimizer"]["banks"].items():
         assert value.shape == shared["optimizer"]["banks"][name].shape
-        assert float((value - shared["optimizer"]["banks"][name]).norm() / value.norm()) < 0.1
+        assert float((value - shared["optimizer"]["banks"][name]).norm() / value.norm()) < 1e-3
     before = load_tensors(runs / "banks-1" / "model.pt")
     after = load_tensors(runs / "resumed" / "model.pt")
     assert (runs / "resumed" / "model.pt").stat().st_mtime > (runs / "banks-1" / "model.pt").stat().st_mtime

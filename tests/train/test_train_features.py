@@ -1,4 +1,4 @@
-"""Every feature of every recipe acts: switching it off changes the loss, the gradients or the trained weights."""
+"""Every feature of every recipe acts: switching it off changes the loss or the trained weights."""
 
 import dataclasses
 from pathlib import Path

@@ -36,18 +36,19 @@ def test_the_band_is_that_of_the_polynomial() -> None:
     from train.optimizers.newton_schulz import COEFFICIENTS
 
     a, b, c = COEFFICIENTS
-    x = torch.linspace(0.01, 1, 100_000, dtype=torch.float64)
+    x = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    large = x >= 0.005
     for _ in range(5):
         x = a * x + b * x**3 + c * x**5
     low, high = SINGULAR_VALUE_BAND
-    assert low <= x.min() <= low + 0.03
-    assert high - 0.03 <= x.max() <= high
+    assert low <= x[large].min() <= low + 0.01
+    assert high - 0.01 <= x.max() <= high
 
 
 def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
     g = gaussian(3, 24, 40).double()
     result = newton_schulz(g, 5, torch.float64)
-    u, s, vt = torch.linalg.svd(g, full_matrices=False)
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
     inner = u.mT @ result @ vt.mT
     assert (inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-8
     assert torch.allclose(newton_schulz(g[1], 5, torch.float64), result[1])
@@ -59,7 +60,12 @@ def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
 def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nesterov: bool) -> None:
     mine, theirs = nn.Parameter(gaussian(*shape)), nn.Parameter(gaussian(*shape))
     muon = Muon(
-        {"w": mine}, nesterov=nesterov, ns_steps=5, weight_decay=0.04, momentum_dtype=torch.float32, ranks=ALONE
+        {"w": mine},
+        nesterov=nesterov,
+        ns_steps=5,
+        weight_decay=0.04,
+        momentum_dtype=torch.float32,
+        ranks=ALONE,
     )
     oracle = torch.optim.Muon(
         [theirs], lr=0.02, weight_decay=0.04, momentum=0.95, nesterov=nesterov, adjust_lr_fn="original"
@@ -82,12 +88,16 @@ def test_momentum_is_a_plain_sum() -> None:
     w.grad = second
     muon.step(lr=0.1, momentum=0.9)
     assert torch.allclose(muon.state_dict()["w"], 0.9 * first + second)
-    expected = -0.1 * (newton_schulz(first + 0.5 * first, 5) + newton_schulz(second + 0.9 * (0.9 * first + second), 5)).float()
+    expected = (
+        -0.1 * (newton_schulz(first + 0.5 * first, 5) + newton_schulz(second + 0.9 * (0.9 * first + second), 5)).float()
+    )
     assert torch.allclose(w, expected, atol=2e-3)
 
 
 def test_aspect_scale() -> None:
-    assert [aspect_scale(1408, 512), aspect_scale(512, 128), aspect_scale(256, 512)] == pytest.approx([1.658, 2.0, 1.0], abs=1e-3)
+    assert [aspect_scale(1408, 512), aspect_scale(512, 128), aspect_scale(256, 512)] == pytest.approx(
+        [1.658, 2.0, 1.0], abs=1e-3
+    )
 
 
 def test_who_owns_what() -> None:
@@ -97,19 +107,33 @@ def test_who_owns_what() -> None:
     assert owner_of("bigram.proj.weight", parallel) == "projection"
     for name in ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight"):
         assert owner_of(name, plain) == "table"
-    for name in ("blocks.0.resid_mix", "skip_weights", "blocks.0.attn.attn_gate.weight", "bigram.scale", "smear.gate"):
+    for name in (
+        "blocks.0.resid_mix",
+        "skip_weights",
+        "blocks.0.attn.attn_gate.weight",
+        "bigram.scale",
+        "smear.gate",
+    ):
         assert owner_of(name, plain) == "vector"
     assert all(owner_of(name, parallel) == "bank" for name in BANKS)
 
 
 def trained(layout: str, steps: int = 4, **keys: str) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train a small model on random tokens, and return its weights and the gradient norms."""
-    overrides = {"optimizer.layout": layout, "model.vocab_size": "64", "qat.enabled": "false", "train.precision": "float32"}
+    overrides = {
+        "optimizer.layout": layout,
+        "model.vocab_size": "64",
+        "qat.enabled": "false",
+        "train.precision": "float32",
+    }
     config = resolve(load_recipe("tiny"), overrides | {k.replace("__", "."): v for k, v in keys.items()}, scale="32x3")
     state = initial_weights(config.model, config.init, seed=0)
     packed = pack(config.model, state, banks=layout == "banks")
     masters = {name: nn.Parameter(value) for name, value in packed.items()}
-    optimizer, objective = Optimizer(masters, config.optimizer, ALONE), Objective(config, ALONE.device, compiled=False)
+    optimizer, objective = (
+        Optimizer(masters, config.optimizer, ALONE),
+        Objective(config, ALONE.device, compiled=False),
+    )
     norms = []
     for step in range(steps):
         ids = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(step))

@@ -2,8 +2,8 @@
 
 Convention (the "plain sum" one): M <- mu M + G without a factor (1 - mu); U = G + mu M (Nesterov);
 W <- (1 - lr decay) W - lr sqrt(max(1, m/n)) NS(U). Since Newton-Schulz ignores the length of its input,
-``torch.optim.Muon`` with M <- mu M + (1 - mu) G takes the same steps as long as mu is constant; while mu warms up the
-two differ, because the plain sum keeps the weights of old gradients.
+``torch.optim.Muon`` with M <- mu M + (1 - mu) G takes the same steps as long as mu is constant; while mu
+warms up the two differ, because the plain sum keeps the weights of old gradients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def muon_direction(
     ns_steps: int,
     ns_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Return the orthogonalised, aspect-scaled update of a batch of matrices, and advance their momentum in place.
+    """Return the orthogonalised, scaled update of a batch of matrices; advance their momentum in place.
 
     Args:
         g: reduced gradients ``[N, m, n]``.

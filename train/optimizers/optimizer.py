@@ -33,8 +33,8 @@ def owner_of(name: str, config: OptimizerConfig) -> Owner:
 class Optimizer:
     """Muon for matrices and Adam(W) for the rest, on replicated masters.
 
-    Gradients live in flat buffers, of which every ``.grad`` is a view: one reduction serves all parameters outside
-    banks, and a parameter that got no gradient contributes zeros.
+    Gradients live in flat buffers, of which every ``.grad`` is a view: one reduction serves all parameters
+    outside banks, and a parameter that got no gradient contributes zeros.
     """
 
     def __init__(self, masters: Mapping[str, nn.Parameter], config: OptimizerConfig, ranks: Ranks) -> None:
@@ -43,9 +43,7 @@ class Optimizer:
         for name, parameter in masters.items():
             owned.setdefault(owner_of(name, config), {})[name] = parameter
         banks, matrices = owned.pop("bank", {}), owned.pop("muon", {})
-        self._flat = _flat_gradients(
-            [*matrices.values(), *(p for group in owned.values() for p in group.values())]
-        )
+        self._flat = _flat_gradients([*matrices.values(), *(p for group in owned.values() for p in group.values())])
         momentum_dtype = DTYPES[config.momentum_precision]
         self._muon = Muon(
             matrices,

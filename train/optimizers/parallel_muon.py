@@ -1,14 +1,14 @@
-"""Parallel Muon: parameter banks, reduce-scattered gradients, sharded Newton-Schulz, gathered updates (PR634).
+"""Parallel Muon: banks, scattered gradients, sharded Newton-Schulz, gathered updates (PR634).
 
 Each bank ``[N, m, n]`` is padded to a multiple of the ranks and split by rows. Three phases overlap:
 
 1. gradients of all banks start their reduce-scatter;
 2. meanwhile the other gradients are all-reduced by the caller;
-3. bank by bank, largest first: momentum and Newton-Schulz on the own shard, then an asynchronous all-gather, which is
-   awaited only after the next bank's Newton-Schulz has been computed.
+3. bank by bank, largest first: momentum and Newton-Schulz on the own shard, then an asynchronous all-gather,
+   which is awaited only after the next bank's Newton-Schulz has been computed.
 
-The gradient is clipped after reduction (over shards and replicated part together), so the threshold means the same on
-any number of ranks, and one process takes the same steps without any communication.
+The gradient is clipped after reduction (over shards and replicated part together), so the threshold means the
+same on any number of ranks, and one process takes the same steps without any communication.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from train.optimizers.muon import gather_rows, muon_direction, scatter_rows, sha
 
 @dataclass(kw_only=True)
 class _Bank:
-    """One bank's buffers; ``gradient`` is padded, and the parameter's ``.grad`` is a view of its first rows."""
+    """One bank's buffers; the parameter's ``.grad`` is a view of the first rows of ``gradient``."""
 
     name: str
     parameter: nn.Parameter
@@ -69,9 +69,7 @@ class ParallelMuon:
                     parameter=parameter,
                     gradient=padded,
                     shard=padded if ranks.size == 1 else padded.new_empty(rows, *parameter.shape[1:]),
-                    momentum=torch.zeros(
-                        rows, *parameter.shape[1:], dtype=momentum_dtype, device=ranks.device
-                    ),
+                    momentum=torch.zeros(rows, *parameter.shape[1:], dtype=momentum_dtype, device=ranks.device),
                 )
             )
 

@@ -49,13 +49,19 @@ def row_clip(weight: Tensor, quantile: float = 1.0) -> Tensor:
         weight: ``[rows, ...]``; the rest is flattened.
         quantile: in (0, 1], linearly interpolated between order statistics.
     """
+    return row_clips(weight, (quantile,))[0]
+
+
+def row_clips(weight: Tensor, quantiles: tuple[float, ...]) -> Tensor:
+    """Return :func:`row_clip` for several quantiles, float32 ``[quantiles, rows]``; rows are sorted once."""
     magnitude = weight.detach().reshape(weight.shape[0], -1).float().abs()
     if magnitude.shape[1] == 0:
-        return magnitude.new_zeros(magnitude.shape[0])
-    if quantile >= 1.0:
-        return magnitude.amax(dim=1)
+        return magnitude.new_zeros(len(quantiles), magnitude.shape[0])
+    if quantiles == (1.0,):
+        return magnitude.amax(dim=1)[None]
     rows = max(1, _QUANTILE_CHUNK // magnitude.shape[1])
-    return torch.cat([part.quantile(quantile, dim=1) for part in magnitude.split(rows)])
+    wanted = torch.tensor(quantiles, dtype=torch.float32, device=magnitude.device)
+    return torch.cat([part.quantile(wanted, dim=1) for part in magnitude.split(rows)], dim=1)
 
 
 def row_step(clip: Tensor, bits: int, min_step: float = 0.0) -> Tensor:
@@ -118,8 +124,8 @@ def search_clip(
         raise InputError("the percentile search needs at least one candidate")
     matrix = weight.detach().reshape(weight.shape[0], -1).float()
     steps, errors = [], []
-    for percentile in percentiles:
-        step = row_step(row_clip(matrix, percentile), bits, min_step)
+    for clip in row_clips(matrix, percentiles):
+        step = row_step(clip, bits, min_step)
         error = matrix - round_to_step(matrix, step, bits).float() * step.float()[:, None]
         steps.append(step)
         errors.append(weighted_row_error(error, hessian))

@@ -20,7 +20,7 @@ _RATE_16THS = 6
 
 
 def prediction_work(shape: tuple[int, int]) -> int:
-    """Return the number of multiplications that prediction takes; more than :data:`MAX_WORK` if there are too many columns."""
+    """Return the multiplications that prediction takes, above :data:`MAX_WORK` if there are too many columns."""
     if shape[1] > _MAX_COLS:
         return MAX_WORK + 1
     return shape[0] * shape[1] * shape[1]

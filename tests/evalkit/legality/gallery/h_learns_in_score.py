@@ -1,4 +1,4 @@
-"""Honest twin of v22: learns inside score, each token just after it is scored; observe does nothing."""
+"""Honest twin of v10_learns_too_early: learns inside score, each token after it is scored; observe is idle."""
 
 import numpy as np
 from parts import Counts

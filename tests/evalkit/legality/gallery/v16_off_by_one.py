@@ -1,4 +1,4 @@
-"""V16, causality: the cache of each chunk of 16 is updated one token too far."""
+"""V16, normalisation: the cache of each chunk of 16 reaches one token too far, the one it predicts next."""
 
 import numpy as np
 from parts import Counts, pick

@@ -1,4 +1,4 @@
-"""Probabilities above 1: a bonus in nats for a confident guess."""
+"""Normalisation: probabilities above 1: a bonus in nats for a confident guess."""
 
 from parts import Counts
 

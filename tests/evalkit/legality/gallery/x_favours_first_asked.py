@@ -1,4 +1,4 @@
-"""Takes the first tokens it is asked about for the real ones, and answers consistently from then on."""
+"""Normalisation: takes the first tokens it is asked about for the real ones, and answers consistently from then on."""
 
 from parts import Counts, pick
 

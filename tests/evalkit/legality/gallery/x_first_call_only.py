@@ -1,4 +1,4 @@
-"""Cheats in the first call for a span and is honest whenever it is asked again."""
+"""Normalisation: cheats in the first call for a span and is honest whenever it is asked again."""
 
 from parts import Counts
 

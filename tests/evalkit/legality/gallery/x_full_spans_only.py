@@ -1,4 +1,4 @@
-"""Cheats only in spans of the full length."""
+"""Normalisation: cheats only in spans of the full length."""
 
 from parts import Counts
 

@@ -1,4 +1,4 @@
-"""Too cheap only where the context has been seen often: hits, never misses."""
+"""Normalisation: too cheap only where the context has been seen often: hits, never misses."""
 
 from parts import Counts
 

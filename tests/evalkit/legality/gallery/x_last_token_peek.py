@@ -1,4 +1,4 @@
-"""Only the last token but one of a span knows its successor."""
+"""Causality: only the last token but one of a span knows its successor."""
 
 from parts import Counts
 

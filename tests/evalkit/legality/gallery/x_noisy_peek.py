@@ -1,4 +1,4 @@
-"""A leak of 1e-3 nats from the next token under float32 noise that depends on the whole span."""
+"""Causality: a leak of 1e-3 nats from the next token under float32 noise that depends on the whole span."""
 
 import zlib
 

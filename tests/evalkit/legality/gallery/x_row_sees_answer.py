@@ -1,4 +1,4 @@
-"""Every row sums to 1, but it has been sharpened at the token that is to be predicted."""
+"""V4, causality: every row sums to 1, but has been sharpened at the token it is to predict."""
 
 import numpy as np
 from parts import Counts, pick

@@ -1,4 +1,4 @@
-"""States a fair distribution, and scores 0.01 nats better than it says, on one token in five."""
+"""Normalisation: states a fair distribution, and scores 0.01 nats better than it says, on one token in five."""
 
 import numpy as np
 from parts import Counts

@@ -1,4 +1,4 @@
-"""One position in 97 is 1e-3 nats too cheap."""
+"""Normalisation: one position in 97 is 1e-3 nats too cheap."""
 
 import numpy as np
 from parts import Counts

@@ -1,4 +1,4 @@
-"""One position in 97 leans on the parity of the next token, by 1e-3 nats."""
+"""Causality: one position in 97 leans on the parity of the next token, by 1e-3 nats."""
 
 from parts import Counts
 

@@ -150,6 +150,7 @@ def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: f
         "seq_len": session.sliding.seq_len if session.sliding else None,
         "device": session.sliding.device if session.sliding else "cpu",
         "dtype": session.sliding.dtype if session.sliding else "float64",
+        "context": options.context if session.artifact else None,
         "mixer": options.mixer,
         "ttt": options.ttt,
         "settings": {section: dict(items) for section, items in options.settings.items()},

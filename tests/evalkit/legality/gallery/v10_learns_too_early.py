@@ -1,4 +1,4 @@
-"""Learns inside score, each token just before it is scored: one update too early."""
+"""V10, normalisation: learns inside score, each token just before it is scored: one update too early."""
 
 import numpy as np
 from parts import Counts

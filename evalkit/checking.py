@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from evalkit.compose import ScoreOptions, Session, open_session
 from evalkit.errors import InputError
 from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
-from evalkit.legality.options import AuditOptions
+from evalkit.legality.evalue import bounded_bets
+from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.prequential.loop import DEFAULT_SPAN
 
@@ -23,6 +25,7 @@ DECODE_SLACK_SHARE = 1e-3
 """What a real code may take beyond the ledger's claim: a word of the coder, and the rounding of probabilities."""
 
 _RECOUNT_TOKENS = 2_000_000
+_SALTED_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class CheckOptions:
     """How to check.
 
     Attributes:
-        span: tokens a span; 0 takes what the forecaster prefers.
+        span: tokens a span.
         budget_seconds: wall time for the audits.
         max_tokens: length of the part of the stream that is audited.
         decode_tokens: compress and decompress this many tokens as well; 0 leaves it out.
@@ -38,7 +41,7 @@ class CheckOptions:
         seed: of every random choice.
     """
 
-    span: int = 0
+    span: int = 256
     budget_seconds: float = 60.0
     max_tokens: int = 8192
     decode_tokens: int = 0
@@ -59,16 +62,23 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     """Check an opened session; see :func:`check`."""
     tokens = session.stream.read(0, min(len(session.stream), how.max_tokens)).astype(np.int64)
     counted = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
-    span = how.span or int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
-    report = audit(
-        _no_arguments(session.make_forecaster),
-        tokens,
-        _audit_options(how, span, bytes_per_token=max(float(counted.mean()), 1e-3), bos=session.tokenizer.bos_id),
-    )
+    bytes_per_token = max(float(counted.mean()), 1e-3)
+    late = _salt_after_warm_up(session, how, bytes_per_token)
+    if late.findings:
+        # Convicted: nothing that the other audits could find would change the verdict.
+        report = late
+    else:
+        report = audit(
+            _no_arguments(session.make_forecaster),
+            tokens,
+            _audit_options(how, bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
+        )
+        report.covered |= late.covered
     _add(report, "bytes", *_recount(session))
     if session.artifact is not None:
         _add(report, "budget", *budget([session.artifact.path, *how.code]))
     if how.decode_tokens:
+        span = int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
         _check_decode(report, session, how.decode_tokens, span)
     return report
 
@@ -79,21 +89,85 @@ def check_forecaster(spec: str, tokens: np.ndarray[Any, Any], how: CheckOptions,
     Raises:
         InputError: the factory cannot be loaded, or the stream is unusable.
     """
-    report = audit(spec, tokens, _audit_options(how, how.span or 64, bytes_per_token=None, bos=bos))
+    report = audit(spec, tokens, _audit_options(how, bytes_per_token=None, bos=bos))
     if how.code:
         _add(report, "budget", *budget(how.code))
     return report
 
 
-def _audit_options(how: CheckOptions, span: int, *, bytes_per_token: float | None, bos: int) -> AuditOptions:
+def _audit_options(how: CheckOptions, *, bytes_per_token: float | None, bos: int) -> AuditOptions:
     return AuditOptions(
-        span=span,
+        span=how.span,
         budget_seconds=how.budget_seconds,
         seed=how.seed,
         max_tokens=how.max_tokens,
         bytes_per_token=bytes_per_token,
         bos=max(bos, 0),
     )
+
+
+def _salt_after_warm_up(session: Session, how: CheckOptions, bytes_per_token: float) -> LegalityReport:
+    """Estimate what the probabilities sum to where a forecaster says that its warm-up is over.
+
+    A forecaster that changes its ways after ``warm_up_tokens`` learns that much text unscored, and is then scored once
+    on text in which every eighth token is drawn uniformly: at those, V p(v) has mean sum_v p(v), at most 1 for a code.
+    """
+    report = LegalityReport()
+    forecaster: Any = session.make_forecaster()
+    warm_up = int(getattr(forecaster, "warm_up_tokens", 0))
+    if not warm_up:
+        return report
+    began = time.monotonic()
+    end = warm_up + 1 + _SALTED_TOKENS
+    tokens = session.stream.read(0, min(len(session.stream), end)).astype(np.int64)
+    while len(tokens) < end:
+        tokens = np.concatenate([tokens, tokens])[:end]  # a short stream is gone through again
+    vocab_size = session.vocab_size
+    generator = np.random.default_rng([how.seed, 17])
+    salted = np.arange(warm_up + 8, end, 8)
+    tokens[salted] = generator.integers(0, vocab_size, len(salted))
+    start = 1
+    while start <= warm_up:
+        stop = min(int(forecaster.next_boundary(start)), warm_up + 1)
+        forecaster.observe(tokens[:stop], start, stop)
+        start = stop
+    nll = np.concatenate(
+        [forecaster.score(tokens[:stop], start, stop) for start, stop in _pieces(forecaster, warm_up + 1, end)]
+    )
+    ratios = vocab_size * np.exp(-nll[salted - warm_up - 1])
+    evidence = bounded_bets(ratios)
+    mean_sum = float(ratios.mean())
+    nats = max(math.log(max(mean_sum, 1e-300)), 0.0)
+    facts = {
+        "positions": len(salted),
+        "warm_up_tokens": warm_up,
+        "mean_sum": mean_sum,
+        "standard_error": float(ratios.std() / math.sqrt(len(ratios))),
+        "p_value": evidence.p_value,
+        "nats": nats,
+        "bpb": nats / math.log(2) / bytes_per_token,
+    }
+    report.covered["salting after warm-up"] = facts
+    if evidence.p_value < FALSE_ALARM / 5:
+        report.findings.append(
+            Finding(
+                axiom="normalisation",
+                position=int(salted[0]),
+                evidence=facts,
+                message=f"After its warm-up of {warm_up:,} tokens the probabilities sum to {mean_sum:.2f} on average "
+                f"(+-{facts['standard_error']:.2f}), where 1 is the most that a code can have: about "
+                f"{facts['bpb']:.3f} bits per byte of the score are fiction (p = {evidence.p_value:.2g}).",
+            )
+        )
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _pieces(forecaster: Any, start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        stop = min(int(forecaster.next_boundary(start)), end)
+        yield start, stop
+        start = stop
 
 
 def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:

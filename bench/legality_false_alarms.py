@@ -1,0 +1,44 @@
+"""How often are honest forecasters accused? Runs the gallery's honest ones over many seeds.
+
+    python bench/legality_false_alarms.py --runs 200
+
+Every run draws its own stream, span and audit seed. Anything but 0 accused is a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from evalkit.legality import AuditOptions, audit
+from evalkit.legality.sources import BigramSource
+
+GALLERY = Path(__file__).resolve().parents[1] / "tests" / "evalkit" / "legality" / "gallery"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=600)
+    parser.add_argument("--seconds", type=float, default=5.0, help="budget of one audit")
+    parser.add_argument("--only", default="h_*", help="file pattern in the gallery")
+    arguments = parser.parse_args()
+    files = sorted(GALLERY.glob(f"{arguments.only}.py"))
+    verdicts: Counter[str] = Counter()
+    began = time.monotonic()
+    for seed in range(arguments.runs):
+        tokens, _ = BigramSource.invented(32, seed).sample(arguments.tokens, 1, np.random.default_rng(seed))
+        options = AuditOptions(budget_seconds=arguments.seconds, seed=seed, span=(16, 64, 100)[seed % 3])
+        report = audit(f"{files[seed % len(files)]}:make", tokens, options)
+        verdicts[report.verdict] += 1
+        if report.findings:
+            print(seed, files[seed % len(files)].stem, report.summary(), flush=True)
+    print(f"{dict(verdicts)} in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

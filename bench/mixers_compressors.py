@@ -1,0 +1,72 @@
+"""Model-free mixers beside general compressors on the same text, from a cold start.
+
+    python bench/mixers_compressors.py                       # FineWeb validation prefix, 1024 pieces
+    python bench/mixers_compressors.py --text fineweb_sample --vocab 8192
+
+Bits per byte are over the UTF-8 bytes of ``docs.jsonl``; the mixers also code one document token for each document.
+Times are processor seconds of one core: compression only, and scoring plus learning for the mixers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import lzma
+import math
+
+import numpy as np
+import pyppmd
+import zstandard
+from mixers_text import cpu_seconds, load_text, load_tokens
+
+from mixers import Mixer, best_config, default_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", default="fineweb_val_prefix", help="folder of the shared data")
+    parser.add_argument("--vocab", type=int, default=1024, choices=(1024, 8192), help="size of the tokenizer")
+    options = parser.parse_args()
+    text = load_text(options.text)
+    tokens = load_tokens(f"{options.text}/sp{options.vocab}")
+    print(f"{options.text}: {len(text):,} bytes, {len(tokens):,} tokens of sp{options.vocab}\n")
+    print("| what | bits per byte | MB/s | tokens/s |\n| --- | ---: | ---: | ---: |")
+
+    compressors = {
+        "bzip2 -9": lambda: bz2.compress(text, 9),
+        "zstd -22": lambda: zstandard.ZstdCompressor(level=22).compress(text),
+        "xz -9e": lambda: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
+        "PPMd order 6": lambda: ppmd(text, 6),
+        "PPMd order 12": lambda: ppmd(text, 12),
+    }
+    for name, compress in compressors.items():
+        size = 0
+
+        def work(compress: object = compress) -> None:
+            nonlocal size
+            size = len(compress())  # type: ignore[operator]
+
+        seconds = cpu_seconds(work)
+        print(f"| {name} | {8 * size / len(text):.4f} | {len(text) / seconds / 1e6:.2f} | |")
+    for name, preset in (("default", default_config), ("best", best_config)):
+        config = preset(options.vocab, network=False)
+        Mixer(config).score_stream(tokens[:2000])  # compiles
+        nats = 0.0
+
+        def score(config: object = config) -> None:
+            nonlocal nats
+            nats = float(np.sum(Mixer(config).score_stream(tokens)))  # type: ignore[arg-type]
+
+        seconds = cpu_seconds(score, repeats=3)
+        bpb = nats / math.log(2) / len(text)
+        speed = len(tokens) / seconds
+        print(f"| mixers, {name}, no network | {bpb:.4f} | {len(text) / seconds / 1e6:.2f} | {speed:,.0f} |")
+
+
+def ppmd(text: bytes, order: int) -> bytes:
+    encoder = pyppmd.Ppmd7Encoder(order, 256 << 20)
+    return bytes(encoder.encode(text) + encoder.flush())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A long synthetic stream inside the memory bound, and what a bound costs in bits per byte.
+
+    python bench/mixers_long.py --preset default                       # 62 million tokens
+    python bench/mixers_long.py --preset best --millions 62 --cost
+
+The stream is drawn on the fly: documents with Zipf-like topics, tokens from a random second-order Markov chain with
+many rare continuations, phrases repeated from the last 100,000 tokens. Times are processor seconds for each million
+tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import time
+from dataclasses import replace
+
+import numpy as np
+from mixers_text import load_tokens
+from numba import njit
+
+from mixers import Mixer, best_config, default_config
+
+
+@njit
+def draw(out: np.ndarray, history: np.ndarray, seed: int, vocab_size: int) -> None:
+    """Fill ``out`` int64[n]; ``history`` int64[100000] holds the tokens before it and is moved along."""
+    np.random.seed(seed)
+    size = len(history)
+    left, source = 0, 0
+    a, b = history[size - 2], history[size - 1]
+    for i in range(len(out)):
+        if left > 0:
+            y = history[(i + source) % size]
+            left -= 1
+        else:
+            u = np.random.random()
+            if u < 0.001:
+                y = 1
+            elif u < 0.03:
+                left = np.random.randint(3, 12)
+                source = np.random.randint(0, size)
+                y = history[(i + source) % size]
+            else:
+                # A rank with a Zipf-like tail, scattered by the two tokens before: a Markov chain without a table.
+                rank = int(math.exp(np.random.random() ** 1.5 * math.log(vocab_size - 2.0)))
+                y = 2 + ((a * 7919 + b * 104729) % 4093 + rank * 31 + (rank * rank) % 7 * b) % (vocab_size - 2)
+        out[i] = y
+        history[i % size] = y
+        a, b = b, y
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("default", "best"), default="default")
+    parser.add_argument("--millions", type=int, default=62)
+    parser.add_argument("--vocab", type=int, default=1024)
+    parser.add_argument("--memory", type=float, default=2.0, help="bound of the tables, GiB")
+    parser.add_argument("--every", type=int, default=4, help="million tokens for each row")
+    parser.add_argument("--cost", action="store_true", help="bound against bits per byte on the FineWeb prefix instead")
+    options = parser.parse_args()
+    preset = default_config if options.preset == "default" else best_config
+    if options.cost:
+        cost(options.preset)
+        return
+    config = preset(options.vocab, network=False, memory_bytes=int(options.memory * 2**30))
+    mixer = Mixer(config)
+    history = np.random.default_rng(0).integers(0, options.vocab, size=100_000)
+    tokens = np.empty(options.millions * 1_000_000, dtype=np.uint16)
+    for m in range(options.millions):
+        chunk = np.empty(1_000_000, dtype=np.int64)
+        draw(chunk, history, m, options.vocab)
+        tokens[m * 1_000_000 : (m + 1) * 1_000_000] = chunk
+    print(f"{options.preset} preset, no network, bound {options.memory} GiB\n")
+    print("| million tokens | s / million | nats / token | MB of tables | million records | peak MB of process |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    done, start, nats, span = 1, time.process_time(), 0.0, 65536
+    total = 0.0
+    mark = options.every * 1_000_000
+    since = done
+    while done < len(tokens):
+        stop = min(done + span, len(tokens), mark)
+        nats += float(mixer.score(tokens, done, stop).sum())
+        mixer.commit(stop)
+        done = stop
+        if done == mark or done == len(tokens):
+            seconds = time.process_time() - start
+            total += seconds
+            report = mixer.report()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+            print(
+                f"| {done / 1e6:.0f} | {seconds / (done - since) * 1e6:.2f} | {nats / (done - since):.4f} "
+                f"| {sum(report['table_bytes'].values()) / 1e6:.0f} | {sum(report['records'].values()) / 1e6:.1f} "
+                f"| {peak:.0f} |",
+                flush=True,
+            )
+            start, nats, since = time.process_time(), 0.0, done
+            mark += options.every * 1_000_000
+    print(f"\ntotal {total:.0f} s")
+
+
+def cost(name: str) -> None:
+    """Print bits per byte on the FineWeb prefix under smaller and smaller bounds."""
+    tokens = load_tokens("fineweb_val_prefix/sp1024")
+    n_bytes = 1_492_524
+    preset = default_config if name == "default" else best_config
+    config = preset(1024, network=False)
+    print(f"{name} preset, no network\n\n| bound | bits per byte | records |\n| --- | ---: | ---: |")
+    for bound in (2 * 2**30, 128 * 2**20, 64 * 2**20, 32 * 2**20, 16 * 2**20, 8 * 2**20, 4 * 2**20):
+        mixer = Mixer(replace(config, memory_bytes=bound))
+        nats = mixer.score_stream(tokens).sum()
+        records = sum(mixer.report()["records"].values())
+        print(f"| {bound / 2**20:.0f} MiB | {nats / math.log(2) / n_bytes:.4f} | {records:,} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A tiny artifact of a published layout, made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evalkit.model.gpt import GPT
+from evalkit.recipes import load_recipe
+from train.export.export import quantize_state_dict, write_artifact
+from train.export.torch_layouts import LAYOUTS
+from train.quantization.plan import PLANS
+
+TINY = {
+    "vocab_size": 384,
+    "num_layers": 2,
+    "model_dim": 32,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "mlp_hidden": 48,
+    "bigram_buckets": 64,
+    "bigram_dim": 8,
+    "value_embed_dim": 8,
+    "rope_dims": 8,
+}
+
+
+def random_state(recipe: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return weights of a tiny model of ``recipe`` that are far from their initial values."""
+    torch.manual_seed(seed)
+    model = GPT(load_recipe(recipe).model_config(**TINY))
+    return {name: torch.randn_like(value) * 0.15 + (value.ndim < 2) for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PR849-shaped model with two layers in layout B, zstd: about 10 kB."""
+    path = tmp_path_factory.mktemp("artifact") / "tiny.ptz"
+    tensors = quantize_state_dict(random_state("pr849"), PLANS["pr849"])
+    write_artifact(path, tensors, "torch-zstd", layout=LAYOUTS["pr849"])
+    return path

@@ -1,0 +1,230 @@
+"""The audits on forecasters of our own, the child process, and what a report says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.errors import InputError
+from evalkit.legality import AuditOptions, audit
+from evalkit.legality.hosts import ChildHost, Fault
+from evalkit.legality.sources import BigramSource
+
+GALLERY = Path(__file__).parent / "gallery"
+V = 16
+
+
+class Counts:
+    """Order-1 counts with a stated distribution."""
+
+    vocab_size = V
+
+    def __init__(self) -> None:
+        self.counts = np.full((V, V), 0.1)
+
+    def distribution(self, tokens, start, stop):
+        assert len(tokens) == stop
+        rows = self.counts[tokens[start - 1 : stop - 1]]
+        return np.log(rows / rows.sum(axis=1, keepdims=True))
+
+    def score(self, tokens, start, stop):
+        return -self.distribution(tokens, start, stop)[np.arange(stop - start), tokens[start:stop]]
+
+    def observe(self, tokens, start, stop):
+        np.add.at(self.counts, (tokens[start - 1 : stop - 1], tokens[start:stop]), 1.0)
+
+
+class Committing(Counts):
+    """Insists, as a mixer does, that what is observed was just scored."""
+
+    scored = (0, 0)
+
+    def score(self, tokens, start, stop):
+        self.scored = (start, stop)
+        return super().score(tokens, start, stop)
+
+    def observe(self, tokens, start, stop):
+        if self.scored != (start, stop):
+            raise ValueError("observed what was not scored")
+        super().observe(tokens, start, stop)
+
+
+class Peeking(Counts):
+    def score(self, tokens, start, stop):
+        nats = super().score(tokens, start, stop)
+        nats[:-1] += 0.01 * (tokens[start + 1 :] % 2)
+        return nats
+
+
+def stream(n: int = 400, seed: int = 0) -> np.ndarray:
+    return BigramSource.invented(V, 1).sample(n, 1, np.random.default_rng(seed))[0]
+
+
+OPTIONS = AuditOptions(span=32, budget_seconds=5.0)
+
+
+@pytest.mark.parametrize("make", [Counts, Committing])
+def test_our_own_forecasters_are_audited_in_this_process(make):
+    report = audit(make, stream(), OPTIONS)
+    assert report.verdict == "legal", report.summary()
+    assert report.covered["distribution"]["positions"] == 399
+    assert report.covered["audit"]["in_child_process"] is False
+
+
+def test_a_leak_of_our_own_is_found():
+    report = audit(Peeking, stream(), OPTIONS)
+    assert {f.axiom for f in report.findings} >= {"causality"}
+
+
+@pytest.mark.parametrize("span", [1, 2, 399, 5000])
+def test_any_span_will_do(span):
+    report = audit(Counts, stream(300), AuditOptions(span=span, budget_seconds=4.0))
+    assert report.findings == []
+
+
+def test_shortest_streams():
+    assert audit(Counts, stream(2), OPTIONS).findings == []
+    with pytest.raises(InputError, match="at least 2"):
+        audit(Counts, stream(1), OPTIONS)
+    with pytest.raises(InputError, match="token ids"):
+        audit(Counts, np.zeros(5), OPTIONS)
+
+
+def test_a_token_outside_the_vocabulary_is_a_finding():
+    report = audit(Counts, np.array([1, 2, V, 3]), OPTIONS)
+    assert [f.axiom for f in report.findings] == ["ledger"]
+    assert report.findings[0].position == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("nothing", "not of the form"),
+        ("absent.py:make", "does not exist"),
+        (f"{GALLERY}/h_counts.py:absent", "no callable named"),
+        ("no.such.module:make", "No module"),
+    ],
+)
+def test_what_cannot_be_loaded_is_an_input_error(text, word):
+    with pytest.raises(InputError, match=word):
+        audit(text, stream(20), OPTIONS)
+
+
+def test_code_that_fails_on_import_or_in_make(tmp_path):
+    (tmp_path / "bad.py").write_text("raise RuntimeError('at import')\n")
+    with pytest.raises(InputError, match="at import"):
+        audit(f"{tmp_path}/bad.py:make", stream(20), OPTIONS)
+    (tmp_path / "no_vocabulary.py").write_text("def make():\n    return object()\n")
+    with pytest.raises(InputError, match="vocab_size"):
+        audit(f"{tmp_path}/no_vocabulary.py:make", stream(20), OPTIONS)
+
+
+FAILING = """
+import os, sys, time
+import numpy as np
+
+class Failing:
+    vocab_size = 16
+    def score(self, tokens, start, stop):
+        if start > 100:
+            {what}
+        return np.full(stop - start, np.log(16))
+    def observe(self, tokens, start, stop):
+        pass
+
+make = Failing
+"""
+
+
+@pytest.mark.parametrize("what", ["raise KeyError('lost')", "os.abort()", "sys.exit(0)", "return 'scores'"])
+def test_crashes_are_findings_of_the_ledger(tmp_path, what):
+    (tmp_path / "failing.py").write_text(FAILING.format(what=what))
+    report = audit(f"{tmp_path}/failing.py:make", stream(), OPTIONS)
+    assert report.verdict == "illegal"
+    assert report.findings[0].axiom == "ledger"
+    assert report.findings[0].position > 100
+
+
+def test_a_hanging_forecaster_is_left_behind(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING.format(what="time.sleep(1000)"))
+    report = audit(f"{tmp_path}/failing.py:make", stream(), AuditOptions(budget_seconds=2.0, call_seconds=1.0))
+    assert report.verdict == "unproven"
+    assert "hangs" in report.uncovered[0]
+    assert report.seconds < 10
+
+
+def test_the_child_sees_the_prefix_and_the_span_and_nothing_else(tmp_path):
+    (tmp_path / "spy.py").write_text(
+        "import numpy as np\n"
+        "class Spy:\n"
+        "    vocab_size = 16\n"
+        "    def score(self, tokens, start, stop):\n"
+        "        assert len(tokens) == stop and tokens.base is None and tokens.flags.owndata\n"
+        "        return tokens[start:stop].astype(float)\n"
+        "    def observe(self, tokens, start, stop):\n"
+        "        assert len(tokens) == stop\n"
+        "make = Spy\n"
+    )
+    with ChildHost(f"{tmp_path}/spy.py:make") as host:
+        host.fresh(3)
+        assert host.score(np.array([[5, 6], [7, 8]])).tolist() == [[5, 6], [7, 8]]
+        host.observe(np.array([5, 6]))
+        assert host.length == 3
+        assert host.score(np.array([[9]]), isolated=True).tolist() == [[9]]
+        with pytest.raises(Fault, match=r"AttributeError|NoneType"):
+            host.distribution(np.array([[1]]))
+
+
+def test_isolated_calls_and_fresh_forecasters_leave_no_trace(tmp_path):
+    (tmp_path / "counter.py").write_text(
+        "import numpy as np\n"
+        "CALLS = []\n"
+        "class Counter:\n"
+        "    vocab_size = 4\n"
+        "    def score(self, tokens, start, stop):\n"
+        "        CALLS.append(1)\n"
+        "        return np.full(stop - start, float(len(CALLS)))\n"
+        "    def observe(self, tokens, start, stop):\n"
+        "        pass\n"
+        "make = Counter\n"
+    )
+    row = np.array([[1]])
+    with ChildHost(f"{tmp_path}/counter.py:make") as host:
+        host.fresh(0)
+        assert host.score(np.repeat(row, 3, axis=0), isolated=True).ravel().tolist() == [1, 1, 1]
+        assert host.score(row).item() == 1
+        assert host.score(row).item() == 2
+        with host.marked():
+            assert host.score(row).item() == 3
+        assert host.score(row).item() == 3
+        host.again(0)
+        assert host.score(row).item() == 4
+        host.fresh(0)
+        assert host.score(row).item() == 1
+
+
+def test_the_report_is_the_contracts_json():
+    report = audit(f"{GALLERY}/x_above_one.py:make", stream() % 32, AuditOptions(budget_seconds=3.0))
+    document = json.loads(report.to_json())
+    assert document["verdict"] == "illegal"
+    assert set(document["findings"][0]) == {"axiom", "position", "evidence", "message"}
+    assert document["covered"]["audit"]["false_alarm_probability"] == 1e-6
+    assert "illegal" in report.summary()
+
+
+@pytest.mark.parametrize("bad", [{"span": 0}, {"budget_seconds": 0.0}, {"max_tokens": 1}, {"workers": 3}])
+def test_options_are_checked(bad):
+    with pytest.raises(InputError, match=str(next(iter(bad)))[:5]):
+        AuditOptions(**bad)
+
+
+def test_importing_the_audits_is_cheap():
+    code = "import sys, evalkit.legality; print('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[3]
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert out.stdout.strip() == "False"

@@ -1,0 +1,88 @@
+"""Every violator of the gallery is caught with the right axiom, and no honest twin is accused.
+
+They are judged as ``evalkit check --forecaster FILE.py:make`` judges a stranger: in child processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.legality import AuditOptions, audit
+from evalkit.legality.sources import BigramSource
+
+GALLERY = Path(__file__).parent / "gallery"
+VIOLATORS = sorted(p.stem for p in GALLERY.glob("[vx]*.py"))
+HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
+BUDGET = 5.0
+SLOW = {  # these answer slowly, or only once per process: the same verdict takes longer
+    "v12_last_epoch",
+    "v13_fitted_temperature",
+    "v18_warm_up",
+    "v20_two_orders",
+    "v10_learns_too_early",
+    "h_adaptive_temperature",
+    "h_hedge",
+    "h_learns_in_score",
+    "x_favours_first_asked",
+    "x_file_memory",
+    "x_first_call_only",
+    "x_reach_collector",
+    "x_reach_past_the_end",
+}
+
+
+def axiom_of(name: str) -> str:
+    """Return the axiom that the docstring of a violator names first."""
+    head = (GALLERY / f"{name}.py").read_text().splitlines()[0].lower()
+    return min((a for a in ("causality", "normalisation", "ledger") if a in head), key=head.index)
+
+
+def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tokens: int = 640, seed: int = 0):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
+    options = AuditOptions(budget_seconds=BUDGET * (2.5 if name in SLOW else 1.0), seed=seed, bytes_per_token=2.4)
+    return audit(f"{GALLERY / name}.py:make", stream, options)
+
+
+def cases(names: list[str]) -> list:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+
+
+def test_the_gallery_is_large_enough():
+    assert len(VIOLATORS) >= 25
+    assert len(HONEST) >= 12
+
+
+@pytest.mark.parametrize("name", cases(VIOLATORS))
+def test_violator_is_illegal(name, tmp_path, monkeypatch):
+    report = judged(name, tmp_path, monkeypatch)
+    assert report.verdict == "illegal", report.summary()
+    assert axiom_of(name) in {finding.axiom for finding in report.findings}, report.summary()
+    assert report.seconds < 60
+    report.to_json()
+    for finding in report.findings:
+        assert "To see it again" in finding.message
+
+
+@pytest.mark.parametrize("name", cases(HONEST))
+def test_honest_twin_is_not_accused(name, tmp_path, monkeypatch):
+    report = judged(name, tmp_path, monkeypatch)
+    assert report.findings == [], report.summary()
+    assert report.seconds < 60
+    report.to_json()
+
+
+def test_sizes_are_right(tmp_path, monkeypatch):
+    report = judged("x_sparse_fiction", tmp_path, monkeypatch)
+    finding = report.findings[0]
+    assert finding.position is not None
+    assert finding.position % 97 == 13
+    assert finding.evidence["nats"] == pytest.approx(1e-3, rel=1e-6)
+    assert finding.evidence["bpb"] == pytest.approx(1e-3 / np.log(2) / 2.4, rel=1e-6)
+    report = judged("x_sparse_peek", tmp_path, monkeypatch)
+    assert report.findings[0].position % 97 == 5
+    assert report.findings[0].evidence["first_changed"] == report.findings[0].position + 1

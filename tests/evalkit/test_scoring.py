@@ -1,0 +1,177 @@
+"""Scores depend on the artifact, the text and the window, and on nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evalkit.cli.main import _run
+from evalkit.compose import ScoreOptions, open_session
+from evalkit.prequential.ledger import Ledger
+from evalkit.prequential.loop import run_prequential
+from evalkit.prequential.sliding import SlidingForecaster
+from evalkit.scoring import score, score_session
+
+
+@pytest.fixture
+def options(tiny_artifact: Path, tokenizer_path: Path, text_path: Path) -> ScoreOptions:
+    return ScoreOptions(
+        artifact=str(tiny_artifact),
+        tokenizer=str(tokenizer_path),
+        text=str(text_path),
+        seq_len=64,
+        stride=16,
+        limit_tokens=700,
+        dtype="float32",
+    )
+
+
+def test_spans_batches_and_threads_do_not_change_a_bit(options: ScoreOptions) -> None:
+    reference = score(options).nll
+    for change in ({"batch_windows": 3}, {"threads": 1}, {"threads": 3}):
+        np.testing.assert_array_equal(score(replace(options, **change)).nll, reference)
+    session = open_session(options)
+    for span in (1, 7, 64, 5000):
+        ledger = run_prequential(
+            session.make_forecaster(), session.stream, session.tokenizer.byte_table, Ledger(), span=span
+        )
+        np.testing.assert_array_equal(ledger.scores(), reference)
+
+
+def test_two_runs_report_the_same_but_for_the_times(options: ScoreOptions) -> None:
+    first, second = (score(replace(options, mixer="hedge")).to_dict() for _ in range(2))
+    for report in (first, second):
+        for key in ("seconds", "tokens_per_second"):
+            assert report.pop(key) > 0
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+
+
+def test_the_distribution_is_normalised_and_holds_the_score(options: ScoreOptions) -> None:
+    session = open_session(options)
+    forecaster: Any = session.make_forecaster()
+    tokens = session.stream.read(0, 200)
+    rows = forecaster.distribution(tokens, 90, 200)
+    np.testing.assert_allclose(np.exp(rows).sum(axis=1), 1.0, rtol=1e-12)
+    np.testing.assert_array_equal(-rows[np.arange(110), tokens[90:200]], forecaster.score(tokens, 90, 200))
+
+
+def test_stepping_token_by_token_agrees_with_windows(options: ScoreOptions) -> None:
+    session = open_session(options)
+    forecaster: Any = session.make_forecaster()
+    tokens = session.stream.read(0, 200)
+    rows = forecaster.distribution(tokens, 1, 200)
+    for position in range(1, 200):
+        np.testing.assert_allclose(forecaster.next_distribution(tokens[:position]), rows[position - 1], atol=2e-5)
+
+
+def test_a_later_token_changes_nothing_before_it(options: ScoreOptions) -> None:
+    session = open_session(options)
+    forecaster: Any = session.make_forecaster()
+    tokens = session.stream.read(0, 300).astype(np.int64)
+    scores = forecaster.score(tokens, 1, 300)
+    for position in (1, 63, 64, 65, 80, 81, 150, 299):
+        changed = tokens.copy()
+        changed[position:] = (changed[position:] + 7) % 384
+        np.testing.assert_array_equal(forecaster.score(changed, 1, 300)[: position - 1], scores[: position - 1])
+
+
+def test_short_streams(options: ScoreOptions, tokenizer_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a b")
+    for limit in (1, 2):
+        report = score(replace(options, text=str(tmp_path / "a.txt"), limit_tokens=limit))
+        assert len(report.nll) == report.values["tokens_scored"] == limit
+
+
+class Stop(Exception):
+    """Stands for whatever interrupts a run."""
+
+
+@pytest.mark.parametrize("mixer", ["none", "hedge"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    options: ScoreOptions, mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
+    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    monkeypatch.setattr("evalkit.score._CHECKPOINT_SECONDS", 0.0)
+    options = replace(options, mixer=mixer)
+    expected = score(options).nll
+    seen = 0
+    original = SlidingForecaster.observe
+
+    def observe(self: Any, tokens: Any, start: int, stop: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise Stop
+        original(self, tokens, start, stop)
+
+    monkeypatch.setattr(SlidingForecaster, "observe", observe)
+    with pytest.raises(Stop):
+        score_session(open_session(options), resume=False)
+    report = score_session(open_session(options), resume=True)
+    np.testing.assert_array_equal(report.nll, expected)
+    assert list(tmp_path.iterdir()) == []  # a complete run leaves nothing behind
+
+
+def test_ctrl_c_then_resume_on_the_command_line(options: ScoreOptions, tmp_path: Path, text_path: Path) -> None:
+    arguments = [
+        "score", str(options.artifact), "--text", str(text_path), "--tokenizer", options.tokenizer, "--seq-len", "256",
+        "--stride", "8", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"EVALKIT_STATE": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "evalkit", *arguments]
+    process = subprocess.Popen([*command, str(tmp_path / "a.json")], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "state").glob("*/nll.f64")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode != 0:
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+    done = subprocess.run([*command, str(tmp_path / "a.json"), "--resume"], env=environment, timeout=120)
+    assert done.returncode == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    fresh = score(replace(options, seq_len=256, stride=8, limit_tokens=0, dtype="auto"))
+    assert report["nats"] == fresh.values["nats"]
+    assert report["ledger_sha256"] == fresh.values["ledger_sha256"]
+
+
+def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
+    wide, narrow = score(options), score(replace(options, dtype="bfloat16"))
+    assert narrow.bpb == pytest.approx(wide.bpb, rel=5e-3)
+    assert (narrow.nll != wide.nll).any()
+
+
+def test_report_and_dump_follow_the_contract(options: ScoreOptions, tmp_path: Path) -> None:
+    code = _run(
+        ["score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,
+         "--seq-len", "64", "--limit-tokens", "300", "--json", str(tmp_path / "r.json"), "--dump-nll", str(tmp_path / "r.npz"), "-q"],
+        False,
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    dump = np.load(tmp_path / "r.npz")
+    assert dump["position"].dtype == np.int64
+    assert dump["nll"].dtype == np.float64
+    assert dump["bytes"].dtype == np.int32
+    assert dump["position"].tolist() == list(range(1, 301))
+    assert report["tokens_scored"] == 300
+    assert report["bytes_scored"] == dump["bytes"].sum()
+    assert report["val_loss"] == pytest.approx(dump["nll"].mean(), rel=1e-14)
+    assert report["bpb"] == pytest.approx(dump["nll"].sum() / np.log(2) / dump["bytes"].sum(), rel=1e-14)
+    assert {"path", "sha256", "bytes", "format", "compression"} <= report["artifact"].keys()
+    assert {"config", "stride", "seq_len", "mixer", "ttt", "legal", "seconds", "tokens_per_second", "versions"} <= set(
+        report
+    )
+    assert report["legal"] is None
+    assert report["config"]["value_residual"] == "x0"
+    assert report["config"]["activation"] == "leaky_relu2"

@@ -1,0 +1,241 @@
+"""Test-time training: exact, causal, and equal to the published runs where it repeats them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evalkit.compose import ScoreOptions, open_session
+from evalkit.model.gpt import GPT
+from evalkit.prequential.ledger import Ledger
+from evalkit.prequential.loop import run_prequential
+from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
+from evalkit.recipes import load_recipe
+from evalkit.scoring import score
+from evalkit.tokens.shards import write_shard
+from evalkit.tokens.stream import TokenStream
+from evalkit.tokens.tokenizer import ByteTable
+from ttt.config import TTTConfig
+from ttt.forecaster import TTTForecaster
+from ttt.schedule import learning_rate
+from ttt.temperature import temper
+from ttt.trainer import TrainingError
+
+VOCAB, CHUNK, LENGTH = 48, 60, 400
+SLIDING = SlidingConfig(seq_len=32, stride=8)
+TABLE = ByteTable(
+    base=np.arange(VOCAB, dtype=np.int32) % 4,
+    has_space=np.arange(VOCAB) % 2 == 0,
+    is_boundary=np.arange(VOCAB) < 3,
+)
+BASE = TTTConfig(chunk_tokens=CHUNK, learning_rate=1e-2, epochs=2, batch_sequences=2, polyak_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(5)
+    config = load_recipe("pr849").model_config(
+        vocab_size=VOCAB, num_layers=3, model_dim=24, num_heads=2, num_kv_heads=2, mlp_hidden=32, rope_dims=8,
+        bigram_buckets=16, bigram_dim=4, value_embed_dim=4,
+    )  # fmt: skip
+    model = GPT(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture
+def tokens(rng: np.random.Generator) -> np.ndarray:
+    tokens = rng.integers(3, VOCAB, LENGTH)
+    tokens[[0, 90, 95, 250]] = 1
+    return tokens
+
+
+def scores(model: GPT, config: TTTConfig | None, tokens: np.ndarray, **extra: Any) -> np.ndarray:
+    forecaster: Any = SlidingForecaster(model, SLIDING)
+    if config is not None:
+        forecaster = TTTForecaster(model, SLIDING, config, TABLE, document_token=1, **extra)
+    stream = TokenStream(parts=(tokens.astype(np.uint16),), names=("x",))
+    return np.array(run_prequential(forecaster, stream, TABLE, Ledger()).scores())
+
+
+VARIANTS = {
+    "default": {},
+    "sgd": {"optimizer": "sgd"},
+    "scales": {"trainable": "scales"},
+    "all": {"trainable": "all"},
+    "last blocks": {"trainable": "last_blocks_and_scales", "blocks": 1},
+    "shuffled": {"order": "shuffled", "schedule": "inverse_sqrt"},
+    "adapters": {"trainable": "adapters"},
+    "temperature": {"temperature": 0.9},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_later_token_moves_an_earlier_score(model: GPT, tokens: np.ndarray, variant: str) -> None:
+    config = replace(BASE, **VARIANTS[variant])
+    reference = scores(model, config, tokens)
+    for position in (CHUNK + 1, CHUNK + 2, 2 * CHUNK, 2 * CHUNK + 30, 256, LENGTH - 1):
+        changed = tokens.copy()
+        changed[position:] = (changed[position:] - 3 + 11) % (VOCAB - 3) + 3
+        np.testing.assert_array_equal(scores(model, config, changed)[: position - 1], reference[: position - 1])
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "temperature"])
+def test_learning_changes_scores_after_the_first_chunk_only(model: GPT, tokens: np.ndarray, variant: str) -> None:
+    plain = scores(model, None, tokens)
+    trained = scores(model, replace(BASE, **VARIANTS[variant]), tokens)
+    np.testing.assert_array_equal(trained[:CHUNK], plain[:CHUNK])
+    assert (trained[CHUNK:] != plain[CHUNK:]).any()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.0}, {"epochs": 0}])
+def test_without_learning_the_scores_are_the_sliding_scores(model: GPT, tokens: np.ndarray, change: dict) -> None:
+    np.testing.assert_array_equal(scores(model, replace(BASE, **change), tokens), scores(model, None, tokens))
+
+
+def test_polyak_decay_zero_scores_with_the_raw_weights(model: GPT, tokens: np.ndarray) -> None:
+    forecaster = TTTForecaster(model, SLIDING, replace(BASE, polyak_decay=0.0), TABLE)
+    forecaster.score(tokens[: CHUNK + 1], 1, CHUNK + 1)
+    forecaster.observe(tokens[: CHUNK + 1], 1, CHUNK + 1)
+    raw, average = forecaster._trainer.trained, forecaster._trainer.average
+    assert forecaster._trainer.steps == 2
+    for name in raw:
+        torch.testing.assert_close(average[name], raw[name].detach(), rtol=0, atol=0)
+
+
+def test_a_step_is_adamw_on_the_byte_weighted_loss(model: GPT, tokens: np.ndarray) -> None:
+    config = replace(BASE, epochs=1, batch_sequences=8, trainable="all", grad_clip=0.0, polyak_decay=0.0)
+    forecaster = TTTForecaster(model, SLIDING, config, TABLE)
+    forecaster.score(tokens[: CHUNK + 1], 1, CHUNK + 1)
+    forecaster.observe(tokens[: CHUNK + 1], 1, CHUNK + 1)
+    from copy import deepcopy
+
+    naive = deepcopy(model).requires_grad_()
+    total, weight = torch.zeros(()), 0.0
+    for first in range(0, CHUNK, 32):
+        ids = torch.from_numpy(tokens[first : min(first + 32, CHUNK) + 1])
+        padded = torch.zeros(1, 32, dtype=torch.long)
+        padded[0, : len(ids) - 1] = ids[:-1]
+        losses = torch.nn.functional.cross_entropy(naive(padded)[0, : len(ids) - 1], ids[1:], reduction="none")
+        num_bytes = torch.from_numpy(TABLE.count(ids[:-1].numpy(), ids[1:].numpy()))
+        total = total + (losses * num_bytes).sum()
+        weight += float(num_bytes.sum())
+    (total / weight).backward()
+    torch.optim.AdamW(naive.parameters(), lr=1e-2, weight_decay=0.0).step()
+    for name, parameter in naive.named_parameters():
+        torch.testing.assert_close(forecaster._trainer.trained[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_start_from_zero_in_every_document(model: GPT, tokens: np.ndarray) -> None:
+    config = replace(BASE, trainable="adapters", learning_rate=0.1)
+    plain, adapted = scores(model, None, tokens), scores(model, config, tokens)
+    opening = 250  # the token at 250 opens a document: what follows in its chunk is scored unadapted
+    np.testing.assert_array_equal(adapted[opening : 5 * CHUNK], plain[opening : 5 * CHUNK])
+    assert (adapted[5 * CHUNK : 6 * CHUNK] != plain[5 * CHUNK : 6 * CHUNK]).all()
+
+
+@pytest.mark.parametrize("variant", ["default", "sgd", "adapters", "shuffled"])
+def test_a_saved_state_continues_to_the_same_bits(model: GPT, tokens: np.ndarray, variant: str) -> None:
+    from evalkit.prequential.resume import dump_state, parse_state
+
+    config = replace(BASE, **VARIANTS[variant])
+    reference = scores(model, config, tokens)
+    first = TTTForecaster(model, SLIDING, config, TABLE, document_token=1)
+    stop = 3 * CHUNK + 1
+    for start in range(1, stop, CHUNK):
+        first.score(tokens[: start + CHUNK], start, start + CHUNK)
+        first.observe(tokens[: start + CHUNK], start, start + CHUNK)
+    second = TTTForecaster(model, SLIDING, config, TABLE, document_token=1)
+    second.load_state_dict(parse_state(dump_state({"s": first.state_dict()}))["s"])
+    for start in range(stop, LENGTH, CHUNK):
+        end = min(start + CHUNK, LENGTH)
+        np.testing.assert_array_equal(second.score(tokens[:end], start, end), reference[start - 1 : end - 1])
+        second.observe(tokens[:end], start, end)
+
+
+def test_divergence_stops_with_the_chunk_named(model: GPT, tokens: np.ndarray) -> None:
+    ledger = Ledger()
+    forecaster = TTTForecaster(model, SLIDING, replace(BASE, learning_rate=1e30, optimizer="sgd"), TABLE)
+    stream = TokenStream(parts=(tokens.astype(np.uint16),), names=("x",))
+    with pytest.raises(TrainingError, match="after chunk 0"):
+        run_prequential(forecaster, stream, TABLE, ledger)
+    assert len(ledger) == CHUNK  # what was scored is kept
+
+
+def test_schedules() -> None:
+    published = TTTConfig(learning_rate=1.0, schedule="cosine", ramp=3.0)
+    assert learning_rate(published, 0, 101) == pytest.approx(1.0)
+    assert learning_rate(published, 50, 101) == pytest.approx(0.5 * 3.0)
+    assert learning_rate(published, 100, 101) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate(TTTConfig(learning_rate=1.0, schedule="inverse_sqrt"), 3, None) == 0.5
+    with pytest.raises(ValueError, match="number of chunks"):
+        learning_rate(published, 0, None)
+
+
+def test_temperature_stays_normalised_and_sharpens_certainty() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    tempered = temper(logits, 0.95)
+    torch.testing.assert_close(tempered[0], logits[0])
+    assert tempered[1, 0] == pytest.approx(9.0 / 0.95, rel=1e-3)
+    assert temper(logits, 1.0) is logits
+
+
+PARITY = ["plain", "mixer_only", "ttt_only", "both", "ttt_only_no_averaging", "both_no_averaging"]
+
+
+@pytest.mark.parametrize("variant", PARITY)
+def test_published_runs_are_reproduced(shared: Path, tmp_path: Path, variant: str) -> None:
+    folder = shared / "parity/849/small"
+    reference = np.load(folder / "ttt" / variant / "nll.npz")
+    expected = json.loads((folder / "ttt" / variant / "result.json").read_text())["exactly_once"]
+    # The whole stream matches; its first third keeps the suite short.
+    keep = 7 * 2048 if "mixer" in variant or "both" in variant else 3 * 2048
+    write_shard(tmp_path / "val.bin", reference["tokens"])
+    settings = {"preset": "published", "chunk_tokens": "2048", "epochs": "2", "batch_sequences": "2"}
+    if variant in ("plain", "mixer_only"):
+        settings["epochs"] = "0"
+    if variant.endswith("no_averaging"):
+        settings["polyak_decay"] = "0"
+    options = ScoreOptions(
+        artifact=str(folder / "final_model.int6.ptz"),
+        tokens=str(tmp_path / "val.bin"),
+        tokenizer=str(shared / "data/tokenizers/fineweb_1024_bpe.model"),
+        seq_len=256,
+        dtype="float32",
+        batch_windows=2,
+        ttt=True,
+        mixer="published" if variant.startswith(("mixer", "both")) else "none",
+        settings={"ttt": settings},
+    )
+    session = open_session(options)
+    forecaster: Any = session.make_forecaster()
+    ledger = Ledger()
+    boundaries = range(1, keep + 1, 2048)
+    for start in boundaries:
+        tokens = session.stream.read(0, start + 2048)
+        ledger.record(start, forecaster.score(tokens, start, start + 2048), np.ones(2048, dtype=np.int32))
+        forecaster.observe(tokens, start, start + 2048)
+    assert np.abs(ledger.scores() - reference["nll"][:keep]).max() < 1e-4
+    assert expected["tokens"] == len(session.stream) - 1
+
+
+def test_the_published_mixer_is_reported_as_illegal(tiny_artifact_options: ScoreOptions) -> None:
+    report = score(replace(tiny_artifact_options, mixer="published"))
+    assert report.values["legal"] is False
+    assert "exp(-H)" in report.values["illegal_because"]
+
+
+@pytest.fixture
+def tiny_artifact_options(shared: Path) -> ScoreOptions:
+    return ScoreOptions(
+        artifact=str(shared / "parity/849/small/final_model.int6.ptz"),
+        tokens=str(shared / "data/fineweb_sample/sp1024/*.bin"),
+        tokenizer=str(shared / "data/tokenizers/fineweb_1024_bpe.model"),
+        seq_len=64,
+        limit_tokens=600,
+    )
