@@ -257,9 +257,7 @@ def compare_tokens(
     )
 
 
-def clustered_mean(
-    sums: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
-) -> tuple[float, float | None, float | None]:
+def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[float, float | None, float | None]:
     """Return ``sum(sums) / sum(weights)`` with clusters as units.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalkit import __version__
 from evalkit.artifact.load import Artifact, load_artifact
+from evalkit.constants import CONTEXTS as CONTEXTS
 from evalkit.constants import MIXERS as MIXERS
 from evalkit.constants import SECTIONS as SECTIONS
 from evalkit.errors import InputError, TokenError
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.sliding import SlidingConfig
 
-<<<<<<< HEAD
-=======
-MIXERS = ("none", "hedge", "published")
-CONTEXTS = ("sliding", "streaming")
-SECTIONS = ("model", "mixer", "ttt", "streaming")
->>>>>>> main
 _LARGE_MODEL = 10_000_000
 
 

@@ -8,5 +8,8 @@ SIZE_CAP = 16_000_000
 MIXERS = ("none", "hedge", "published")
 """Choices of ``--mixer``."""
 
-SECTIONS = ("model", "mixer", "ttt")
+CONTEXTS = ("sliding", "streaming")
+"""Choices of ``--context``."""
+
+SECTIONS = ("model", "mixer", "ttt", "streaming")
 """Sections of ``--set`` when scoring."""

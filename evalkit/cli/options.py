@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-<<<<<<< HEAD
-from evalkit.constants import MIXERS, SECTIONS
-=======
-from evalkit.compose import CONTEXTS, MIXERS, SECTIONS, ScoreOptions
->>>>>>> main
+from evalkit.constants import CONTEXTS, MIXERS, SECTIONS
 from evalkit.errors import InputError
 from evalkit.settings import parse_settings
 

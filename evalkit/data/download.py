@@ -187,7 +187,9 @@ def _local_name(path: str) -> str | None:
 
 def _chosen(listed: tuple[RemoteFile, ...], options: DownloadOptions) -> tuple[RemoteFile, ...]:
     number = re.sub(r"\D", "", options.variant)
-    train, val, tokenizers = [], [], []
+    train: list[RemoteFile] = []
+    val: list[RemoteFile] = []
+    tokenizers: list[RemoteFile] = []
     for file in sorted(listed, key=lambda f: f.local):
         if re.match(rf"datasets/\w+_{options.variant}/", file.local):
             (train if "_train_" in file.local else val).append(file)
