@@ -15,7 +15,7 @@ from evalkit.data.tokenize import TokenizeOptions, tokenize_documents
 from evalkit.data.verify import Verification, VerifyOptions, verify
 from evalkit.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard, write_shard
-from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 
 
@@ -212,3 +212,20 @@ def test_ngrams_ignore_case_and_punctuation_but_not_order() -> None:
     grams = token_ngrams(np.arange(10), 4)
     assert len(np.unique(grams)) == 7
     assert np.array_equal(token_ngrams(np.arange(2, 8), 4), grams[2:5])
+
+
+def test_zst_documents_of_several_frames_are_read_whole_and_cut_ones_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"document {i} " * 50}).encode() + b"\n" for i in range(40)]
+    path = tmp_path / "docs.jsonl.zst"
+    path.write_bytes(zstandard.compress(b"".join(lines[:25])) + zstandard.compress(b"".join(lines[25:])))
+    assert [json.loads(line)["text"] for line in lines] == list(read_documents(path))
+    for cut in (5, len(path.read_bytes()) - 3):
+        path.with_name("cut.jsonl.zst").write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(TokenError, match="cut short"):
+            list(read_documents(path.with_name("cut.jsonl.zst")))
+
+
+def test_a_number_of_thousands_of_digits_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text('{"text": "x", "n": ' + "1" * 5000 + "}\n")
+    with pytest.raises(TokenError, match="line 1"):
+        list(read_documents(tmp_path / "docs.jsonl"))
