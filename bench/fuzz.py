@@ -335,6 +335,8 @@ def _valid_artifacts(folder: Path) -> dict[str, bytes]:
     for container in ("torch-zstd", "torch-xz", "torch-zlib"):
         write_artifact(folder / "a", tensors, container, layout=LAYOUTS["pr849"])
         files[container] = (folder / "a").read_bytes()
+    write_artifact(folder / "a", quantize_state_dict(state, PLANS["pr333"]), "torch-zlib", layout=LAYOUTS["pr333"])
+    files["layout A"] = (folder / "a").read_bytes()
     from evalkit.artifact.native import NativeMetadata, write_native
 
     files["native"] = write_native(
@@ -392,7 +394,7 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
 
     started = time.monotonic()
     work = Path(folder)
-    _copy_tokenizer(work)
+    make_tokenizer(work)
     target = build_targets(work)[index]
     target.read(target.valid)  # a reader that refuses valid input would make the counts worthless; also warms up
     outcome = Outcome(baseline_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -419,7 +421,7 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
     pipe.send(outcome)
 
 
-def _copy_tokenizer(folder: Path) -> None:
+def make_tokenizer(folder: Path) -> None:
     """Train a tiny tokenizer: the reader of compressed files asks for one."""
     if (folder / "tiny.model").exists():
         return
@@ -507,7 +509,7 @@ def main() -> int:
     results: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         folder = Path(name)
-        _copy_tokenizer(folder)
+        make_tokenizer(folder)
         shares = [(t.name, t.share) for t in build_targets(folder)]
         for index, (target, share) in enumerate(shares):
             if args.only and target != args.only:

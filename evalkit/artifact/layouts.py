@@ -87,14 +87,14 @@ def _read_layout_b(weights: Any, metas: Any) -> dict[str, StoredTensor]:
             if name not in weights:
                 raise ArtifactError(f"tensor {name} is announced but missing")
             tensors[name] = _plain(name, weights[name], dtype)
-        elif kind in _LAYOUT_B_BITS:
+        elif isinstance(kind, str) and kind in _LAYOUT_B_BITS:
             values, scale = f"{name}.q", f"{name}.scale"
             used |= {values, scale}
             if values not in weights or scale not in weights:
                 raise ArtifactError(f"tensor {name} is announced as {kind} but {values} or {scale} is missing")
-            tensors[name] = _quantized(name, weights[values], weights[scale], _LAYOUT_B_BITS[str(kind)], dtype)
+            tensors[name] = _quantized(name, weights[values], weights[scale], _LAYOUT_B_BITS[kind], dtype)
         else:
-            raise ArtifactError(f"tensor {name} is of unknown kind {kind!r}")
+            raise ArtifactError(f"tensor {name} is of unknown kind {str(kind)[:40]!r}")
     for name in weights:
         if name not in used:
             raise ArtifactError(f"tensor {name} is stored but not announced")

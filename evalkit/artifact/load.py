@@ -176,7 +176,11 @@ def load_artifact(path: str | Path) -> Artifact:
 
 
 def _read_file(path: Path) -> bytes:
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        raise ArtifactError(f"artifact {str(path)[:80]!r} cannot be opened: {error}"[:200]) from None
+    if not exists:
         raise ArtifactError(f"artifact {path} does not exist")
     if not path.is_file():
         raise ArtifactError(f"{path} is not a file; expected a compressed model")

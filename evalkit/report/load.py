@@ -16,6 +16,8 @@ from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
+_BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
+_NPZ_HEADERS = 4096
 _NUMBERS = ("val_loss", "bpb", "tokens_scored", "bytes_scored")
 
 
@@ -91,6 +93,8 @@ def read_report(path: str | Path) -> Report:
         )
     if not isinstance(values, dict) or not all(_is_number(values.get(name)) for name in _NUMBERS):
         raise InputError(f"{path} is not a report of evalkit score: expected the numbers {', '.join(_NUMBERS)}")
+    if any(type(values[name]) is not int or values[name] < 1 for name in ("tokens_scored", "bytes_scored")):
+        raise InputError(f"{path}: tokens_scored and bytes_scored must be whole numbers above 0")
     tokens = values.get("tokens")
     if not isinstance(tokens, dict) or not isinstance(tokens.get("sha256"), str):
         raise InputError(f"{path} does not say which tokens were scored (tokens.sha256); score again with this evalkit")
@@ -106,14 +110,22 @@ def read_token_scores(path: str | Path, report: Report) -> TokenScores:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"per-token file {path} does not exist or is not a file")
+    n = int(report.values["tokens_scored"])
     try:
+        with zipfile.ZipFile(path) as members:
+            inflated = sum(member.file_size for member in members.infolist())
+        if inflated > _BYTES_A_TOKEN * n + _NPZ_HEADERS:
+            raise InputError(f"{path} inflates to {inflated:,} bytes, too much for {n:,} scored tokens")
         with np.load(path, allow_pickle=False) as archive:
             position, nll, num_bytes = (np.asarray(archive[name]) for name in ("position", "nll", "bytes"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError):
+    except InputError:
+        raise
+    except (Exception, MemoryError):  # zipfile and numpy raise a dozen kinds of error on damaged input
         raise InputError(f"{path} is not what --dump-nll wrote; expected arrays position, nll and bytes") from None
-    n = int(report.values["tokens_scored"])
     if not (nll.shape == num_bytes.shape == position.shape == (n,)) or nll.dtype.kind != "f":
         raise InputError(f"{path} holds {nll.shape} scores; report {report.path} has {n:,} scored tokens")
+    if num_bytes.dtype.kind not in "iu" or (num_bytes.size and int(num_bytes.min()) < 0):
+        raise InputError(f"{path}: the bytes of tokens are not whole numbers of at least 0")
     if not np.array_equal(position, np.arange(1, n + 1)) or not np.isfinite(nll).all():
         raise InputError(f"{path}: positions are not 1 to {n:,}, each once and in order, with finite scores")
     if abs(float(nll.sum()) / n - report.val_loss) > 1e-6 * max(1.0, abs(report.val_loss)):

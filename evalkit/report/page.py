@@ -46,7 +46,7 @@ def build_page(report: Report, options: PageOptions) -> tuple[str, list[str]]:
     """
     try:
         return _build(report, options)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, ArithmeticError) as error:
         raise InputError(
             f"{report.path} is not laid out as evalkit score writes it ({type(error).__name__}: {error}); score again"
         ) from error
