@@ -10,8 +10,7 @@ from evalkit.table import format_pairs
 
 EXAMPLE = """Example:
 
-  evalkit submit records/mine --report seed1.json --report seed2.json --report seed3.json
-      --code train_gpt.py --name "Nine layers" --author "Ada" --github-id ada
+  evalkit submit records/mine --report seed1.json --report seed2.json --code train_gpt.py --name Nine --author Ada
 """
 
 
