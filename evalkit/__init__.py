@@ -1,3 +1,78 @@
-"""evalkit: bits per byte for compressed language models, with proof that the score is legal."""
+"""evalkit: bits per byte for compressed language models, with proof that the score is legal.
+
+The command line stands on this interface::
+
+    import evalkit
+
+    options = evalkit.ScoreOptions(
+        artifact="final_model.int6.ptz",
+        tokenizer="fineweb_1024_bpe.model",
+        tokens="data/fineweb_val_*.bin",
+        mixer="hedge",
+    )
+    report = evalkit.score(options)
+    print(report.bpb, report.val_loss, report.nll.shape)
+
+    legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=30))
+    print(legality.verdict, legality.findings)
+
+Importing evalkit imports nothing else: each name is loaded when it is first used, torch with the first that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from evalkit.artifact.load import Artifact as Artifact
+    from evalkit.artifact.load import load_artifact as load_artifact
+    from evalkit.checking import CheckOptions as CheckOptions
+    from evalkit.checking import check as check
+    from evalkit.checking import check_forecaster as check_forecaster
+    from evalkit.compose import ScoreOptions as ScoreOptions
+    from evalkit.compose import Session as Session
+    from evalkit.compose import open_session as open_session
+    from evalkit.errors import EvalkitError as EvalkitError
+    from evalkit.errors import InputError as InputError
+    from evalkit.legality.report import Finding as Finding
+    from evalkit.legality.report import LegalityReport as LegalityReport
+    from evalkit.prequential.forecaster import Forecaster as Forecaster
+    from evalkit.scoring import ScoreReport as ScoreReport
+    from evalkit.scoring import score as score
+    from evalkit.tokens.tokenizer import Tokenizer as Tokenizer
+
+_HOMES = {
+    "Artifact": "evalkit.artifact.load",
+    "load_artifact": "evalkit.artifact.load",
+    "CheckOptions": "evalkit.checking",
+    "check": "evalkit.checking",
+    "check_forecaster": "evalkit.checking",
+    "ScoreOptions": "evalkit.compose",
+    "Session": "evalkit.compose",
+    "open_session": "evalkit.compose",
+    "EvalkitError": "evalkit.errors",
+    "InputError": "evalkit.errors",
+    "Finding": "evalkit.legality.report",
+    "LegalityReport": "evalkit.legality.report",
+    "Forecaster": "evalkit.prequential.forecaster",
+    "ScoreReport": "evalkit.scoring",
+    "score": "evalkit.scoring",
+    "Tokenizer": "evalkit.tokens.tokenizer",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'evalkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from evalkit import __version__
 from evalkit.artifact.load import Artifact, load_artifact
+from evalkit.constants import CONTEXTS as CONTEXTS
+from evalkit.constants import MIXERS as MIXERS
+from evalkit.constants import SECTIONS as SECTIONS
 from evalkit.errors import InputError, TokenError
 from evalkit.model.infer import ResolvedConfig
 from evalkit.recipes import load_recipe
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.sliding import SlidingConfig
 
-MIXERS = ("none", "hedge", "published")
-CONTEXTS = ("sliding", "streaming")
-SECTIONS = ("model", "mixer", "ttt", "streaming")
 _LARGE_MODEL = 10_000_000
 
 

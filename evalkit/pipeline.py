@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from evalkit.check import CheckOptions, check_session
+from evalkit.checking import CheckOptions, check_session
 from evalkit.compose import ScoreOptions, open_session
 from evalkit.errors import EvalkitError
 from evalkit.files import write_json
-from evalkit.score import ScoreReport, score_session
+from evalkit.scoring import ScoreReport, score_session
 from evalkit.table import format_table
 
 Say = Callable[[str], None]

@@ -13,6 +13,7 @@ from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
+from evalkit.constants import SIZE_CAP as SIZE_CAP
 from evalkit.errors import ArtifactError, InputError
 from evalkit.model.infer import ResolvedConfig, resolve_config
 from evalkit.recipes import Recipe, load_recipe, recipe_names
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 MAX_ARTIFACT_BYTES = 256 * 2**20
 """Bound on the file. The challenge allows 16 MB; full-precision checkpoints are near 131 MB."""
-
-SIZE_CAP = 16_000_000
-"""The challenge's cap on artifact plus code, in bytes (decimal megabytes)."""
 
 
 @dataclass(frozen=True, kw_only=True)

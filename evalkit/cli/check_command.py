@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.check import CheckOptions, check_forecaster, check_session
 from evalkit.cli.options import model_options, score_options, text_options
-from evalkit.compose import open_session
 from evalkit.errors import InputError
 from evalkit.files import check_writable, write_json
-from evalkit.legality.report import LegalityReport
-from evalkit.tokens.stream import open_shards, tokenize_file
-from evalkit.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from evalkit.checking import CheckOptions
+    from evalkit.legality.report import LegalityReport
 
 EXAMPLE = """Examples:
 
@@ -53,6 +52,9 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
+    from evalkit.checking import CheckOptions, check_session
+    from evalkit.compose import open_session
+
     check_writable(json_path)
     how = CheckOptions(
         span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
@@ -74,6 +76,10 @@ def command(
 
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
+    from evalkit.checking import check_forecaster
+    from evalkit.tokens.stream import open_shards, tokenize_file
+    from evalkit.tokens.tokenizer import Tokenizer
+
     if (options["tokens"] is None) == (options["text"] is None):
         raise InputError("give the stream to check on as either --tokens GLOB or --text FILE")
     tokenizer = Tokenizer(options["tokenizer"]) if options["tokenizer"] else None

@@ -8,8 +8,6 @@ from typing import Any
 import click
 
 from evalkit.cli.options import model_options, score_options
-from evalkit.codec import compress_text
-from evalkit.codec.session import open_for_coding, span_of, stored_options
 from evalkit.errors import InputError
 from evalkit.files import check_writable, write_atomically
 
@@ -27,6 +25,9 @@ EXAMPLE = """Example:
 @click.option("--exact", is_flag=True, help="Restore every byte, not the text as the tokenizer normalises it.")
 def command(artifact: str, text: str, output: str, exact: bool, **options: Any) -> None:
     """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
+    from evalkit.codec import compress_text
+    from evalkit.codec.session import open_for_coding, span_of, stored_options
+
     check_writable(output)
     path = Path(text)
     if not path.is_file():

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from evalkit.codec import decompress_text, read_header
-from evalkit.codec.session import open_for_coding, restored_options
 from evalkit.errors import InputError
 from evalkit.files import check_writable, write_atomically
 
@@ -24,6 +22,9 @@ EXAMPLE = """Example:
 @click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model of the tokens.")
 def command(artifact: str, file: str, output: str, tokenizer: str) -> None:
     """Restore the text that compress wrote to FILE; its options are in the file."""
+    from evalkit.codec import decompress_text, read_header
+    from evalkit.codec.session import open_for_coding, restored_options
+
     check_writable(output)
     path = Path(file)
     if not path.is_file():

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from evalkit.demo import run_demo
-
 EXAMPLE = """Example:
 
   evalkit demo --out evalkit-demo
@@ -20,4 +18,6 @@ EXAMPLE = """Example:
 @click.option("--seconds", type=float, default=30.0, show_default=True, help="Training time.")
 def command(out: str, seconds: float) -> None:
     """Train, export, score and check a tiny model on text that every machine has: under two minutes, no download."""
+    from evalkit.demo import run_demo
+
     run_demo(Path(out), seconds, say=click.echo, progress=sys.stderr if sys.stderr.isatty() else None)

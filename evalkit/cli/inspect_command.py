@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.artifact.load import SIZE_CAP, Artifact, load_artifact
-from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.cli.score_command import describe_config
-from evalkit.compose import SECTIONS
+from evalkit.constants import SECTIONS, SIZE_CAP
 from evalkit.errors import InputError
 from evalkit.files import check_writable, write_json
 from evalkit.settings import parse_settings
 from evalkit.table import format_pairs, format_table
+
+if TYPE_CHECKING:
+    from evalkit.artifact.load import Artifact
+    from evalkit.artifact.tensors import StoredTensor
 
 EXAMPLE = """Example:
 
@@ -30,6 +32,8 @@ EXAMPLE = """Example:
 @click.option("--json", "json_path", metavar="FILE", help="Write the same as JSON.")
 def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensors: bool, json_path: str | None) -> None:
     """Show what is inside ARTIFACT: format, configuration, bytes of each tensor group, headroom under the cap."""
+    from evalkit.artifact.load import load_artifact
+
     check_writable(json_path)
     opened = load_artifact(artifact)
     overrides = parse_settings(settings, SECTIONS)["model"]
@@ -67,6 +71,8 @@ def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
     ``stored_bytes`` is what the tensors take before compression; ``entropy_bytes`` is the sum of the order-0
     entropies of their bytes, a guide to what a compressor makes of them.
     """
+    from evalkit.artifact.tensors import QuantizedTensor
+
     groups: dict[tuple[str, str], list[StoredTensor]] = defaultdict(list)
     for name, tensor in artifact.tensors.items():
         kind = f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else tensor.stored
@@ -91,11 +97,15 @@ def _role(name: str) -> str:
 
 
 def _scale_bytes(tensor: StoredTensor) -> int:
+    from evalkit.artifact.tensors import QuantizedTensor
+
     return int(tensor.scale.nbytes) if isinstance(tensor, QuantizedTensor) else 0
 
 
 def _entropy_bytes(tensor: StoredTensor) -> float:
     import numpy as np
+
+    from evalkit.artifact.tensors import QuantizedTensor
 
     def entropy(data: bytes) -> float:
         counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)

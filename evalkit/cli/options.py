@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.compose import CONTEXTS, MIXERS, SECTIONS, ScoreOptions
+from evalkit.constants import CONTEXTS, MIXERS, SECTIONS
 from evalkit.errors import InputError
 from evalkit.settings import parse_settings
+
+if TYPE_CHECKING:
+    from evalkit.compose import ScoreOptions
 
 
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +78,8 @@ def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) ->
 
 def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     """Build :class:`ScoreOptions` from the values of the shared options."""
+    from evalkit.compose import ScoreOptions
+
     settings = parse_settings(values.pop("settings"), SECTIONS)
     return ScoreOptions(artifact=artifact, settings=settings, **values)
 

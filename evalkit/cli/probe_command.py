@@ -5,8 +5,6 @@ from __future__ import annotations
 import click
 
 from evalkit.files import check_writable, write_json
-from evalkit.legality.probe import emit, judge
-from evalkit.tokens.stream import open_shards
 
 EXAMPLE = """Example:
 
@@ -35,6 +33,9 @@ def emit_command(
     kind: str, tokens_count: int, out: str, vocab_size: int, multiple: int, like: str | None, seed: int | None
 ) -> None:
     """Write challenge-format shards drawn from a known source: DIR/whole, and DIR/prefix, which it begins with."""
+    from evalkit.legality.probe import emit
+    from evalkit.tokens.stream import open_shards
+
     stream = open_shards(like) if like else None
     emitted = emit(
         kind,  # type: ignore[arg-type]
@@ -60,6 +61,8 @@ def judge_command(
     folder: str, val_loss: str | None, prefix_loss: str | None, nll: str | None, json_path: str | None
 ) -> int:
     """Judge what a program reported on the probe in FOLDER."""
+    from evalkit.legality.probe import judge
+
     check_writable(json_path)
     report = judge(folder, val_loss=val_loss, prefix_loss=prefix_loss, nll=nll)
     if json_path:

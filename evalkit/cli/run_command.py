@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from evalkit.artifact.load import SIZE_CAP
 from evalkit.cli.train_command import overrides_of
-from evalkit.pipeline import Interrupted, PipelineOptions, run_pipeline
+from evalkit.constants import SIZE_CAP
 
 EXAMPLE = """Example:
 
@@ -64,6 +63,8 @@ def command(
     enforce_cap: bool,
 ) -> int:
     """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
+    from evalkit.pipeline import Interrupted, PipelineOptions, run_pipeline
+
     variants: list[tuple[str, bool]] = [("none", False)]
     if (mixer, ttt) != ("none", False):
         variants.append((mixer, ttt))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.artifact.load import SIZE_CAP
 from evalkit.cli.options import model_options, require_one, score_options, text_options
-from evalkit.compose import open_session
+from evalkit.constants import SIZE_CAP
 from evalkit.files import check_writable, write_json
 from evalkit.progress import format_seconds
-from evalkit.score import ScoreReport, score_session
 from evalkit.table import format_pairs
+
+if TYPE_CHECKING:
+    from evalkit.scoring import ScoreReport
 
 EXAMPLE = """Example:
 
@@ -41,6 +42,9 @@ def command(
     **options: Any,
 ) -> int:
     """Score ARTIFACT in bits per byte with a sliding window, every position exactly once."""
+    from evalkit.compose import open_session
+    from evalkit.scoring import score_session
+
     check_writable(json_path)
     check_writable(nll_path)
     session = open_session(score_options(require_one(artifact, no_model), options))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evalkit.compose import ScoreOptions
-from evalkit.score import score
+from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
 
 CASES = {

@@ -18,7 +18,7 @@ from evalkit.compose import ScoreOptions, open_session
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
-from evalkit.score import score, score_session
+from evalkit.scoring import score, score_session
 
 
 @pytest.fixture

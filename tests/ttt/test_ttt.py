@@ -15,7 +15,7 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.recipes import load_recipe
-from evalkit.score import score
+from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import ByteTable

@@ -1,0 +1,178 @@
+"""``evalkit compare``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evalkit.errors import InputError
+from evalkit.files import check_writable, write_json
+from evalkit.table import format_pairs, format_table
+
+if TYPE_CHECKING:
+    from evalkit.compare import Comparison, PairedDifference
+
+EXAMPLE = """Examples:
+
+  evalkit compare new-seed1.json new-seed2.json new-seed3.json --baseline old-seed1.json old-seed2.json old-seed3.json
+
+  evalkit compare new.json --nll new.npz --baseline old.json --baseline-nll old.npz
+"""
+
+
+class _WithBaselines(click.Command):
+    """Lets ``--baseline`` take every file up to the next option, as people type it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        taking = False
+        for argument in args:
+            if argument == "--baseline":
+                taking = True
+            elif taking and not argument.startswith("-"):
+                spread += ["--baseline", argument]
+            else:
+                taking = False
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+@click.command("compare", epilog=EXAMPLE, cls=_WithBaselines)
+@click.argument("reports", nargs=-1, required=True)
+@click.option("--baseline", multiple=True, metavar="REPORT.json...", help="Reports to compare with.")
+@click.option("--nll", metavar="FILE.npz", help="Per-token file of the report (default: beside it, same name).")
+@click.option("--baseline-nll", metavar="FILE.npz", help="Per-token file of the baseline (default: beside it).")
+@click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them).")
+@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it).")
+@click.option("--json", "json_path", metavar="FILE", help="Write the comparison as JSON.")
+def command(
+    reports: tuple[str, ...],
+    baseline: tuple[str, ...],
+    nll: str | None,
+    baseline_nll: str | None,
+    tokens: str | None,
+    tokenizer: str | None,
+    json_path: str | None,
+) -> None:
+    """Compare REPORTS of several seeds with a baseline's, or one run with another token by token.
+
+    Without --baseline: mean and standard deviation of the reports.
+    """
+    from evalkit.compare import as_dict, compare_paired, compare_reports, require_same_tokens
+    from evalkit.report.load import find_token_scores, read_report, read_token_scores
+
+    check_writable(json_path)
+    new = [read_report(path) for path in reports]
+    old = [read_report(path) for path in baseline]
+    if not old:
+        require_same_tokens(new)
+        click.echo(_summary([(r.path.name, r.val_loss, r.bpb) for r in new]))
+        if json_path:
+            write_json(json_path, {"format": 1, "runs": [{"path": str(r.path), "val_loss": r.val_loss, "bpb": r.bpb}
+                                                         for r in new]})  # fmt: skip
+        return
+    comparisons = compare_reports(new, old)
+    paired: PairedDifference | None = None
+    wanted = nll is not None or baseline_nll is not None
+    if wanted and not (len(new) == len(old) == 1):
+        raise InputError("--nll and --baseline-nll compare one report with one baseline, token by token")
+    if len(new) == len(old) == 1:
+        files = (nll or find_token_scores(new[0]), baseline_nll or find_token_scores(old[0]))
+        if wanted and None in files:
+            raise InputError("comparing token by token needs --nll and --baseline-nll (evalkit score --dump-nll)")
+        if files[0] is not None and files[1] is not None:
+            scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
+            paired = compare_paired(new[0], scores, before, tokens=tokens, tokenizer=tokenizer)
+    if json_path:
+        write_json(json_path, as_dict(comparisons, paired))
+    click.echo(describe(comparisons, paired))
+
+
+def describe(comparisons: dict[str, Comparison], paired: PairedDifference | None) -> str:
+    """Return the comparison for a terminal."""
+    header = ["metric", "runs", "mean", "sd", "baseline runs", "baseline mean", "baseline sd", "difference"]
+    rows = [
+        [
+            c.metric,
+            str(len(c.values)),
+            f"{c.mean:.6f}",
+            _number(c.sd),
+            str(len(c.baseline)),
+            f"{c.baseline_mean:.6f}",
+            _number(c.baseline_sd),
+            f"{c.difference:+.6f}",
+        ]
+        for c in comparisons.values()
+    ]
+    parts = [format_table(header, rows), _welch(comparisons["val_loss"])]
+    if paired is not None:
+        parts.append(_paired(paired))
+    return "\n\n".join(parts)
+
+
+def _welch(c: Comparison) -> str:
+    if c.t is None or c.p_lower is None or c.low is None or c.high is None or c.p_margin is None:
+        return (
+            "Welch test: not possible; it needs at least 2 runs on each side that are not all equal "
+            "(train with other seeds)"
+        )
+    from evalkit.compare import RECORD_NATS, RECORD_P
+
+    verdict = "significant" if c.p_lower < RECORD_P else "not significant"
+    met = "met" if c.is_record else "not met"
+    return format_pairs(
+        [
+            ("Welch test", f"t = {c.t:.4f}, {c.degrees:.2f} degrees of freedom"),
+            ("lower", f"p = {c.p_lower:.4g}, one-sided: {verdict} at {RECORD_P}"),
+            ("95% interval", f"{c.low:+.6f} to {c.high:+.6f} nats per token"),
+            (f"{RECORD_NATS} nats lower", f"p = {c.p_margin:.4g}, one-sided: the rule of {RECORD_NATS} nats at "
+                                          f"p < {RECORD_P} is {met}"),
+        ]
+    )  # fmt: skip
+
+
+def _paired(p: PairedDifference) -> str:
+    rows = [
+        ("token by token", f"{p.tokens:,} positions in {p.documents:,} documents"),
+        ("difference", f"{p.nats_per_token:+.6f} nats per token, {p.bpb:+.6f} bits per byte"),
+    ]
+    if p.low is None or p.high is None:
+        rows.append(("95% interval", "none: a single document has no spread"))
+    else:
+        verdict = "no difference is shown" if p.low <= 0 <= p.high else "lower" if p.high < 0 else "higher"
+        rows += [
+            ("95% interval", f"{p.low:+.6f} to {p.high:+.6f} nats per token, documents as units: {verdict}"),
+            ("lower", f"p = {p.p_lower:.4g}, one-sided"),
+        ]
+    rows.append(("documents", f"{p.better_documents:,} better, {p.worse_documents:,} worse"))
+    documents = format_table(
+        ["document", "first position", "tokens", "nats", "begins"],
+        [[str(d["document"]), f"{d['position']:,}", f"{d['tokens']:,}", f"{d['nats']:+.3f}", _clip(d["text"], 40)]
+         for d in p.most_changed_documents],
+    )  # fmt: skip
+    positions = format_table(
+        ["position", "nats", "baseline", "token", "after"],
+        [[f"{d['position']:,}", f"{d['nats']:.3f}", f"{d['baseline_nats']:.3f}", repr(d["token"]),
+          "..." + _clip(d["before"], -32)] for d in p.most_changed_positions],
+    )  # fmt: skip
+    return "\n\n".join([format_pairs(rows), documents, positions])
+
+
+def _summary(runs: list[tuple[str, float, float]]) -> str:
+    import statistics
+
+    rows: list[list[str]] = [[name, f"{loss:.6f}", f"{bpb:.6f}"] for name, loss, bpb in runs]
+    for label, function in (("mean", statistics.fmean), ("sd", statistics.stdev)):
+        if len(runs) > 1:
+            rows.append([label, f"{function([r[1] for r in runs]):.6f}", f"{function([r[2] for r in runs]):.6f}"])
+    return format_table(["report", "nats per token", "bits per byte"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _clip(text: Any, size: int) -> str:
+    flat = " ".join(str(text).split()).replace("|", "/")
+    return flat[:size] if size > 0 else flat[size:]

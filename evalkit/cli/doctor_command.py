@@ -1,0 +1,32 @@
+"""``evalkit doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from evalkit.files import check_writable, write_json
+from evalkit.table import format_pairs
+
+EXAMPLE = """Example:
+
+  evalkit doctor
+"""
+
+
+@click.command("doctor", epilog=EXAMPLE)
+@click.option("--json", "json_path", metavar="FILE", help="Write the same as JSON.")
+def command(json_path: str | None) -> int:
+    """Show versions and hardware, and test that evalkit's parts work here. Exit code 1 if one does not."""
+    from evalkit.doctor import describe_machine, self_tests
+
+    check_writable(json_path)
+    machine = describe_machine()
+    click.echo(format_pairs(machine.items()))
+    tests = self_tests()
+    for test in tests:
+        click.echo(f"{'ok    ' if test.passed else 'FAILED'}  {test.name} ({test.seconds:.1f} s): {test.detail}")
+    if json_path:
+        write_json(json_path, {"machine": machine, "tests": [dataclasses.asdict(test) for test in tests]})
+    return 0 if all(test.passed for test in tests) else 1

@@ -1,0 +1,76 @@
+"""``evalkit submit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalkit.table import format_pairs
+
+EXAMPLE = """Example:
+
+  evalkit submit records/mine --report seed1.json --report seed2.json --report seed3.json
+      --code train_gpt.py --name "Nine layers" --author "Ada" --github-id ada
+"""
+
+
+@click.command("submit", epilog=EXAMPLE)
+@click.argument("folder", metavar="DIR")
+@click.option("--report", "reports", multiple=True, required=True, metavar="REPORT.json", help="A score; one a seed.")
+@click.option("--check", "checks", multiple=True, metavar="CHECK.json", help="Its legality check; one a report.")
+@click.option("--artifact", "artifacts", multiple=True, metavar="FILE", help="Artifacts (default: as the reports say).")
+@click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
+@click.option("--log", "logs", multiple=True, metavar="FILE", help="Training log to copy.")
+@click.option("--name", required=True, help="Name of the submission.")
+@click.option("--author", required=True, help="Who submits.")
+@click.option("--github-id", default="", help="Their account.")
+@click.option("--blurb", default="", help="One sentence (default: generated from the report).")
+@click.option("--date", metavar="DATE", help="ISO date (default: now, UTC).")
+def command(
+    folder: str,
+    reports: tuple[str, ...],
+    checks: tuple[str, ...],
+    artifacts: tuple[str, ...],
+    code: tuple[str, ...],
+    logs: tuple[str, ...],
+    name: str,
+    author: str,
+    github_id: str,
+    blurb: str,
+    date: str | None,
+) -> None:
+    """Make the submission folder DIR from reports: submission.json, README.md, log, code, sizes."""
+    from datetime import UTC, datetime
+
+    from evalkit.report.load import read_report
+    from evalkit.submit import SubmitOptions, submit
+
+    values = submit(
+        [read_report(path) for path in reports],
+        SubmitOptions(
+            folder=Path(folder),
+            name=name,
+            author=author,
+            github_id=github_id,
+            blurb=blurb,
+            date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            code=tuple(map(Path, code)),
+            logs=tuple(map(Path, logs)),
+            checks=tuple(map(Path, checks)),
+            artifacts=tuple(map(Path, artifacts)),
+        ),
+    )
+    spread = f" (sd {values['val_bpb_sd']:.6f} over {len(values['runs'])} runs)" if values["val_bpb_sd"] else ""
+    click.echo(
+        format_pairs(
+            [
+                ("folder", folder),
+                ("val_bpb", f"{values['val_bpb']:.6f}{spread}"),
+                ("val_loss", f"{values['val_loss']:.6f}"),
+                ("bytes", f"{values['bytes_total']:,} with {values['bytes_code']:,} of code, "
+                          f"{values['bytes_headroom']:,} under the cap"),
+                ("legal", ", ".join(run["verdict"] or "not checked (evalkit check)" for run in values["runs"])),
+            ]
+        )
+    )  # fmt: skip

@@ -1,0 +1,306 @@
+"""Compare scores: several seeds against a baseline, or two runs token by token.
+
+Seeds: Welch's t-test (unequal variances). The challenge asks a record to show at p < 0.01 that it is at least 0.005
+nats per token lower than the one before; that is the one-sided test of ``mean(baseline) - mean(new) > 0.005``.
+
+Two runs with per-token files: the difference at every position, with an interval that takes documents as the unit,
+since tokens of one document are not independent. With sums S_d and counts n_d of G documents the mean m is
+``sum S_d / sum n_d``, and its variance ``G / (G - 1) * sum (S_d - m n_d)^2 / (sum n_d)^2`` (cluster-robust variance
+of a ratio; Cochran, Sampling Techniques, 1977, chapter 6), with Student's t on G - 1 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.errors import InputError
+from evalkit.report.load import Report, TokenScores, open_report_stream
+
+RECORD_NATS = 0.005
+RECORD_P = 0.01
+"""The challenge's rule for a new record: at least 0.005 nats per token lower, shown at p < 0.01."""
+
+METRICS = ("val_loss", "bpb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One metric of two groups of runs.
+
+    Attributes:
+        metric: ``val_loss`` (nats per token) or ``bpb`` (bits per byte).
+        values: of the new runs.
+        baseline: of the old ones.
+        mean: of the new runs.
+        sd: their standard deviation (n - 1), None for one run.
+        baseline_mean: of the old runs.
+        baseline_sd: their standard deviation.
+        difference: mean minus baseline mean; below 0 is better.
+        t: Welch's statistic for a difference of 0; None with fewer than two runs on a side or without any variation.
+        degrees: degrees of freedom (Welch-Satterthwaite).
+        p_lower: one-sided p-value that the new runs are lower.
+        low: lower end of the 95% interval of the difference.
+        high: upper end.
+        margin: of the record rule, in this metric; None where the rule does not speak of it.
+        p_margin: one-sided p-value that the new runs are lower by more than the margin.
+    """
+
+    metric: str
+    values: tuple[float, ...]
+    baseline: tuple[float, ...]
+    mean: float
+    sd: float | None
+    baseline_mean: float
+    baseline_sd: float | None
+    difference: float
+    t: float | None
+    degrees: float | None
+    p_lower: float | None
+    low: float | None
+    high: float | None
+    margin: float | None
+    p_margin: float | None
+
+    @property
+    def is_record(self) -> bool | None:
+        """Whether the record rule is met; None where there are too few runs to say."""
+        return None if self.p_margin is None else self.p_margin < RECORD_P
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Two runs on the same tokens, position by position; below 0 the new run is better.
+
+    Attributes:
+        documents: number of documents, the clusters.
+        tokens: positions compared.
+        nats_per_token: mean difference.
+        low: lower end of its 95% interval.
+        high: upper end.
+        p_lower: one-sided p-value that the new run is lower.
+        bpb: the difference in bits per byte.
+        bpb_low: lower end of its 95% interval.
+        bpb_high: upper end.
+        better_documents: documents with fewer nats than in the baseline.
+        worse_documents: documents with more.
+        most_changed_documents: ``document``, ``position``, ``tokens``, ``nats``, ``text`` of the largest sums.
+        most_changed_positions: ``position``, ``nats``, ``baseline_nats``, ``token``, ``before`` of the largest moves.
+    """
+
+    documents: int
+    tokens: int
+    nats_per_token: float
+    low: float | None
+    high: float | None
+    p_lower: float | None
+    bpb: float
+    bpb_low: float | None
+    bpb_high: float | None
+    better_documents: int
+    worse_documents: int
+    most_changed_documents: tuple[dict[str, Any], ...]
+    most_changed_positions: tuple[dict[str, Any], ...]
+
+
+def require_same_tokens(reports: Sequence[Report]) -> None:
+    """Check that all reports are about the same stream.
+
+    Raises:
+        InputError: they are not; scores of different texts say nothing about each other.
+    """
+    first = reports[0]
+    for report in reports[1:]:
+        if report.tokens_sha256 != first.tokens_sha256:
+            raise InputError(
+                f"{report.path} and {first.path} scored different tokens (sha256 {report.tokens_sha256[:12]} and "
+                f"{first.tokens_sha256[:12]}); score both on the same shards with the same --limit-tokens"
+            )
+        if report.values["bytes_scored"] != first.values["bytes_scored"]:
+            raise InputError(f"{report.path} and {first.path} count different bytes for the same tokens")
+
+
+def compare_reports(reports: Sequence[Report], baseline: Sequence[Report]) -> dict[str, Comparison]:
+    """Compare two groups of runs, one comparison for each metric.
+
+    Raises:
+        InputError: a group is empty, a report is in both, or the tokens differ.
+    """
+    if not reports or not baseline:
+        raise InputError("comparing needs at least one report on each side: REPORT.json... --baseline REPORT.json...")
+    require_same_tokens([*reports, *baseline])
+    bits = float(reports[0].values["tokens_scored"]) / math.log(2) / float(reports[0].values["bytes_scored"])
+    margins = {"val_loss": RECORD_NATS, "bpb": RECORD_NATS * bits}
+    return {
+        metric: compare_values(
+            [float(r.values[metric]) for r in reports],
+            [float(r.values[metric]) for r in baseline],
+            metric=metric,
+            margin=margins[metric],
+        )
+        for metric in METRICS
+    }
+
+
+def compare_values(
+    values: Sequence[float], baseline: Sequence[float], *, metric: str, margin: float | None = None
+) -> Comparison:
+    """Compare two samples by Welch's t-test; see :class:`Comparison`."""
+    from scipy import stats
+
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    t = degrees = p_lower = low = high = p_margin = None
+    difference = float(a.mean() - b.mean())
+    if len(a) > 1 and len(b) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0):
+        test = stats.ttest_ind(a, b, equal_var=False, alternative="less")
+        t, degrees, p_lower = float(test.statistic), float(test.df), float(test.pvalue)
+        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        low, high = float(interval.low), float(interval.high)
+        if margin is not None:
+            p_margin = float(stats.ttest_ind(a + margin, b, equal_var=False, alternative="less").pvalue)
+    return Comparison(
+        metric=metric,
+        values=tuple(map(float, a)),
+        baseline=tuple(map(float, b)),
+        mean=float(a.mean()),
+        sd=float(a.std(ddof=1)) if len(a) > 1 else None,
+        baseline_mean=float(b.mean()),
+        baseline_sd=float(b.std(ddof=1)) if len(b) > 1 else None,
+        difference=difference,
+        t=t,
+        degrees=degrees,
+        p_lower=p_lower,
+        low=low,
+        high=high,
+        margin=margin,
+        p_margin=p_margin,
+    )
+
+
+def compare_tokens(
+    scores: TokenScores,
+    baseline: TokenScores,
+    tokens: npt.NDArray[Any],
+    *,
+    bos: int,
+    decode: Any = None,
+    examples: int = 5,
+) -> PairedDifference:
+    """Compare two runs position by position.
+
+    Args:
+        scores: of the new run.
+        baseline: of the old one, of the same length.
+        tokens: the stream, one longer than the scores; its documents are the clusters.
+        bos: id that opens a document.
+        decode: token ids to text, for examples.
+        examples: documents and positions to show.
+
+    Raises:
+        InputError: lengths differ.
+    """
+    n = len(scores.nll)
+    if len(baseline.nll) != n or len(tokens) != n + 1:
+        raise InputError(f"{n:,} and {len(baseline.nll):,} scores of {len(tokens) - 1:,} tokens cannot be paired")
+    difference = scores.nll - baseline.nll
+    owner = np.cumsum(np.asarray(tokens[1:]) == bos)
+    owner -= owner[0]
+    sums = np.bincount(owner, weights=difference)
+    counts = np.bincount(owner).astype(np.float64)
+    num_bytes = np.bincount(owner, weights=scores.num_bytes.astype(np.float64))
+    starts = np.searchsorted(owner, np.arange(len(sums)))
+    mean, half, p_lower = clustered_mean(sums, counts)
+    bits_mean, bits_half, _ = clustered_mean(sums / math.log(2), num_bytes)
+    by_document = np.argsort(-np.abs(sums), kind="stable")[:examples].tolist()
+    by_position = np.argsort(-np.abs(difference), kind="stable")[:examples].tolist()
+
+    def text(start: int, stop: int) -> str:
+        return str(decode([int(t) for t in tokens[max(start, 0) : stop]])) if decode else ""
+
+    return PairedDifference(
+        documents=len(sums),
+        tokens=n,
+        nats_per_token=mean,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        p_lower=p_lower,
+        bpb=bits_mean,
+        bpb_low=None if bits_half is None else bits_mean - bits_half,
+        bpb_high=None if bits_half is None else bits_mean + bits_half,
+        better_documents=int((sums < 0).sum()),
+        worse_documents=int((sums > 0).sum()),
+        most_changed_documents=tuple(
+            {
+                "document": int(d),
+                "position": int(starts[d]) + 1,
+                "tokens": int(counts[d]),
+                "nats": float(sums[d]),
+                "text": text(int(starts[d]) + 1, int(starts[d]) + 25),
+            }
+            for d in by_document
+        ),
+        most_changed_positions=tuple(
+            {
+                "position": int(i) + 1,
+                "nats": float(scores.nll[i]),
+                "baseline_nats": float(baseline.nll[i]),
+                "token": text(i + 1, i + 2),
+                "before": text(i - 12, i + 1),
+            }
+            for i in by_position
+        ),
+    )
+
+
+def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[float, float | None, float | None]:
+    """Return ``sum(sums) / sum(weights)`` with clusters as units.
+
+    Returns:
+        The mean, half of its 95% interval, and the one-sided p-value that it is below 0; the latter two are None for
+        a single cluster.
+    """
+    from scipy import stats
+
+    total = math.fsum(weights.tolist())
+    mean = math.fsum(sums.tolist()) / total
+    clusters = len(sums)
+    if clusters < 2:
+        return mean, None, None
+    residual = sums - mean * weights
+    error = math.sqrt(clusters / (clusters - 1) * math.fsum((residual**2).tolist())) / total
+    if error == 0:
+        return mean, 0.0, 0.0 if mean < 0 else 1.0
+    half = float(stats.t.ppf(0.975, clusters - 1)) * error
+    return mean, half, float(stats.t.cdf(mean / error, clusters - 1))
+
+
+def compare_paired(
+    report: Report,
+    scores: TokenScores,
+    baseline: TokenScores,
+    *,
+    tokens: str | None = None,
+    tokenizer: str | None = None,
+) -> PairedDifference:
+    """Compare two runs position by position on the stream that the report names.
+
+    Raises:
+        InputError: stream or tokenizer are missing or are others.
+    """
+    stream, model = open_report_stream(report, tokens=tokens, tokenizer=tokenizer)
+    return compare_tokens(scores, baseline, stream.read(0, len(stream)), bos=model.bos_id, decode=model.decode)
+
+
+def as_dict(comparisons: dict[str, Comparison], paired: PairedDifference | None) -> dict[str, Any]:
+    """Return the comparison as JSON holds it."""
+    return {
+        "format": 1,
+        "rule": {"nats": RECORD_NATS, "p": RECORD_P, "met": comparisons["val_loss"].is_record},
+        "metrics": {name: asdict(c) for name, c in comparisons.items()},
+        "paired": None if paired is None else asdict(paired),
+    }

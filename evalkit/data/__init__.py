@@ -1,0 +1,1 @@
+"""Data: fetch the challenge's shards, make shards from documents, verify both."""

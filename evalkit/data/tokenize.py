@@ -1,0 +1,202 @@
+"""Documents to shards: BOS and tokens of each document, several processes, the same bytes whatever their number."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.data.shard_writer import ShardWriter
+from evalkit.errors import InputError, TokenError
+from evalkit.files import write_json
+from evalkit.progress import Progress
+from evalkit.tokens.stream import read_documents
+from evalkit.tokens.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1_000_000
+Encoded = tuple[list[int], list[npt.NDArray[np.uint16]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOptions:
+    """What to tokenise.
+
+    Attributes:
+        documents: ``.jsonl``, ``.jsonl.zst`` (``{"text": ...}`` a line) or text files (one document each), in order.
+        tokenizer: SentencePiece model.
+        out: folder to make; it must not exist, or be empty.
+        val_documents: the first so many documents are the validation split; the rest is training.
+        shard_tokens: tokens of a shard.
+        prefix: first part of the shards' names.
+        workers: processes; the shards are the same for any number.
+    """
+
+    documents: tuple[Path, ...]
+    tokenizer: Path
+    out: Path
+    val_documents: int = 0
+    shard_tokens: int = 100_000_000
+    prefix: str = "fineweb"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.documents:
+            raise InputError("name the documents to tokenise: .jsonl, .jsonl.zst or .txt files")
+        if self.val_documents < 0:
+            raise InputError(f"--val-documents is {self.val_documents}; expected 0 or more")
+        if not 2 <= self.shard_tokens < 2**31:
+            raise InputError(f"--shard-tokens is {self.shard_tokens}; expected 2 to 2,147,483,647")
+        if self.workers < 1:
+            raise InputError(f"--workers is {self.workers}; expected 1 or more")
+        if not self.prefix or "/" in self.prefix:
+            raise InputError(f"--prefix is {self.prefix!r}; expected the first part of a file name")
+
+
+def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[str, Any]:
+    """Write shards and ``manifest.json`` into ``out``; returns the manifest.
+
+    Everything is made in a folder beside ``out`` that takes its name at the end: there is never half a data set.
+
+    Raises:
+        InputError: ``out`` holds something, or a document cannot be tokenised without the unknown token.
+    """
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder; name another with --out")
+    for path in options.documents:
+        if not path.is_file():
+            raise TokenError(f"text {path} does not exist or is not a file")
+    tokenizer = Tokenizer(options.tokenizer)
+    if tokenizer.vocab_size > 65536:
+        raise TokenError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} pieces; expected at most 65,536")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        manifest = _write(options, tokenizer, partial, quiet)
+        write_json(partial / "manifest.json", manifest)
+        os.replace(partial, out)
+    except OSError as error:
+        raise InputError(f"{error.filename or out} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path, quiet: bool) -> dict[str, Any]:
+    writers = {
+        split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens) for split in ("val", "train")
+    }
+    counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
+    total = sum(path.stat().st_size for path in options.documents)
+    progress = Progress("tokenise", total, unit="bytes of input", quiet=quiet)
+    read = 0
+    documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
+    done = 0
+    try:
+        for texts, rows in _encoded(_batches(documents), tokenizer, options.workers):
+            for size, tokens in zip(texts, rows, strict=True):
+                split = "val" if done < options.val_documents else "train"
+                writers[split].write(tokens)
+                counts[split]["documents"] += 1
+                counts[split]["raw_bytes"] += size
+                done += 1
+                read += size
+            progress.update(min(read, total), f"{done:,} documents")
+    finally:
+        progress.close()
+        for writer in writers.values():
+            writer.close()
+    if not done:
+        raise TokenError(f"{', '.join(map(str, options.documents))}: no documents")
+    if done <= options.val_documents:
+        raise InputError(f"--val-documents is {options.val_documents:,}; there are only {done:,} documents in all")
+    return {
+        "format": 1,
+        "tokenizer": {
+            "name": Path(tokenizer.path).name,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "documents": [path.name for path in options.documents],
+        "splits": {
+            split: counts[split]
+            | {"tokens": writer.tokens, "shards": [{"name": p.name, "sha256": _sha256(p)} for p in writer.paths]}
+            for split, writer in writers.items()
+        },
+    }
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Group documents so that one call of a process is worth its while."""
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(batches: Iterable[list[str]], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
+    """Yield raw sizes and tokens of each batch, in order."""
+    if workers == 1:
+        yield from (_encode(tokenizer, batch) for batch in batches)
+        return
+    import multiprocessing
+
+    # Processes are spawned: forking after threads have started (torch, numba) can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context)
+    waiting: deque[Future[Encoded]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(_encode_in_worker, tokenizer.path, batch))
+            if len(waiting) > 2 * workers:  # bounds what lies in memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise InputError("a tokenising process died (out of memory?); try fewer --workers") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    sizes = [len(text.encode("utf-8")) for text in texts]
+    return sizes, [tokenizer.encode_document(text).astype(np.uint16) for text in texts]
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_tokenizer(path: str) -> Tokenizer:
+    return Tokenizer(path)
+
+
+def _encode_in_worker(path: str, texts: list[str]) -> Encoded:
+    return _encode(_worker_tokenizer(path), texts)
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_workers() -> int:
+    """Return the number of cores that this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 8))

@@ -1,0 +1,1 @@
+"""Read score reports back, and render one as a page."""

@@ -1,0 +1,181 @@
+"""Read what ``evalkit score`` and ``evalkit check`` wrote, and open the stream that a report is about."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.errors import InputError
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.tokenizer import Tokenizer
+
+_MAX_JSON_BYTES = 256 * 2**20
+_NUMBERS = ("val_loss", "bpb", "tokens_scored", "bytes_scored")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A score report as it lies on disk.
+
+    Attributes:
+        path: the file.
+        values: its fields.
+    """
+
+    path: Path
+    values: dict[str, Any]
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Hash of the stream that was scored."""
+        return str(self.values["tokens"]["sha256"])
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte."""
+        return float(self.values["bpb"])
+
+    @property
+    def val_loss(self) -> float:
+        """Nats per token."""
+        return float(self.values["val_loss"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """Nats and bytes of every scored position, position 1 first.
+
+    Attributes:
+        nll: nats, float64 ``[n]``.
+        num_bytes: bytes, int64 ``[n]``.
+    """
+
+    nll: npt.NDArray[np.float64]
+    num_bytes: npt.NDArray[np.int64]
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the JSON in a file.
+
+    Raises:
+        InputError: there is no such file, it is huge, or it is not JSON.
+    """
+    if not path.is_file():
+        raise InputError(f"{what} {path} does not exist or is not a file")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise InputError(f"{what} {path} is {path.stat().st_size:,} bytes; expected at most {_MAX_JSON_BYTES:,}")
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} {path} is not JSON; expected what --json of evalkit wrote") from None
+
+
+def read_report(path: str | Path) -> Report:
+    """Return a score report.
+
+    Raises:
+        InputError: the file is not one.
+    """
+    path = Path(path)
+    values = read_json(path, "report")
+    if isinstance(values, dict) and isinstance(values.get("stages"), dict):
+        raise InputError(
+            f"{path} is the summary of evalkit run; name one of its scores, such as "
+            f"{path.parent / 'score-sliding.json'}"
+        )
+    if not isinstance(values, dict) or not all(_is_number(values.get(name)) for name in _NUMBERS):
+        raise InputError(f"{path} is not a report of evalkit score: expected the numbers {', '.join(_NUMBERS)}")
+    tokens = values.get("tokens")
+    if not isinstance(tokens, dict) or not isinstance(tokens.get("sha256"), str):
+        raise InputError(f"{path} does not say which tokens were scored (tokens.sha256); score again with this evalkit")
+    return Report(path=path, values=values)
+
+
+def read_token_scores(path: str | Path, report: Report) -> TokenScores:
+    """Return what ``--dump-nll`` wrote, checked against its report.
+
+    Raises:
+        InputError: the file is not such a file, or belongs to another report.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"per-token file {path} does not exist or is not a file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            position, nll, num_bytes = (np.asarray(archive[name]) for name in ("position", "nll", "bytes"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError):
+        raise InputError(f"{path} is not what --dump-nll wrote; expected arrays position, nll and bytes") from None
+    n = int(report.values["tokens_scored"])
+    if not (nll.shape == num_bytes.shape == position.shape == (n,)) or nll.dtype.kind != "f":
+        raise InputError(f"{path} holds {nll.shape} scores; report {report.path} has {n:,} scored tokens")
+    if not np.array_equal(position, np.arange(1, n + 1)) or not np.isfinite(nll).all():
+        raise InputError(f"{path}: positions are not 1 to {n:,}, each once and in order, with finite scores")
+    if abs(float(nll.sum()) / n - report.val_loss) > 1e-6 * max(1.0, abs(report.val_loss)):
+        raise InputError(
+            f"{path} has {float(nll.sum()) / n:.6f} nats per token, report {report.path} says {report.val_loss:.6f}: "
+            f"they are not of the same run"
+        )
+    return TokenScores(nll=nll.astype(np.float64), num_bytes=num_bytes.astype(np.int64))
+
+
+def find_token_scores(report: Report) -> Path | None:
+    """Return the per-token file beside a report (the same name with ``.npz``), if there is one."""
+    path = report.path.with_suffix(".npz")
+    return path if path.is_file() else None
+
+
+def open_report_stream(
+    report: Report, *, tokens: str | None = None, tokenizer: str | None = None
+) -> tuple[TokenStream, Tokenizer]:
+    """Open the stream and the tokenizer that a report names, and check that they are the ones.
+
+    Args:
+        report: the report.
+        tokens: glob to use in place of the report's paths.
+        tokenizer: model to use in place of the report's.
+
+    Raises:
+        InputError: they are missing, or are others.
+    """
+    named = report.values.get("tokenizer") or {}
+    model = Tokenizer(tokenizer or str(named.get("path", "")))
+    if named.get("sha256") not in (None, model.sha256):
+        raise InputError(f"tokenizer {model.path} is not the one of {report.path}; name the right one with --tokenizer")
+    if tokens is not None:
+        stream = open_shards(tokens)
+    else:
+        names = [str(name) for name in report.values["tokens"].get("names", [])]
+        if not names:
+            raise InputError(f"{report.path} names no token files; name them with --tokens")
+        if all(name.endswith(".bin") for name in names):
+            opened = [open_shards(_escaped(name)) for name in names]
+            stream = TokenStream(parts=sum((o.parts for o in opened), ()), names=tuple(names))
+        else:
+            stream = tokenize_file(names[0], model)
+    stream = stream.truncated(int(report.values["tokens_scored"]) + 1)
+    if stream.sha256() != report.tokens_sha256:
+        raise InputError(
+            f"the tokens in {', '.join(stream.names[:3])} are not those that {report.path} scored; name them with "
+            f"--tokens"
+        )
+    return stream, model
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _escaped(name: str) -> str:
+    import glob
+
+    return glob.escape(name)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

@@ -1,0 +1,233 @@
+"use strict";
+(() => {
+  const D = JSON.parse(document.getElementById("data").textContent);
+  const R = D.report, page = document.getElementById("page"), tip = document.getElementById("tip");
+  const NS = "http://www.w3.org/2000/svg";
+  const color = i => `var(--s${(i % 8) + 1})`;
+  const int = x => Math.round(x).toLocaleString("en");
+  const fix = (x, d = 4) => x === null || x === undefined ? "–" : x.toFixed(d);
+
+  // Elements. Text only ever enters through textContent, so nothing in a report can become markup.
+  function el(tag, props = {}, ...kids) {
+    const e = document.createElement(tag);
+    for (const [k, v] of Object.entries(props)) k === "style" ? (e.style.cssText = v) : k === "class" ? (e.className = v) : (e[k] = v);
+    for (const kid of kids.flat()) if (kid !== null && kid !== undefined) e.append(kid);
+    return e;
+  }
+  function svg(tag, attrs, text) {
+    const e = document.createElementNS(NS, tag);
+    for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v);
+    if (text !== undefined) e.textContent = text;
+    return e;
+  }
+  function section(title, why, ...kids) {
+    return el("section", {}, el("h2", { textContent: title }), why ? el("p", { class: "why", textContent: why }) : null, ...kids);
+  }
+  const wide = s => (s.classList.add("wide"), s);
+  function table(head, rows, textColumns = []) {
+    return el("div", { class: "scroll" }, el("table", {},
+      el("thead", {}, el("tr", {}, head.map((h, i) => el("th", { textContent: h, class: textColumns.includes(i) ? "text" : "" })))),
+      el("tbody", {}, rows.map(r => el("tr", {}, r.map((c, i) => el("td", { textContent: c, class: textColumns.includes(i) ? "text" : "" })))))));
+  }
+
+  // Tooltip
+  function show(text, event) {
+    tip.textContent = text; tip.hidden = false;
+    const w = tip.offsetWidth, h = tip.offsetHeight;
+    tip.style.left = Math.max(4, Math.min(innerWidth - w - 4, event.clientX + 14)) + "px";
+    tip.style.top = (event.clientY + h + 22 > innerHeight ? event.clientY - h - 12 : event.clientY + 14) + "px";
+  }
+  const hide = () => { tip.hidden = true; };
+
+  // Axes
+  function ticks(low, high, count) {
+    const raw = (high - low) / Math.max(count, 1) || 1, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 2.5, 5, 10].find(m => m * power >= raw) * power, out = [];
+    for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) out.push(Math.abs(t) < step * 1e-9 ? 0 : t);
+    return out;
+  }
+  function short(x) {
+    const a = Math.abs(x);
+    if (a >= 1e6) return +(x / 1e6).toPrecision(3) + "M";
+    if (a >= 1e3) return +(x / 1e3).toPrecision(3) + "k";
+    return String(+x.toPrecision(3));
+  }
+  const charts = [];
+  function chart(draw) {
+    const host = svg("svg", { role: "img" });
+    charts.push(() => { const w = host.parentNode.clientWidth; if (w) { host.replaceChildren(); draw(host, Math.max(240, host.getBoundingClientRect().width || w)); } });
+    return host;
+  }
+  function frame(host, width, o) {
+    const H = o.height || 230, L = 46, B = 34, T = 8, Rt = 10;
+    host.setAttribute("viewBox", `0 0 ${width} ${H}`); host.setAttribute("height", H); host.setAttribute("aria-label", o.label);
+    let [x0, x1] = o.x, [y0, y1] = o.y;
+    if (x1 === x0) x1 = x0 + 1;
+    if (y1 === y0) { y1 += 0.5; y0 -= 0.5; }
+    const lx = o.logX ? Math.log : v => v;
+    const X = v => L + (lx(v) - lx(x0)) / (lx(x1) - lx(x0)) * (width - L - Rt), Y = v => H - B - (v - y0) / (y1 - y0) * (H - B - T);
+    for (const t of ticks(y0, y1, 4)) {
+      host.append(svg("line", { class: "gridline", x1: L, x2: width - Rt, y1: Y(t), y2: Y(t) }));
+      host.append(svg("text", { x: L - 7, y: Y(t) + 4, "text-anchor": "end" }, short(t)));
+    }
+    const xs = o.logX ? [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7].filter(t => t >= x0 && t <= x1) : ticks(x0, x1, Math.max(2, Math.floor(width / 110)));
+    for (const t of xs) host.append(svg("text", { x: X(t), y: H - B + 16, "text-anchor": "middle" }, short(t)));
+    host.append(svg("line", { class: "axis", x1: L, x2: width - Rt, y1: H - B, y2: H - B }));
+    host.append(svg("text", { x: width - Rt, y: H - 3, "text-anchor": "end" }, o.xName));
+    return { X, Y, H, L, B, T, Rt };
+  }
+  function lines(label, xs, series, o) {
+    const values = series.flatMap(s => s.y).filter(v => v !== null).sort((a, b) => a - b);
+    if (!values.length) return null;
+    const low = o.zero ? 0 : values[Math.floor(values.length * 0.005)], high = o.top ?? values[Math.ceil((values.length - 1) * 0.995)];
+    const pad = (high - low) * 0.06;
+    const host = chart((h, w) => {
+      const f = frame(h, w, { ...o, label, x: [o.from ?? xs[0], xs[xs.length - 1]], y: [o.zero ? 0 : low - pad, o.top ?? high + pad] });
+      const clamp = v => Math.max(f.T, Math.min(f.H - f.B, v));
+      series.forEach((s, i) => {
+        let d = "", pen = "M";
+        s.y.forEach((v, k) => { if (v === null) pen = "M"; else { d += pen + f.X(xs[k]).toFixed(1) + " " + clamp(f.Y(v)).toFixed(1); pen = "L"; } });
+        h.append(svg("path", { d, fill: "none", style: `stroke:${s.color || color(i)}`, "stroke-width": s.width || 2, "stroke-linejoin": "round", opacity: s.opacity || 1 }));
+        if (xs.length <= 40) s.y.forEach((v, k) => v === null || h.append(svg("circle", { cx: f.X(xs[k]), cy: clamp(f.Y(v)), r: 2.5, style: `fill:${s.color || color(i)}` })));
+      });
+      const cursor = svg("line", { class: "axis", y1: f.T, y2: f.H - f.B, visibility: "hidden" });
+      h.append(cursor, svg("rect", { x: f.L, y: 0, width: Math.max(0, w - f.L - f.Rt), height: f.H - f.B, fill: "transparent" }));
+      h.onpointermove = e => {
+        const box = h.getBoundingClientRect(), px = (e.clientX - box.left) * w / box.width;
+        let k = 0;
+        xs.forEach((x, j) => { if (Math.abs(f.X(x) - px) < Math.abs(f.X(xs[k]) - px)) k = j; });
+        cursor.setAttribute("x1", f.X(xs[k])); cursor.setAttribute("x2", f.X(xs[k])); cursor.setAttribute("visibility", "visible");
+        show([`${o.xName} ${int(xs[k])}`, ...series.filter(s => s.y[k] !== null).map(s => `${s.name}: ${fix(s.y[k])}`)].join("\n"), e);
+      };
+      h.onpointerleave = () => { cursor.setAttribute("visibility", "hidden"); hide(); };
+    });
+    const legend = series.length > 1 ? el("div", { class: "legend" }, series.map((s, i) => el("span", {}, el("i", { style: `background:${s.color || color(i)}` }), s.name))) : null;
+    return el("div", {}, el("div", {}, host), legend);
+  }
+  function bars(rows, format) {
+    const most = Math.max(...rows.map(r => Math.abs(r.value)), 1e-300);
+    return el("div", { class: "bars" }, rows.flatMap(r => [
+      el("div", { class: "name", textContent: r.name }),
+      el("div", { class: "track", title: r.title || "" }, el("div", { class: "fill" + (r.value < 0 ? " minus" : ""), style: `width:${(Math.abs(r.value) / most * 100).toFixed(2)}%` })),
+      el("div", { class: "num", textContent: format(r.value, r) })]));
+  }
+
+  // Head
+  const a = R.artifact, shortName = p => String(p).split("/").pop();
+  const verdict = D.check ? D.check.verdict : R.legal === true ? "legal" : R.legal === false ? "illegal" : null;
+  const system = [a ? shortName(a.path) : "online mixer alone", R.recipe, R.mixer !== "none" ? `mixer ${R.mixer}` : null, R.ttt ? "test-time training" : null].filter(Boolean);
+  page.append(el("h1", { textContent: system.join(" · ") }),
+    el("p", { class: "sub", textContent: `${int(R.tokens_scored)} tokens of ${(R.tokens.names || []).map(shortName).join(", ")}` }));
+  const tile = (value, name, cls) => el("div", { class: "tile" }, el("b", { textContent: value, class: cls || "" }), el("span", { textContent: name }));
+  page.append(el("div", { class: "tiles" },
+    tile(fix(R.bpb), "bits per byte"), tile(fix(R.val_loss), "nats per token"),
+    R.network_bpb !== undefined && R.network_bpb !== null && R.mixer !== "none" ? tile(fix(R.network_bpb), "bits per byte, network alone") : null,
+    a ? tile(int(a.bytes), "bytes of artifact") : null,
+    a ? tile(int(D.size_cap - a.bytes), a.bytes <= D.size_cap ? "bytes under the cap" : "bytes: over the cap", a.bytes <= D.size_cap ? "" : "bad") : null,
+    tile(int(R.bytes_scored), "bytes of text"),
+    tile(verdict || "not checked", "legality", { legal: "good", illegal: "bad", unproven: "unsure" }[verdict])));
+  const grid = el("div", { class: "grid" }); page.append(grid);
+
+  // Along the stream
+  if (D.stream) grid.append(wide(section("Along the stream", "Bits per byte in equal pieces of the stream, and of everything up to there. Position 0 is given, not scored.",
+    lines("bits per byte along the stream", D.stream.position, [
+      { name: "this piece", y: D.stream.local, color: "var(--s7)", width: 1.2, opacity: 0.8 },
+      { name: "up to here", y: D.stream.running, color: "var(--s1)", width: 2.4 }], { xName: "token", from: 0, height: 260 }))));
+
+  // Documents
+  if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `The ${int(D.document_position.starts)} starts of documents themselves stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
+    bars(D.document_position.rows.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
+  if (D.scatter) {
+    const pts = D.scatter, ys = pts.map(p => p[1]), xs = pts.map(p => Math.max(p[0], 1));
+    grid.append(section("By document", `${int(D.documents.count)} documents; each point is one, by length and bits per byte. The line is the score.`,
+      el("div", {}, chart((h, w) => {
+        const f = frame(h, w, { label: "bits per byte by document", logX: true, xName: "bytes of document", x: [Math.max(1, Math.min(...xs) * 0.9), Math.max(...xs) * 1.1], y: [Math.min(...ys) * 0.95, Math.max(...ys) * 1.03], height: 260 });
+        h.append(svg("line", { x1: f.L, x2: w - f.Rt, y1: f.Y(R.bpb), y2: f.Y(R.bpb), style: "stroke:var(--s2)", "stroke-dasharray": "5 4" }));
+        pts.forEach(p => {
+          const c = svg("circle", { cx: f.X(Math.max(p[0], 1)), cy: f.Y(p[1]), r: 3.5, style: "fill:var(--s1)", "fill-opacity": 0.6 });
+          c.onpointermove = e => show(`document ${p[2]}\n${int(p[0])} bytes\n${fix(p[1])} bits per byte`, e); c.onpointerleave = hide; h.append(c);
+        });
+      }))));
+  }
+
+  // Mixer
+  if (D.mixer) {
+    const m = D.mixer, name = m.method === "hedge" ? "Hedge" : m.method;
+    if (m.weights.length > 1) grid.append(section("Weights of the experts over time", `Mean weight that the mixture (${name}) gave each expert since the point before.`,
+      lines("expert weights", m.weights.map(r => r[0]), m.names.map((n, i) => ({ name: n, y: m.weights.map(r => r[i + 1]) })), { xName: "token", zero: true, top: 1, height: 260 })));
+    grid.append(section("Gain of each expert", "Bits per byte that the mixture would have lost had the expert been left out at every token, its weight shared by the others. Gains of experts that stand in for each other do not add up.",
+      bars(m.experts.map(e => ({ name: e.name, value: e.gain })), v => Math.abs(v) < 5e-6 ? "0" : (v > 0 ? "+" : "\u2212") + Math.abs(v).toFixed(5)),
+      el("details", {}, el("summary", { textContent: "Each expert alone" }),
+        table(["expert", "bits per byte alone", "mean weight"], m.experts.map(e => [e.name, fix(e.bpb), fix(e.weight)])))));
+  }
+
+  // Test-time training
+  if (D.chunks) grid.append(section("Test-time training, chunk by chunk", "Each chunk is scored first and trained on after. Bits per byte of the chunk's score; below, the training loss in its first and last step.",
+    lines("bits per byte by chunk", D.chunks.map(c => c.stop), [{ name: "bits per byte", y: D.chunks.map(c => c.bpb) }], { xName: "token", height: 220 }),
+    el("details", {}, el("summary", { textContent: "Every chunk" }), table(["up to token", "bits per byte", "steps", "learning rate", "first loss", "last loss"],
+      D.chunks.map(c => [int(c.stop), fix(c.bpb), c.steps ?? "–", c.learning_rate === null || c.learning_rate === undefined ? "–" : String(+c.learning_rate.toPrecision(3)), fix(c.first_loss), fix(c.last_loss)])))));
+
+  // Surprise
+  if (D.surprise) grid.append(section("What tokens cost", "Share of the tokens, and of all bits, by what one token cost. A few expensive tokens usually make most of the score.",
+    el("div", {}, chart((h, w) => {
+      const most = Math.max(...D.surprise.flatMap(r => [r.tokens, r.bits])) * 1.05, n = D.surprise.length;
+      const f = frame(h, w, { label: "share of tokens and bits by cost", xName: "bits of the token", x: [0, n], y: [0, most], height: 240 });
+      D.surprise.forEach((r, k) => ["tokens", "bits"].forEach((key, j) => {
+        const bw = (f.X(1) - f.X(0)) * 0.42, c = svg("rect", { x: f.X(k + 0.06) + j * bw, width: bw, y: f.Y(r[key]), height: Math.max(0, f.H - f.B - f.Y(r[key])), style: `fill:${color(j)}` });
+        c.onpointermove = e => show(`${r.label} bits\n${(r.tokens * 100).toFixed(1)}% of tokens\n${(r.bits * 100).toFixed(1)}% of bits`, e); c.onpointerleave = hide; h.append(c);
+      }));
+    })), el("div", { class: "legend" }, el("span", {}, el("i", { style: `background:${color(0)}` }), "share of tokens"), el("span", {}, el("i", { style: `background:${color(1)}` }), "share of bits"))));
+
+  // Artifact
+  if (D.bytes) {
+    const rows = D.bytes.slice(0, 14), rest = D.bytes.slice(14), total = D.bytes.reduce((s, r) => s + r.entropy_bytes, 0);
+    if (rest.length) rows.push({ name: `${rest.length} more groups`, kind: "", parameters: rest.reduce((s, r) => s + r.parameters, 0), entropy_bytes: rest.reduce((s, r) => s + r.entropy_bytes, 0) });
+    grid.append(section("Where the artifact's bytes go", `Estimate for each group of tensors: the order-0 entropy of its bytes, ${int(total)} in all; the file has ${int(a.bytes)}.`,
+      bars(rows.map(r => ({ name: r.name + (r.kind ? ` (${r.kind})` : ""), value: r.entropy_bytes, title: `${int(r.parameters)} parameters` })), v => int(v))));
+  }
+
+  // Legality
+  if (D.check) {
+    const c = D.check, cls = { legal: "good", illegal: "bad", unproven: "unsure" }[c.verdict];
+    grid.append(section("Legality", "A score is legal if a decoder could rebuild the text from the artifact and that many bits.",
+      el("span", { class: `verdict ${cls}`, textContent: c.verdict }),
+      (c.findings || []).length ? el("ul", {}, c.findings.map(f => el("li", { textContent: `${f.axiom}${f.position === null || f.position === undefined ? "" : ` at position ${int(f.position)}`}: ${f.message}` }))) : el("p", { textContent: "No finding." }),
+      (c.uncovered || []).length ? el("div", {}, el("h3", { textContent: "Not covered" }), el("ul", {}, c.uncovered.map(t => el("li", { textContent: t })))) : null));
+  }
+
+  // Hardest documents and passages
+  if (D.documents && D.documents.hardest.length) grid.append(wide(section("Hardest documents", "Of those with at least 200 bytes.",
+    table(["bits per byte", "begins", "bytes", "from token", "document"], D.documents.hardest.map(d => [fix(d.bpb), d.begins, int(d.bytes), int(d.position), String(d.index)]), [1]))));
+  if (D.passages) {
+    const s = wide(section("Text, coloured by cost", "The stronger the colour, the more nats a token cost. Hover or touch a token for its number."));
+    s.append(el("div", { class: "scale" }, "0 nats", el("i", {}), "8 nats and more"));
+    for (const p of D.passages) {
+      s.append(el("h3", { textContent: `${p.title}: ${fix(p.bpb)} bits per byte, ${p.tokens} tokens from token ${int(p.position)}` }));
+      const box = el("div", { class: "passage" });
+      for (const [text, nats, n] of p.spans) {
+        const t = el("span", { textContent: text, style: `background:rgba(var(--heat), ${(Math.min(nats, 8) / 8 * 0.75).toFixed(3)})` });
+        t.onpointermove = e => show(`${JSON.stringify(text)}\n${nats.toFixed(3)} nats, ${(nats / Math.LN2).toFixed(2)} bits${n > 1 ? `, ${n} tokens` : ""}`, e); t.onpointerleave = hide;
+        box.append(t);
+      }
+      s.append(box);
+    }
+    grid.append(s);
+  }
+
+  // Everything else
+  const facts = [["artifact", a ? `${a.path}, ${a.format}, ${a.compression}, ${int(a.parameters)} parameters` : null], ["artifact sha256", a && a.sha256],
+    ["tokens sha256", R.tokens.sha256], ["tokenizer", R.tokenizer && `${R.tokenizer.path}, sha256 ${R.tokenizer.sha256}`],
+    ["window", R.seq_len && `${R.seq_len} tokens, stride ${R.stride}, ${R.dtype} on ${R.device}`], ["ledger sha256", R.ledger_sha256],
+    ["settings", R.settings && Object.entries(R.settings).flatMap(([s, o]) => Object.entries(o).map(([k, v]) => `${s}.${k}=${v}`)).join(" ")],
+    ["raw text", R.bpb_raw && `${int(R.bytes_raw)} bytes before normalisation, ${fix(R.bpb_raw)} bits per raw byte`],
+    ["time", R.seconds && `${R.seconds.toFixed(1)} s, ${int(R.tokens_per_second || 0)} tokens/s`], ["versions", R.versions && Object.entries(R.versions).map(e => e.join(" ")).join(", ")]].filter(f => f[1]);
+  grid.append(wide(section("How it was scored", "", el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, facts.map(f => el("tr", {}, el("td", { class: "key", textContent: f[0] }), el("td", { class: "value", textContent: f[1] })))))),
+    R.config ? el("details", {}, el("summary", { textContent: "Model configuration" }), table(["setting", "value", "from"], Object.entries(R.config).map(([k, v]) => [k, Array.isArray(v) ? v.join(", ") : String(v), (R.config_origins || {})[k] || ""]))) : null,
+    D.left_out.length ? el("details", {}, el("summary", { textContent: "What this page leaves out" }), el("ul", {}, D.left_out.map(t => el("li", { textContent: t })))) : null)));
+
+  const redraw = () => charts.forEach(d => d());
+  redraw();
+  let timer = 0;
+  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(redraw, 60); });
+  addEventListener("scroll", hide, { passive: true });
+})();

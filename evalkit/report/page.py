@@ -1,0 +1,184 @@
+"""One self-contained page from a score report: data as JSON, drawn by the page's own script; nothing is fetched."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalkit.constants import SIZE_CAP
+from evalkit.errors import InputError
+from evalkit.report import series
+from evalkit.report.load import Report, TokenScores, open_report_stream, read_json
+from evalkit.report.passages import choose_passages, passage_spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """What goes into the page besides the report.
+
+    Attributes:
+        scores: per-token scores; charts along the stream need them.
+        check: path of what ``evalkit check --json`` wrote.
+        tokens: shards in place of the report's paths.
+        tokenizer: model in place of the report's.
+        title: of the page; None names the artifact.
+    """
+
+    scores: TokenScores | None = None
+    check: Path | None = None
+    tokens: str | None = None
+    tokenizer: str | None = None
+    title: str | None = None
+
+
+def build_page(report: Report, options: PageOptions) -> tuple[str, list[str]]:
+    """Return the page, and sentences that say what it leaves out and why.
+
+    Raises:
+        InputError: a file that was named explicitly cannot be used.
+    """
+    try:
+        return _build(report, options)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{report.path} is not laid out as evalkit score writes it ({type(error).__name__}: {error}); score again"
+        ) from error
+
+
+def _build(report: Report, options: PageOptions) -> tuple[str, list[str]]:
+    left_out: list[str] = []
+    data: dict[str, Any] = {"report": report.values, "size_cap": SIZE_CAP}
+    data["bytes"] = _artifact_bytes(report, left_out)
+    data["mixer"] = _mixer(report)
+    data["check"] = _check(options.check, report, left_out)
+    if options.scores is None:
+        left_out.append("charts along the stream, by document and by chunk: give --nll (evalkit score --dump-nll)")
+    else:
+        data["stream"] = series.along_stream(options.scores)
+        data["surprise"] = series.surprise_histogram(options.scores)
+        chunks = (report.values.get("ttt_report") or {}).get("chunks") or []
+        if chunks:
+            data["chunks"] = series.by_chunk(options.scores, chunks)
+        _documents(data, report, options, left_out)
+    left_out.append(
+        "a reliability curve: a report holds the probability of the token that occurred and of no other, which says "
+        "nothing about calibration"
+    )
+    data["left_out"] = left_out
+    artifact = report.values.get("artifact")
+    title = options.title or (Path(artifact["path"]).name if artifact else "online mixer")
+    return _fill(title, report, data), left_out
+
+
+def _documents(data: dict[str, Any], report: Report, options: PageOptions, left_out: list[str]) -> None:
+    assert options.scores is not None
+    try:
+        stream, tokenizer = open_report_stream(report, tokens=options.tokens, tokenizer=options.tokenizer)
+    except InputError as error:
+        if options.tokens or options.tokenizer:
+            raise
+        left_out.append(f"documents and passages: {error}")
+        return
+    tokens = stream.read(0, len(stream))
+    owner = series.document_index(tokens, tokenizer.bos_id)
+    documents = series.by_document(options.scores, owner)
+    data["document_position"] = series.by_document_position(options.scores, tokens, tokenizer.bos_id)
+    data["scatter"] = series.thinned(documents)
+    ranked = [i for i in np.argsort([-(b or 0.0) for b in documents["bpb"]], kind="stable").tolist()
+              if documents["bytes"][i] >= 200]  # fmt: skip
+    data["documents"] = {"count": len(documents["bpb"]), "hardest": [
+        {
+            "index": i,
+            **{key: documents[key][i] for key in documents},
+            "begins": tokenizer.decode(tokens[documents["position"][i] : documents["position"][i] + 24]),
+        }
+        for i in ranked[:8]
+    ]}  # fmt: skip
+    data["passages"] = [
+        {
+            "title": title,
+            "position": start + 1,
+            "tokens": stop - start,
+            "bpb": series.mean_bits_per_byte(options.scores, start, stop),
+            "spans": passage_spans(options.scores, tokens, tokenizer, start, stop),
+        }
+        for title, start, stop in choose_passages(options.scores)
+    ]
+
+
+def _artifact_bytes(report: Report, left_out: list[str]) -> list[dict[str, Any]] | None:
+    artifact = report.values.get("artifact")
+    if not artifact:
+        return None
+    from evalkit.artifact.load import load_artifact
+    from evalkit.cli.inspect_command import group_bytes
+
+    try:
+        opened = load_artifact(artifact["path"])
+    except InputError as error:
+        left_out.append(f"where the artifact's bytes go: {error}")
+        return None
+    if opened.sha256 != artifact.get("sha256"):
+        left_out.append(f"where the artifact's bytes go: {artifact['path']} has changed since the score")
+        return None
+    return group_bytes(opened, each=False)
+
+
+def _mixer(report: Report) -> dict[str, Any] | None:
+    mixer = report.values.get("mixer_report")
+    if not isinstance(mixer, dict) or not mixer.get("experts"):
+        return None
+    per_byte = 1.0 / math.log(2) / report.values["bytes_scored"]
+    names = list(mixer["experts"])
+    return {
+        "method": mixer.get("method"),
+        "experts": [
+            {
+                "name": name,
+                "bpb": e["nats"] * per_byte,
+                "gain": e["leave_one_out_gain"] * per_byte,
+                "weight": e["mean_weight"],
+            }
+            for name, e in mixer["experts"].items()
+        ],
+        "names": names,
+        "weights": _thin(mixer.get("weights_over_time") or []),
+    }
+
+
+def _thin(rows: list[Any], most: int = 300) -> list[Any]:
+    step = max(1, math.ceil(len(rows) / most))
+    return [[row[0], *(round(w, 6) for w in row[1:])] for row in rows[::step]]
+
+
+def _check(path: Path | None, report: Report, left_out: list[str]) -> dict[str, Any] | None:
+    if path is None:
+        left_out.append("legality findings: give --check (evalkit check --json)")
+        return None
+    value = read_json(path, "check")
+    if not isinstance(value, dict) or value.get("verdict") not in ("legal", "illegal", "unproven"):
+        raise InputError(f"{path} is not what evalkit check --json wrote: it has no verdict")
+    return {key: value.get(key) for key in ("verdict", "findings", "uncovered", "seconds", "covered")}
+
+
+def _fill(title: str, report: Report, data: dict[str, Any]) -> str:
+    folder = resources.files("evalkit.report")
+    # "<" in data could end the script element; as an escape it is the same JSON.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    for mark, value in (
+        ("{{title}}", html.escape(title)),
+        ("{{bpb}}", f"{report.bpb:.4f}"),
+        ("{{style}}", (folder / "page.css").read_text(encoding="utf-8")),
+        ("{{script}}", (folder / "page.js").read_text(encoding="utf-8")),
+        ("{{data}}", text),  # last: it holds text that must not be searched for marks
+    ):
+        page = page.replace(mark, value)
+    return page

@@ -1,0 +1,73 @@
+"""Passages of the text with the cost of every token, for the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.report.load import TokenScores
+from evalkit.tokens.tokenizer import Tokenizer
+
+PASSAGE_TOKENS = 320
+_MAX_PENDING = 4  # a UTF-8 character has at most 4 bytes
+
+
+def choose_passages(scores: TokenScores, owner: npt.NDArray[np.int64] | None = None) -> list[tuple[str, int, int]]:
+    """Return (title, first, last + 1) of the start, the costliest, a typical and the cheapest passage.
+
+    Positions count from 0 in the scores. Passages tile the stream; cost is bits per byte.
+    """
+    n = len(scores.nll)
+    size = min(PASSAGE_TOKENS, n)
+    starts = np.arange(0, n - size + 1, size)
+    nats = np.array([scores.nll[s : s + size].sum() for s in starts])
+    cost = nats / np.maximum(np.array([scores.num_bytes[s : s + size].sum() for s in starts]), 1)
+    order = np.argsort(cost, kind="stable")
+    picks = [("The beginning", 0)]
+    for title, index in (
+        ("The costliest", order[-1]),
+        ("A typical one", order[len(order) // 2]),
+        ("The cheapest", order[0]),
+    ):
+        start = int(starts[index])
+        if start not in [s for _, s in picks]:
+            picks.append((title, start))
+    return [(title, start, start + size) for title, start in picks]
+
+
+def passage_spans(
+    scores: TokenScores, tokens: npt.NDArray[Any], tokenizer: Tokenizer, start: int, stop: int
+) -> list[list[Any]]:
+    """Return ``[text, nats, tokens]`` for each token of a passage; tokens that share a character are joined.
+
+    Args:
+        scores: of the stream.
+        tokens: the whole stream; score ``i`` belongs to token ``i + 1``.
+        tokenizer: of the tokens.
+        start: first score.
+        stop: last score plus 1.
+    """
+    ids = [int(t) for t in tokens[start + 1 : stop + 1]]
+    spans: list[list[Any]] = []
+    done = 0
+    shown = ""
+    pending = 0.0
+    waiting = 0
+    for i, token in enumerate(ids):
+        pending += float(scores.nll[start + i])
+        waiting += 1
+        if token == tokenizer.bos_id:
+            spans.append(["\u21b5", round(pending, 4), waiting])
+            done, shown, pending, waiting = i + 1, "", 0.0, 0
+            continue
+        text = tokenizer.decode(ids[done : i + 1])
+        if text.endswith("\ufffd") and waiting < _MAX_PENDING:
+            continue
+        new = text[len(shown) :] if text.startswith(shown) else text
+        spans.append([new, round(pending, 4), waiting])
+        shown, pending, waiting = text, 0.0, 0
+    if waiting:
+        spans.append(["\ufffd", round(pending, 4), waiting])
+    return spans

@@ -1,0 +1,121 @@
+"""The numbers behind the page's charts, computed from per-token scores; every sum in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.report.load import TokenScores
+
+_LN2 = math.log(2)
+_BINS = 160
+_SCATTER = 1500
+
+
+def along_stream(scores: TokenScores) -> dict[str, Any]:
+    """Return bits per byte in equal pieces of the stream, and up to the end of each."""
+    n = len(scores.nll)
+    edges = np.unique(np.linspace(0, n, min(_BINS, n) + 1).astype(np.int64))
+    nats = np.add.reduceat(scores.nll, edges[:-1])
+    num_bytes = np.add.reduceat(scores.num_bytes, edges[:-1])
+    return {
+        "position": edges[1:].tolist(),
+        "local": _bits_per_byte(nats, num_bytes),
+        "running": _bits_per_byte(np.cumsum(nats), np.cumsum(num_bytes)),
+    }
+
+
+def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
+    """Return the document of each scored position, from 0."""
+    owner = np.cumsum(np.asarray(tokens[1:]) == bos)
+    return (owner - owner[0]).astype(np.int64)
+
+
+def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int) -> dict[str, Any]:
+    """Return bits per byte by distance from the start of the document: 1, 2-3, 4-7, ... tokens after BOS.
+
+    BOS itself stands for no bytes; what it costs is given apart (``starts``, ``start_nats``, ``start_share``).
+    """
+    position = np.arange(1, len(scores.nll) + 1)
+    is_start = np.asarray(tokens[1:]) == bos
+    distance = position - np.maximum.accumulate(np.where(is_start, position, 0))
+    inside = ~is_start
+    octave = np.floor(np.log2(np.maximum(distance, 1))).astype(np.int64)[inside]
+    nats = np.bincount(octave, weights=scores.nll[inside])
+    num_bytes = np.bincount(octave, weights=scores.num_bytes[inside])
+    counts = np.bincount(octave)
+    starts, start_nats = int(is_start.sum()), float(scores.nll[is_start].sum())
+    rows = []
+    for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True)):
+        label = str(2**k) if k == 0 else f"{2**k:,}\u2013{2 ** (k + 1) - 1:,}"
+        rows.append({"label": label, "bpb": bits, "tokens": count})
+    return {
+        "rows": rows,
+        "starts": starts,
+        "start_nats": start_nats / starts if starts else None,
+        "start_share": start_nats / math.fsum(scores.nll.tolist()),
+    }
+
+
+def by_document(scores: TokenScores, owner: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
+    """Return first position, tokens, bytes and bits per byte of each document."""
+    nats = np.bincount(owner, weights=scores.nll)
+    num_bytes = np.bincount(owner, weights=scores.num_bytes).astype(np.int64)
+    return {
+        "position": (np.searchsorted(owner, np.arange(owner[-1] + 1)) + 1).tolist(),
+        "tokens": np.bincount(owner).tolist(),
+        "bytes": num_bytes.tolist(),
+        "bpb": _bits_per_byte(nats, num_bytes),
+    }
+
+
+def thinned(documents: dict[str, list[Any]]) -> list[list[float]]:
+    """Return (bytes, bits per byte, index) of at most 1,500 documents, evenly picked, for the scatter chart."""
+    usable = [i for i, bits in enumerate(documents["bpb"]) if bits is not None]
+    step = max(1, math.ceil(len(usable) / _SCATTER))
+    return [[documents["bytes"][i], documents["bpb"][i], i] for i in usable[::step]]
+
+
+def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
+    """Return share of tokens and share of all bits by what a token cost, in steps of one bit up to 16."""
+    bits = scores.nll / _LN2
+    bins = np.minimum(np.floor(bits).astype(np.int64), 16).clip(0)
+    tokens = np.bincount(bins, minlength=17) / len(bits)
+    cost = np.bincount(bins, weights=bits, minlength=17) / max(math.fsum(bits.tolist()), 1e-300)
+    return [
+        {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": float(tokens[k]), "bits": float(cost[k])}
+        for k in range(17)
+    ]
+
+
+def by_chunk(scores: TokenScores, chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return bits per byte of each chunk of test-time training, with the losses of the training that followed it."""
+    rows = []
+    stops = [int(c["stop"]) - 1 for c in chunks]
+    for start, stop, chunk in zip([0, *stops], [*stops, len(scores.nll)], [*chunks, {}], strict=True):
+        stop = min(stop, len(scores.nll))
+        if stop <= start:
+            continue
+        rows.append(
+            {
+                "stop": stop,
+                "bpb": mean_bits_per_byte(scores, start, stop),
+                "first_loss": chunk.get("first_loss"),
+                "last_loss": chunk.get("last_loss"),
+                "learning_rate": chunk.get("learning_rate"),
+                "steps": chunk.get("steps"),
+            }
+        )
+    return rows
+
+
+def mean_bits_per_byte(scores: TokenScores, start: int, stop: int) -> float | None:
+    """Return bits per byte of the scores ``[start, stop)``; None if they stand for no bytes."""
+    return _bits_per_byte(scores.nll[start:stop].sum(keepdims=True), scores.num_bytes[start:stop].sum(keepdims=True))[0]
+
+
+def _bits_per_byte(nats: Any, num_bytes: Any) -> list[float | None]:
+    return [n / _LN2 / b if b > 0 else None for n, b in zip(nats.tolist(), np.asarray(num_bytes).tolist(), strict=True)]
