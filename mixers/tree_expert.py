@@ -118,7 +118,7 @@ class TreeExpert:
         self._levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
         self._squashed = 1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12)))
         self._sums = new_sums(orders, document_orders, bits)
-        self._nodes = new_nodes(bits, every)
+        self._nodes = new_nodes(bits, orders, document_orders)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
         self._journal_used = 0
         self._saved: dict[str, Array] | None = None
@@ -130,7 +130,7 @@ class TreeExpert:
         every = orders + document_orders
         rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
         rows += 2 * TOKEN_ROWS
-        weights = np.zeros((rows, input_count(every)))
+        weights = np.zeros((rows, input_count(orders, document_orders)))
         weights[:, :every] = 0.1
         weights[:, orders - 1] = 0.7
         return weights
