@@ -335,12 +335,14 @@ class TreeExpert:
                 raise ValueError(f"tree state {name!r} is {given.dtype}{list(given.shape)}; expected {value.dtype}")
         for prefix, most in (("", self._max_pool), ("document_", self._document_words)):
             pool, contexts, small = (state[prefix + name] for name in ("pool", "contexts", "state"))
+            # Beyond the depth stand contexts of an earlier document.
+            current = small[CONTEXT : CONTEXT + max(int(small[DEPTH]), 0) + 1]
             ends = (contexts & np.uint64(0xFFFFFFFF)) + ((contexts >> np.uint64(32)) & np.uint64(0xFFFF))
             inside = (
                 1 << self._bits <= len(pool) == small[POOL_TOP] <= most - self._margin
                 and 1 <= len(contexts) == small[CONTEXT_TOP] <= most // 2
                 and 0 <= small[DEPTH] <= len(small) - CONTEXT - 1
-                and bool(np.all((small[CONTEXT:] >= 0) & (small[CONTEXT:] < len(contexts))))
+                and bool(np.all((current >= 0) & (current < len(contexts))))
                 and int(ends.max()) <= len(pool)
                 and int((pool >> np.uint64(32)).max()) < len(contexts)
                 and int((pool & np.uint64(0xFFFF)).max()) < 1 << self._bits
