@@ -57,8 +57,7 @@ def main() -> None:
             report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
             ttt, config = report["ttt_report"], report["ttt_config"]
             gain = ttt["gain"]
-            # Scoring ran twice, for the comparison: half of its seconds belong to the adapted network.
-            score_seconds = ttt["score_seconds"] / 2 if ttt["score_seconds"] else 0.0
+            score_seconds = ttt["score_seconds"]
             fed_per_second = frozen.values["tokens_scored"] / stride * seq_len / frozen.values["seconds"]
             rows = ttt["steps"] * min(config["batch_sequences"], max(config["chunk_tokens"] // seq_len, 1))
             minimum = rows * seq_len * 3 / fed_per_second
