@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from evalkit.compose import ScoreOptions
 from evalkit.score import score
+
+from evalkit.compose import ScoreOptions
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, reset in every document (default)": {},
