@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
-    monkeypatch.setattr("evalkit.score._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("evalkit.scoring._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
     seen = 0
