@@ -38,7 +38,7 @@ _FINAL_RATE = 0.002
 FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
-_AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
+_AGEING = ((1, 0.1), (1, 0.25), (1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
 _SMALL = (
     "state",
     "heap",
