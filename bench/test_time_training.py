@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from evalkit.scoring import score
-
 from evalkit.compose import ScoreOptions
+from evalkit.scoring import score
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, reset in every document (default)": {},
