@@ -3,7 +3,7 @@
 The minimum is arithmetic: a training row costs three forward passes (one forward, two for the gradients) of its window,
 at the rate in tokens fed a second that scoring reached in the same run.
 
-    python bench/test_time_training.py ARTIFACT... --tokens 'val_*.bin' --tokenizer fineweb_1024_bpe.model --limit-tokens 131072
+    python bench/test_time_training.py ARTIFACT... --tokens 'val_*.bin' --tokenizer fineweb.model --limit-tokens 131072
 """
 
 from __future__ import annotations
