@@ -16,7 +16,7 @@ from evalkit.scoring import score
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, reset in every document (default)": {},
-    "adapters, 2 epochs": {"epochs": "2"},
+    "adapters, 1e-2, 2 epochs": {"learning_rate": "1e-2", "epochs": "2"},
     "adapters, chunks of 512": {"chunk_tokens": "512"},
     "all weights, Polyak 0.98": {"preset": "full"},
     "all weights, no averaging": {"preset": "full", "polyak_decay": "0"},
