@@ -85,8 +85,9 @@ def unpack(data: bytes) -> tuple[Header, bytes, bytes]:
         raise InputError(f"the compressed file declares a header of {length} bytes and holds {len(body)}")
     try:
         header = Header(**json.loads(body[:length]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"the header of the compressed file cannot be read: {error}") from None
+    _check_types(header)
     payload = body[length:]
     if len(payload) != header.words_bytes + header.extra_bytes or header.words_bytes % 4:
         raise InputError(
@@ -96,6 +97,23 @@ def unpack(data: bytes) -> tuple[Header, bytes, bytes]:
     if not 0 <= header.tokens <= MAX_TOKENS or header.span < 1:
         raise InputError(f"the header declares {header.tokens} tokens in spans of {header.span}")
     return header, payload[: header.words_bytes], payload[header.words_bytes :]
+
+
+def _check_types(header: Header) -> None:
+    """Refuse a header whose fields are of other types or beyond all bounds: its author may be anyone."""
+    problem = ""
+    for name in ("tokens", "first", "vocab_size", "span", "words_bytes", "extra_bytes"):
+        value = getattr(header, name)
+        if not (type(value) is int and 0 <= value < 1 << 48) and not (name == "first" and value is None):
+            problem = name
+    for name in ("artifact_sha256", "tokens_sha256"):
+        if not isinstance(getattr(header, name), str):
+            problem = name
+    for name in ("options", "text"):
+        if not isinstance(getattr(header, name), dict):
+            problem = name
+    if problem:
+        raise InputError(f"the header of the compressed file is damaged: its {problem} is no value that compress writes")
 
 
 def read_header(data: bytes) -> Header:

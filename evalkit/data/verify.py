@@ -23,6 +23,7 @@ from evalkit.tokens.tokenizer import Tokenizer
 
 _BLOCK = 2**20
 _MAX_EXAMPLES = 20
+_SPACE_MARK = "\u2581"  # how SentencePiece writes a space in normalised text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ def _check_source(result: Verification, name: str, raw: str, text: str, tokens: 
         differs = np.flatnonzero(encoded[:same] != tokens[:same])
         at = int(differs[0]) if differs.size else same
         result.find("source", f"{name}: its tokens are not those of the source document, from its token {at:,} on")
-    elif text != tokenizer.normalize(raw):
+    elif text.removeprefix(" ") != tokenizer.normalize(raw).replace(_SPACE_MARK, " ").removeprefix(" "):
         result.find("round trip", f"{name}: decoding its tokens does not give back the normalised text")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.tokenizer import Tokenizer
 
 _BLOCK = 2**20
+_ZSTD_PIECE = 4096  # inflated at a time, which bounds what one step can make of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def read_documents(path: str | Path) -> Iterator[str]:
 def _document_of(line: str, path: Path, number: int) -> str:
     try:
         document = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of thousands of digits is a plain ValueError
         raise TokenError(f'{path}, line {number}: not JSON; expected {{"text": ...}} on every line') from None
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         raise TokenError(f'{path}, line {number}: no string "text"; expected {{"text": ...}} on every line')
@@ -162,13 +164,52 @@ def _document_of(line: str, path: Path, number: int) -> str:
 def _open_text(path: Path) -> IO[str]:
     # newline="" keeps carriage returns: a byte denominator must not depend on Python's newline translation.
     if path.name.endswith(".zst"):
-        import io
+        return io.TextIOWrapper(io.BufferedReader(_ZstdReader(path)), encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
 
+
+class _ZstdReader(io.RawIOBase):
+    """Inflates a ``.zst`` file of one or more frames; a file that is cut short is an error, not an early end."""
+
+    def __init__(self, path: Path) -> None:
         import zstandard
 
-        reader = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(path.open("rb"), closefd=True)
-        return io.TextIOWrapper(reader, encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        self._path = path
+        self._file = path.open("rb")
+        self._error = zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+        self._frame = self._decompressor.decompressobj()
+        self._inside = False
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            if not self._input and not (data := self._file.read(_ZSTD_PIECE)):
+                if self._inside:
+                    raise TokenError(f"{self._path} is cut short: its zstd stream has no end")
+                return 0
+            piece, self._input = self._input or data, b""
+            try:
+                self._output = memoryview(self._frame.decompress(piece))
+            except self._error as error:
+                raise TokenError(f"{self._path}: the zstd stream is damaged ({error})") from None
+            self._inside = True
+            if self._frame.eof:
+                self._input, self._inside = self._frame.unused_data, False
+                self._frame = self._decompressor.decompressobj()
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class VisibleTokens:

@@ -41,3 +41,37 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = quantize_state_dict(random_state("pr849"), PLANS["pr849"])
     write_artifact(path, tensors, "torch-zstd", layout=LAYOUTS["pr849"])
     return path
+
+
+@pytest.fixture(scope="session")
+def scored(tiny_artifact: Path, tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A report with its per-token file, and the shards it is about: a tiny artifact with mixer and TTT."""
+    from pydoc_data.topics import topics
+
+    import numpy as np
+
+    import evalkit
+    from evalkit.files import write_json
+    from evalkit.tokens.shards import write_shard
+    from evalkit.tokens.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("scored")
+    tokenizer = Tokenizer(tokenizer_path)
+    texts = [topics[name][:400] + " na\u00efve \u2192 \U0001f600 </script>" for name in sorted(topics)[:6]]
+    shard = folder / "tiny_val_000000.bin"
+    write_shard(shard, np.concatenate([tokenizer.encode_document(text) for text in texts]))
+    report = evalkit.score(
+        evalkit.ScoreOptions(
+            artifact=str(tiny_artifact),
+            tokenizer=str(tokenizer_path),
+            tokens=str(shard),
+            seq_len=128,
+            mixer="hedge",
+            ttt=True,
+            settings={"ttt": {"chunk_tokens": "256"}},
+            threads=1,
+        )
+    )
+    write_json(folder / "score.json", report.to_dict())
+    report.save_nll(str(folder / "score.npz"))
+    return folder / "score.json", shard

@@ -1,0 +1,536 @@
+"""Fuzz the readers of files that strangers make: random mutations of valid inputs, each target in a process of its own.
+
+    python bench/fuzz.py --inputs 120000 --seconds 600 --json fuzz.json
+
+A reader may answer in two ways: with a value, or with :class:`evalkit.errors.InputError`. Anything else is a crash;
+more than ``--hang`` seconds on one input is a hang; both are written to ``--keep``. Where a checksum guards a format,
+most mutations are applied behind it and the checksum is made right again, or nothing else would ever be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import lzma
+import multiprocessing
+import os
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+INTERESTING = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1]
+NASTY_JSON = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    "-1e308",
+    "NaN",
+    "Infinity",
+    '""',
+    "[]",
+    "{}",
+    '"\\ud800"',
+    "1" * 5000,
+    '"' + "a" * 3000 + '"',
+    "[" * 2000 + "]" * 2000,
+    "4294967296",
+    "9007199254740993",
+    "0.1",
+    '"none"',
+    "1099511627776",
+    '"../../x"',
+    "[1,2,3]",
+    '{"sha256":"x"}',
+]
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    """Return ``data`` with one to six random changes."""
+    out = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 3, 6])):
+        if not out:
+            return bytes(out)
+        at = rng.randrange(len(out))
+        kind = rng.randrange(8)
+        if kind == 0:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at] = rng.randrange(256)
+        elif kind == 2:
+            size = rng.choice([1, 2, 4, 8])
+            out[at : at + size] = (rng.choice(INTERESTING) % (1 << (8 * size))).to_bytes(size, "little")
+        elif kind == 3:
+            del out[at : at + rng.randrange(1, 33)]
+        elif kind == 4:
+            out[at:at] = rng.randbytes(rng.randrange(1, 17))
+        elif kind == 5:
+            start = rng.randrange(len(out))
+            out[at:at] = out[start : start + rng.randrange(1, 65)]
+        elif kind == 6:
+            del out[at:]
+        else:
+            size = rng.randrange(1, 17)
+            out[at : at + size] = bytes([rng.choice([0, 0xFF])]) * size
+    return bytes(out)
+
+
+def mutate_json(rng: random.Random, text: bytes) -> bytes:
+    """Return JSON with some values, keys or bytes replaced."""
+    if rng.random() < 0.3:
+        return mutate(rng, text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return mutate(rng, text)
+    marks: dict[str, str] = {}
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        value = _replace_one(rng, value, marks)
+    out = json.dumps(value)
+    for mark, nasty in marks.items():
+        out = out.replace(f'"{mark}"', nasty)
+    return out.encode("utf-8", "surrogatepass")
+
+
+def _replace_one(rng: random.Random, value: Any, marks: dict[str, str]) -> Any:
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        key = rng.choice(list(value))
+        if rng.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return {k: _replace_one(rng, v, marks) if k == key else v for k, v in value.items()}
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        at = rng.randrange(len(value))
+        return [_replace_one(rng, v, marks) if i == at else v for i, v in enumerate(value)]
+    mark = f"@mark{len(marks)}@"
+    marks[mark] = rng.choice(NASTY_JSON)
+    return mark
+
+
+@dataclass
+class Target:
+    """One reader: ``make(rng)`` gives an input, ``read(data)`` reads it, and must accept ``valid``."""
+
+    name: str
+    share: float
+    valid: bytes
+    make: Callable[[random.Random], bytes]
+    read: Callable[[bytes], None]
+
+
+@dataclass
+class Outcome:
+    """What a target came to."""
+
+    inputs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    crashes: list[str] = field(default_factory=list)
+    hangs: int = 0
+    slowest: float = 0.0
+    peak_mib: float = 0.0
+    baseline_mib: float = 0.0
+    seconds: float = 0.0
+
+
+def build_targets(folder: Path) -> list[Target]:
+    """Make valid inputs and the targets; ``folder`` should be in memory."""
+    import numpy as np
+    import zstandard
+
+    from evalkit.artifact.compression import inflate
+    from evalkit.artifact.load import load_artifact
+    from evalkit.codec.container import MAGIC, Header, pack, unpack
+    from evalkit.codec.session import restored_options
+    from evalkit.report.load import Report, read_report, read_token_scores
+    from evalkit.report.page import PageOptions, build_page
+    from evalkit.tokens.shards import open_shard, write_shard
+    from evalkit.tokens.stream import TokenStream, read_documents
+    from evalkit.tokens.tokenizer import Tokenizer
+
+    artifacts = _valid_artifacts(folder)
+    payloads = {name: inflate(data) for name, data in artifacts.items() if name != "native"}
+    path = folder / f"input-{os.getpid()}"
+
+    def through_file(suffix: str, read: Callable[[Path], Any]) -> Callable[[bytes], None]:
+        name = path.with_suffix(suffix)
+
+        def reader(data: bytes) -> None:
+            name.write_bytes(data)
+            read(name)
+
+        return reader
+
+    def make_torch(rng: random.Random) -> bytes:
+        name = rng.choice(list(payloads))
+        if rng.random() < 0.3:
+            return mutate(rng, artifacts[name])
+        content = mutate(rng, payloads[name])
+        if rng.random() < 0.5:
+            return zstandard.compress(content, 1)
+        return zlib.compress(content, 1)
+
+    def make_index(rng: random.Random) -> bytes:
+        """Change the pickled index alone and repair the zip around it."""
+        import zipfile
+
+        source = zipfile.ZipFile(io.BytesIO(payloads[rng.choice(list(payloads))]))
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for member in source.namelist():
+                data = source.read(member)
+                archive.writestr(member, mutate(rng, data) if member.endswith("data.pkl") else data)
+        return zlib.compress(out.getvalue(), 1)
+
+    def make_native(rng: random.Random) -> bytes:
+        data = artifacts["native"]
+        if rng.random() < 0.1:
+            return mutate(rng, data)
+        body = data[41:]
+        length = int.from_bytes(body[:4], "little")
+        header, payload = body[4 : 4 + length], body[4 + length :]
+        if rng.random() < 0.6:
+            from evalkit.artifact.native import _HEADER_FILTERS
+
+            raw = lzma.decompress(header, format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
+            header = lzma.compress(mutate_json(rng, raw), format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
+        else:
+            payload = mutate(rng, payload)
+        length = rng.choice(INTERESTING) % 2**32 if rng.random() < 0.05 else len(header)
+        body = length.to_bytes(4, "little") + header + payload
+        return data[:9] + hashlib.sha256(body).digest() + body
+
+    def read_artifact(file: Path) -> None:
+        artifact = load_artifact(file)
+        artifact.resolve()
+
+    write_shard(folder / "shard.bin", np.random.default_rng(0).integers(0, 384, 3000))
+    shard = (folder / "shard.bin").read_bytes()
+
+    def make_shard(rng: random.Random) -> bytes:
+        data = mutate(rng, shard[:1024] if rng.random() < 0.5 else shard)
+        return data if len(data) > 1100 else data + shard[1024:]
+
+    def read_shard(file: Path) -> None:
+        part = open_shard(file)
+        stream = TokenStream(parts=(part,), names=("x",))
+        stream.sha256()
+        stream.truncated(100).read(0, 100)
+
+    tokenizer = folder / "tiny.model"
+    words = np.arange(300, dtype="<u4").tobytes()
+    coded = pack(
+        Header(
+            artifact_sha256="0" * 64,
+            options={
+                "recipe": None,
+                "seq_len": 128,
+                "stride": 64,
+                "mixer": "hedge",
+                "ttt": False,
+                "dtype": "float32",
+                "batch_windows": 32,
+                "context": "sliding",
+                "settings": {"model": {}},
+                "tokenizer_sha256": Tokenizer(tokenizer).sha256,
+            },
+            tokens=1000,
+            first=1,
+            vocab_size=384,
+            span=64,
+            tokens_sha256="2" * 64,
+            words_bytes=len(words),
+            extra_bytes=6,
+            text={"kind": "exact"},
+        ),
+        words,
+        b"\1\2\3\4\5\6",
+    )
+
+    def make_coded(rng: random.Random) -> bytes:
+        if rng.random() < 0.1:
+            return mutate(rng, coded)
+        (length,) = struct.unpack("<I", coded[5:9])
+        header, rest = coded[9 : 9 + length], coded[9 + length : -32]
+        header, rest = (mutate_json(rng, header), rest) if rng.random() < 0.8 else (header, mutate(rng, rest))
+        body = MAGIC + struct.pack("<BI", 1, len(header)) + header + rest
+        return body + hashlib.sha256(body).digest()
+
+    def read_coded(data: bytes) -> None:
+        header, _, _ = unpack(data)
+        restored_options(header, "x", str(tokenizer))
+
+    lines = b"".join(
+        json.dumps({"text": text, "n": 1}).encode() + b"\n" for text in ("one two", "na\u00efve \u2192", "x" * 80)
+    )
+
+    def make_lines(rng: random.Random) -> bytes:
+        parts = lines.splitlines(keepends=True)
+        at = rng.randrange(len(parts))
+        parts[at] = mutate_json(rng, parts[at]) + b"\n"
+        return b"".join(parts) if rng.random() < 0.7 else mutate(rng, lines)
+
+    def make_zst(rng: random.Random) -> bytes:
+        if rng.random() < 0.5:
+            return mutate(rng, zstandard.compress(lines))
+        return zstandard.compress(make_lines(rng), 1)
+
+    report = json.dumps(_valid_report()).encode()
+
+    def read_report_file(file: Path) -> None:
+        opened = read_report(file)
+        build_page(opened, PageOptions())
+
+    scores = io.BytesIO()
+    np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
+    valid = Report(path=path, values=_valid_report())
+
+    def documents(file: Path) -> None:
+        for _ in read_documents(file):
+            pass
+
+    return [
+        Target("torch artifact", 0.14, artifacts["torch-xz"], make_torch, through_file(".ptz", read_artifact)),
+        Target("torch index", 0.12, artifacts["torch-zlib"], make_index, through_file(".idx", read_artifact)),
+        Target("native container", 0.12, artifacts["native"], make_native, through_file(".evk", read_artifact)),
+        Target("shard", 0.16, shard, make_shard, through_file(".bin", read_shard)),
+        Target("compressed file", 0.16, coded, make_coded, read_coded),
+        Target("documents", 0.1, lines, make_lines, through_file(".jsonl", documents)),
+        Target("documents, zstd", 0.06, zstandard.compress(lines), make_zst, through_file(".jsonl.zst", documents)),
+        Target("report", 0.08, report, lambda rng: mutate_json(rng, report), through_file(".json", read_report_file)),
+        Target("per-token file", 0.06, scores.getvalue(), lambda rng: mutate(rng, scores.getvalue()),
+               through_file(".npz", lambda file: read_token_scores(file, valid))),
+    ]  # fmt: skip
+
+
+def _valid_artifacts(folder: Path) -> dict[str, bytes]:
+    import torch
+
+    from evalkit.model.gpt import GPT
+    from evalkit.recipes import load_recipe
+    from train.export.export import quantize_state_dict, write_artifact
+    from train.export.torch_layouts import LAYOUTS
+    from train.quantization.plan import PLANS
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = load_recipe("pr849").model_config(
+        vocab_size=64, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=2, mlp_hidden=24, bigram_buckets=16,
+        bigram_dim=8, value_embed_dim=8, rope_dims=16,
+    )  # fmt: skip
+    state = {k: torch.randn_like(v) * 0.15 for k, v in GPT(config).state_dict().items()}
+    tensors = quantize_state_dict(state, PLANS["pr849"])
+    files = {}
+    for container in ("torch-zstd", "torch-xz", "torch-zlib"):
+        write_artifact(folder / "a", tensors, container, layout=LAYOUTS["pr849"])
+        files[container] = (folder / "a").read_bytes()
+    from evalkit.artifact.native import NativeMetadata, write_native
+
+    files["native"] = write_native(
+        tensors, NativeMetadata(config=config.to_dict(), recipe={"name": "pr849", "seq_len": 64})
+    )
+    return files
+
+
+def _valid_report() -> dict[str, Any]:
+    return {
+        "format": 1,
+        "artifact": {
+            "path": "missing.ptz",
+            "sha256": "0",
+            "bytes": 10,
+            "format": "layout B",
+            "compression": "zstd",
+            "parameters": 5,
+            "cap_headroom_bytes": 1,
+        },
+        "recipe": "pr849",
+        "config": {"vocab_size": 384},
+        "config_origins": {"vocab_size": "shapes"},
+        "tokens": {"names": ["missing.bin"], "sha256": "0"},
+        "tokenizer": {"path": "missing", "sha256": "0"},
+        "tokens_scored": 100,
+        "bytes_scored": 200,
+        "bytes_raw": None,
+        "val_loss": 2.5,
+        "bpb": 1.8,
+        "bpb_raw": None,
+        "stride": 64,
+        "seq_len": 128,
+        "mixer": "hedge",
+        "ttt": True,
+        "settings": {"model": {}},
+        "legal": None,
+        "seconds": 1.0,
+        "tokens_per_second": 1.0,
+        "versions": {"evalkit": "0"},
+        "mixer_report": {
+            "method": "hedge",
+            "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
+            "weights_over_time": [[1, 1.0]],
+        },
+        "ttt_report": {"chunks": [{"stop": 50, "steps": 1, "first_loss": 1.0, "last_loss": 1.0, "learning_rate": 0.1}]},
+    }
+
+
+def _worker(index: int, seed: int, first: int, count: int, seconds: float, folder: str, pipe: Any, beat: Any) -> None:
+    import numpy as np
+
+    np.seterr(all="ignore")
+    from evalkit.errors import EvalkitError
+
+    started = time.monotonic()
+    work = Path(folder)
+    _copy_tokenizer(work)
+    target = build_targets(work)[index]
+    target.read(target.valid)  # a reader that refuses valid input would make the counts worthless; also warms up
+    outcome = Outcome(baseline_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    for i in range(first, first + count):
+        data = target.make(random.Random(f"{seed}-{target.name}-{i}"))
+        (work / "current").write_bytes(data)
+        began = time.monotonic()
+        with beat.get_lock():
+            beat[0], beat[1] = i, began
+        outcome.inputs += 1
+        try:
+            target.read(data)
+            outcome.accepted += 1
+        except EvalkitError:
+            outcome.refused += 1
+        except BaseException:
+            outcome.crashes.append(f"input {i}:\n{traceback.format_exc(limit=-6)}")
+            (work / f"crash-{i}").write_bytes(data)
+        outcome.slowest = max(outcome.slowest, time.monotonic() - began)
+        if time.monotonic() - started > seconds:
+            break
+    outcome.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    outcome.seconds = time.monotonic() - started
+    pipe.send(outcome)
+
+
+def _copy_tokenizer(folder: Path) -> None:
+    """Train a tiny tokenizer: the reader of compressed files asks for one."""
+    if (folder / "tiny.model").exists():
+        return
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 50),
+        model_writer=model,
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_id=0,
+        minloglevel=2,
+        num_threads=1,
+    )
+    (folder / "tiny.model").write_bytes(model.getvalue())
+
+
+def _fuzz(index: int, name: str, args: argparse.Namespace, count: int, seconds: float, folder: Path) -> Outcome:
+    """Run one target in child processes; a child that dies or hangs is counted and replaced."""
+    context = multiprocessing.get_context("spawn")
+    total = Outcome()
+    work = folder / str(index)
+    work.mkdir()
+    first = 0
+    until = time.monotonic() + seconds
+    while first < count and time.monotonic() < until:
+        here, there = context.Pipe()
+        beat = context.Array("d", [float(first), 0.0])
+        process = context.Process(
+            target=_worker,
+            args=(index, args.seed, first, count - first, until - time.monotonic(), str(work), there, beat),
+        )
+        process.start()
+        there.close()
+        ended = None
+        while ended is None:
+            if here.poll(0.5):
+                try:
+                    ended = here.recv()
+                except EOFError:
+                    break
+            if beat[1] and time.monotonic() - beat[1] > args.hang and process.is_alive() and not here.poll(0):
+                process.kill()
+                total.hangs += 1
+                break
+        process.join()
+        if ended is None:
+            at = int(beat[0])
+            if process.exitcode != -9:
+                total.crashes.append(f"input {at}: the process died with {process.exitcode}")
+            keep = work / f"fatal-{at}"
+            keep.write_bytes((work / "current").read_bytes())
+            total.inputs += at - first + 1
+            first = at + 1
+            continue
+        for key in ("inputs", "accepted", "refused", "crashes"):
+            setattr(total, key, getattr(total, key) + getattr(ended, key))
+        for key in ("slowest", "peak_mib", "baseline_mib"):
+            setattr(total, key, max(getattr(total, key), getattr(ended, key)))
+        total.seconds += ended.seconds
+        break
+    if args.keep:
+        for file in [*work.glob("crash-*"), *work.glob("fatal-*")]:
+            Path(args.keep).mkdir(parents=True, exist_ok=True)
+            (Path(args.keep) / f"{name.replace(' ', '-')}-{file.name}").write_bytes(file.read_bytes())
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=120_000, help="inputs in all")
+    parser.add_argument("--seconds", type=float, default=900.0, help="wall time in all")
+    parser.add_argument("--hang", type=float, default=20.0, help="seconds on one input that count as a hang")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="name of one target")
+    parser.add_argument("--keep", help="folder for inputs that crash or hang")
+    parser.add_argument("--json", help="file for the counts")
+    args = parser.parse_args()
+    memory = Path("/dev/shm")
+    results: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        folder = Path(name)
+        _copy_tokenizer(folder)
+        shares = [(t.name, t.share) for t in build_targets(folder)]
+        for index, (target, share) in enumerate(shares):
+            if args.only and target != args.only:
+                continue
+            count = round(args.inputs * (1.0 if args.only else share))
+            o = results[target] = _fuzz(
+                index, target, args, count, args.seconds * (1.0 if args.only else share), folder
+            )
+            print(
+                f"{target:18} {o.inputs:7,} inputs, {o.accepted:6,} accepted, {o.refused:7,} refused, {len(o.crashes)} "
+                f"crashes, {o.hangs} hangs, slowest {o.slowest:.2f} s, peak {o.peak_mib:,.0f} MiB "
+                f"({o.peak_mib - o.baseline_mib:,.0f} above the start), {o.seconds:.0f} s",
+                flush=True,
+            )
+            for crash in o.crashes[:3]:
+                print(crash)
+    inputs, crashes = sum(o.inputs for o in results.values()), sum(len(o.crashes) for o in results.values())
+    hangs, peak = sum(o.hangs for o in results.values()), max(o.peak_mib for o in results.values())
+    print(f"{inputs:,} inputs, {crashes} crashes, {hangs} hangs, peak memory {peak:,.0f} MiB")
+    if args.json:
+        Path(args.json).write_text(json.dumps({name: vars(o) for name, o in results.items()}, indent=1) + "\n")
+    return 1 if crashes or hangs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Comparisons, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.cli.main import _run
+from evalkit.compare import clustered_mean, compare_reports, compare_tokens, compare_values
+from evalkit.errors import InputError
+from evalkit.report.load import TokenScores, read_report, read_token_scores
+from tests.evalkit.reports import write_report
+
+
+def test_welch_worked_out_by_hand() -> None:
+    # Equal sizes and variances: 2 degrees of freedom, where Student's t is 1/2 + t / (2 sqrt(2 + t^2)).
+    # Means 1.1 and 1.4, variances 0.02: t = -0.3 / sqrt(0.02 / 2 + 0.02 / 2) = -2.12132, p = 0.0839748.
+    result = compare_values([1.0, 1.2], [1.3, 1.5], metric="val_loss", margin=0.1)
+    assert result.t == pytest.approx(-0.3 / math.sqrt(0.02))
+    assert result.degrees == pytest.approx(2.0)
+    assert result.p_lower == pytest.approx(0.0839748528, abs=1e-9)
+    # Lower by more than 0.1: t = -0.2 / sqrt(0.02) = -1.41421, p = 1/2 - 1.41421 / (2 sqrt(4)) = 0.1464466.
+    assert result.p_margin == pytest.approx(0.1464466094, abs=1e-9)
+    assert result.is_record is False
+
+
+def test_welch_with_unequal_variances() -> None:
+    # Variances 0.04 and 1/60, error^2 = 0.04/3 + 1/240 = 0.0175, t = -0.45 / sqrt(0.0175),
+    # degrees = 0.0175^2 / ((0.04/3)^2 / 2 + (1/240)^2 / 3) = 3.2347; p by integrating the density.
+    result = compare_values([1.0, 1.2, 1.4], [1.5, 1.6, 1.7, 1.8], metric="bpb")
+    degrees = 0.0175**2 / ((0.04 / 3) ** 2 / 2 + (1 / 240) ** 2 / 3)
+    t = 0.45 / math.sqrt(0.0175)
+    assert result.t == pytest.approx(-t)
+    assert result.degrees == pytest.approx(degrees)
+    x = np.linspace(0, t, 200_001)
+    scale = math.gamma((degrees + 1) / 2) / math.sqrt(degrees * math.pi) / math.gamma(degrees / 2)
+    density = scale * (1 + x * x / degrees) ** (-(degrees + 1) / 2)
+    assert result.p_lower == pytest.approx(0.5 - float(np.trapezoid(density, x)), abs=1e-9)
+    assert result.p_margin is None
+
+
+def test_one_run_or_no_variation_gives_no_p_value() -> None:
+    assert compare_values([1.0], [1.2, 1.3], metric="bpb").p_lower is None
+    assert compare_values([1.0, 1.0], [1.2, 1.2], metric="bpb").p_lower is None
+
+
+def test_clustered_mean_worked_out_by_hand() -> None:
+    # Sums 1, 2, 6 with weights 1, 2, 3: mean 1.5, residuals -0.5, -1, 1.5, variance 3/2 * 3.5 / 36.
+    mean, half, p = clustered_mean(np.array([1.0, 2.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    error = math.sqrt(1.5 * 3.5) / 6
+    assert mean == 1.5
+    assert half == pytest.approx(4.30265273 * error)  # t of 0.975 with 2 degrees of freedom
+    assert p == pytest.approx(0.5 + (1.5 / error) / (2 * math.sqrt(2 + (1.5 / error) ** 2)))
+    assert clustered_mean(np.array([1.0]), np.array([2.0])) == (0.5, None, None)
+
+
+def test_one_token_of_a_document_counts_less_than_it_would_alone(rng: np.random.Generator) -> None:
+    # 20 documents of 50 tokens that move together: the interval must be that of 20 numbers, not of 1,000.
+    tokens = np.tile(np.r_[1, np.full(49, 7)], 20)
+    shift = np.repeat(rng.normal(0.0, 1.0, 20), 50)[1:]
+    before = np.full(999, 3.0)
+    scores = TokenScores(nll=before + shift, num_bytes=np.full(999, 2))
+    paired = compare_tokens(scores, TokenScores(nll=before, num_bytes=np.full(999, 2)), tokens, bos=1)
+    assert paired.documents == 20
+    assert paired.low is not None
+    assert paired.high is not None
+    naive = 1.96 * shift.std() / math.sqrt(999)
+    assert paired.high - paired.low > 5 * 2 * naive
+    assert paired.better_documents + paired.worse_documents == 20
+    assert paired.bpb == pytest.approx(shift.sum() / math.log(2) / 1998)
+
+
+def test_paired_names_what_changed() -> None:
+    tokens = np.array([1, 5, 6, 1, 7, 8, 9])
+    before = np.ones(6)
+    after = before.copy()
+    after[4] -= 0.75
+    num_bytes = np.full(6, 2)
+    paired = compare_tokens(TokenScores(nll=after, num_bytes=num_bytes), TokenScores(nll=before, num_bytes=num_bytes),
+                            tokens, bos=1, decode=lambda ids: " ".join(map(str, ids)))  # fmt: skip
+    assert paired.documents == 2
+    assert paired.better_documents == 1
+    assert paired.worse_documents == 0
+    first = paired.most_changed_positions[0]
+    assert (first["position"], first["token"], first["nats"]) == (5, "8", 0.25)
+    assert (paired.most_changed_documents[0]["document"], paired.most_changed_documents[0]["position"]) == (1, 3)
+
+
+@pytest.fixture
+def runs(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) -> dict[str, Path]:
+    """Seeds of two systems: new ones are lower by 0.02 nats per token, with a spread of 0.001."""
+    report = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    paths = {}
+    for name, shift in (("old", 0.0), ("new", -0.02), ("same", 0.0001)):
+        for seed in range(3):
+            moved = scores.nll + shift + rng.normal(0, 0.001)
+            paths[f"{name}{seed}"] = write_report(
+                tmp_path / f"{name}{seed}.json", report.values, moved, scores.num_bytes
+            )
+    return paths
+
+
+def test_command_says_what_is_significant(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    def compare(name: str) -> str:
+        new, old = [str(runs[f"{name}{i}"]) for i in range(3)], [str(runs[f"old{i}"]) for i in range(3)]
+        assert _run(["compare", *new, "--baseline", *old, "--json", str(tmp_path / "c.json")], False) == 0
+        return str(capsys.readouterr().out)
+
+    text = compare("new")
+    assert ": significant at 0.01" in text
+    assert "the rule of 0.005 nats at p < 0.01 is met" in text
+    assert json.loads((tmp_path / "c.json").read_text())["rule"]["met"] is True
+    text = compare("same")
+    assert "not significant" in text
+    assert "is not met" in text
+
+
+def test_command_pairs_two_runs(runs: dict[str, Path], capsys) -> None:
+    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])], False) == 0
+    text = capsys.readouterr().out
+    assert "token by token" in text
+    assert "documents as units: lower" in text
+    assert "6 better, 0 worse" in text
+
+
+def test_command_summarises_seeds_without_a_baseline(runs: dict[str, Path], capsys) -> None:
+    assert _run(["compare", str(runs["old0"]), str(runs["old1"])], False) == 0
+    assert "sd" in capsys.readouterr().out
+
+
+def test_other_tokens_are_refused(runs: dict[str, Path], capsys) -> None:
+    values = json.loads(runs["new0"].read_text())
+    values["tokens"]["sha256"] = "0" * 64
+    runs["new0"].write_text(json.dumps(values))
+    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])], False) == 2
+    assert "scored different tokens" in capsys.readouterr().err
+    with pytest.raises(InputError, match="different tokens"):
+        compare_reports([read_report(runs["new0"])], [read_report(runs["old0"])])
+
+
+def test_a_per_token_file_of_another_run_is_refused(runs: dict[str, Path], capsys) -> None:
+    arguments = [
+        "--nll",
+        str(runs["old1"].with_suffix(".npz")),
+        "--baseline-nll",
+        str(runs["old0"].with_suffix(".npz")),
+    ]
+    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"]), *arguments], False) == 2
+    assert "not of the same run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not JSON"),
+        ('{"bpb": NaN}', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"stages": {}}', "summary of evalkit run"),
+        ('{"bpb": 1}', "not a report"),
+        ('{"bpb": 1, "val_loss": 1, "tokens_scored": 1, "bytes_scored": 1}', "which tokens"),
+    ],
+)
+def test_files_that_are_no_reports(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_report(tmp_path / "r.json")

@@ -1,0 +1,174 @@
+"""The page: complete, self-contained, and honest about what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evalkit.cli.main import _run
+from evalkit.report import series
+from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
+from evalkit.report.passages import choose_passages, passage_spans
+from tests.evalkit.reports import write_report
+
+
+def data_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert match
+    data: dict[str, Any] = json.loads(match[1])
+    return data
+
+
+@pytest.fixture(scope="module")
+def page(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    check = {"verdict": "illegal", "seconds": 1.0, "covered": {}, "uncovered": ["x </script><b>y</b>"],
+             "findings": [{"axiom": "causality", "position": 7, "evidence": {}, "message": "moved"}]}  # fmt: skip
+    (folder / "check.json").write_text(json.dumps(check))
+    arguments = ["report", str(scored[0]), "--check", str(folder / "check.json"), "-o", str(folder / "page.html")]
+    assert _run(arguments, False) == 0
+    return folder / "page.html"
+
+
+def test_page_is_self_contained(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r'(?:src|href|url)\s*[=(]\s*"?([^"\s)>]+)', text.split('<script id="data"')[0])
+    assert links == ["data:,"]
+    assert "{{" not in text.split('<script id="data"')[0]
+    code = text.split("</script>")[1]
+    assert re.findall(r"https?://[^\s\"']+", code) == ["http://www.w3.org/2000/svg"]  # a name, never fetched
+    assert not re.search(r"\b(fetch|XMLHttpRequest|import)\s*\(", code)
+    assert "innerHTML" not in code
+
+
+def test_text_of_strangers_cannot_become_markup(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("</script>") == 2
+    assert data_of(text)["check"]["uncovered"] == ["x </script><b>y</b>"]
+    assert any("</script>" in "".join(s[0] for s in p["spans"]) for p in data_of(text)["passages"])
+
+
+def test_page_holds_every_part(page: Path, scored: tuple[Path, Path]) -> None:
+    data = data_of(page.read_text(encoding="utf-8"))
+    report = read_report(scored[0])
+    assert data["stream"]["running"][-1] == pytest.approx(report.bpb)
+    assert len(data["scatter"]) == data["documents"]["count"] == 6
+    names = list(report.values["mixer_report"]["experts"])
+    assert [expert["name"] for expert in data["mixer"]["experts"]] == names
+    assert len(data["chunks"]) >= 2
+    assert sum(r["tokens"] for r in data["surprise"]) == pytest.approx(1)
+    assert sum(r["bits"] for r in data["surprise"]) == pytest.approx(1)
+    assert any(row["name"] == "tok_emb.weight" for row in data["bytes"])
+    assert any("reliability" in sentence for sentence in data["left_out"])
+
+
+def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> None:
+    report = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    stream, tokenizer = open_report_stream(report)
+    tokens = stream.read(0, len(stream))
+    documents = series.by_document(scores, series.document_index(tokens, tokenizer.bos_id))
+    total = sum(b * n for b, n in zip(documents["bpb"], documents["bytes"], strict=True))
+    assert total / scores.num_bytes.sum() == pytest.approx(report.bpb)
+    assert sum(documents["tokens"]) == len(scores.nll)
+    chunks = series.by_chunk(scores, report.values["ttt_report"]["chunks"])
+    assert chunks[-1]["stop"] == len(scores.nll)
+    positions = series.by_document_position(scores, tokens, tokenizer.bos_id)
+    assert positions["starts"] == 5
+    assert sum(row["tokens"] for row in positions["rows"]) == len(scores.nll) - 5
+
+
+def test_passages_give_back_the_text(scored: tuple[Path, Path]) -> None:
+    report = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    stream, tokenizer = open_report_stream(report)
+    tokens = stream.read(0, len(stream))
+    spans = passage_spans(scores, tokens, tokenizer, 0, len(scores.nll))
+    documents = "".join(text for text, _, _ in spans).split("\u21b5")
+    edges = [*np.flatnonzero(tokens == tokenizer.bos_id).tolist(), len(tokens)]
+    for text, start, stop in zip(documents, edges[:-1], edges[1:], strict=True):
+        assert text == tokenizer.decode(tokens[start + 1 : stop])
+    assert "naïve" in documents[0]
+    assert "😀" in documents[0]
+    assert sum(nats for _, nats, _ in spans) == pytest.approx(report.values["nats"], abs=1e-3 * len(spans))
+    assert sum(number for _, _, number in spans) == len(scores.nll)
+
+
+def test_choice_of_passages(rng: np.random.Generator) -> None:
+    nll = rng.uniform(1, 2, 3200)
+    nll[640:960] += 5
+    nll[1600:1920] -= 0.9
+    picks = {title: start for title, start, _ in choose_passages(TokenScores(nll=nll, num_bytes=np.full(3200, 2)))}
+    assert picks["The beginning"] == 0
+    assert picks["The costliest"] == 640
+    assert picks["The cheapest"] == 1600
+    short = TokenScores(nll=np.ones(5), num_bytes=np.zeros(5, dtype=np.int64))
+    assert choose_passages(short) == [("The beginning", 0, 5)]
+
+
+def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    values = json.loads(scored[0].read_text())
+    values["artifact"]["path"] = "gone.ptz"
+    (tmp_path / "alone.json").write_text(json.dumps(values))
+    assert _run(["report", str(tmp_path / "alone.json"), "-o", str(tmp_path / "p.html")], False) == 0
+    out = capsys.readouterr().out
+    for part in ("--dump-nll", "gone.ptz", "--check"):
+        assert part in out
+
+
+def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    values = json.loads(scored[0].read_text())
+    values["tokens"]["sha256"] = "1" * 64
+    report = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    path = write_report(tmp_path / "r.json", values, scores.nll, scores.num_bytes)
+    assert _run(["report", str(path), "-o", str(tmp_path / "p.html")], False) == 0
+    assert "are not those that" in capsys.readouterr().out
+    assert _run(["report", str(path), "--tokens", str(scored[1]), "-o", str(tmp_path / "p.html")], False) == 2
+
+
+def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    for name, value in (
+        ("mixer_report", {"experts": [1, 2]}),
+        ("artifact", {"pat": 1}),
+        ("ttt_report", {"chunks": [3]}),
+    ):
+        values = json.loads(scored[0].read_text()) | {name: value}
+        (tmp_path / "r.json").write_text(json.dumps(values))
+        shutil.copy(scored[0].with_suffix(".npz"), tmp_path / "r.npz")
+        assert _run(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "p.html")], False) == 2
+        assert "evalkit score writes it" in capsys.readouterr().err
+
+
+def test_documents_without_bytes_have_no_bits_per_byte() -> None:
+    scores = TokenScores(nll=np.array([1.0, 2.0, 3.0]), num_bytes=np.array([0, 0, 4]))
+    documents = series.by_document(scores, np.array([0, 1, 1]))
+    assert documents["bpb"] == [None, pytest.approx(5 / math.log(2) / 4)]
+    assert series.thinned(documents) == [[4, documents["bpb"][1], 1]]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page in")
+def test_page_opens_in_a_browser_without_errors(page: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.resolve().as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    for title in (
+        "Along the stream",
+        "Gain of each expert",
+        "Where the artifact",
+        "Text, coloured by cost",
+        "Legality",
+    ):
+        assert title in done.stdout
+    assert "<path" in done.stdout

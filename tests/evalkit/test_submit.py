@@ -1,0 +1,90 @@
+"""Submission folders: every number comes from a report or a file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evalkit.cli.main import _run
+from evalkit.report.load import read_report, read_token_scores
+from tests.evalkit.reports import write_report
+
+
+@pytest.fixture
+def seeds(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) -> list[str]:
+    report = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    return [
+        str(write_report(tmp_path / f"s{i}.json", report.values, scores.nll + rng.uniform(0, 0.01), scores.num_bytes))
+        for i in range(3)
+    ]
+
+
+def arguments(folder: Path, reports: list[str], *more: str) -> list[str]:
+    named = [word for report in reports for word in ("--report", report)]
+    return ["submit", str(folder), *named, "--name", "Nine layers", "--author", "Ada", "--github-id", "ada", *more]
+
+
+def test_folder_has_what_the_challenge_asks_for(seeds: list[str], tmp_path: Path) -> None:
+    code = tmp_path / "train_gpt.py"
+    code.write_text("print('train')\n")
+    log = tmp_path / "train.log"
+    log.write_text("step 1\n")
+    folder = tmp_path / "records" / "mine"
+    assert _run(arguments(folder, seeds, "--code", str(code), "--log", str(log)), False) == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"submission.json", "README.md", "evalkit.log", "train_gpt.py", "train.log",
+                     "score-1.json", "score-2.json", "score-3.json"}  # fmt: skip
+    values = json.loads((folder / "submission.json").read_text())
+    reports = [read_report(path) for path in seeds]
+    assert values["val_bpb"] == statistics.fmean(r.bpb for r in reports)
+    assert values["val_loss_sd"] == statistics.stdev(r.val_loss for r in reports)
+    size = Path(reports[0].values["artifact"]["path"]).stat().st_size
+    assert values["bytes_total"] == size + code.stat().st_size
+    assert values["bytes_code"] == code.stat().st_size
+    assert values["legal"] is None
+    for key in ("author", "github_id", "name", "blurb", "date"):
+        assert values[key]
+    readme = (folder / "README.md").read_text()
+    assert f"{values['val_bpb']:.6f}" in readme
+    assert f"{values['bytes_total']:,}" in readme
+    everything = "".join(path.read_text() for path in folder.iterdir())
+    assert str(tmp_path.parent) not in everything  # no paths of this machine
+
+
+def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str], tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "mine"
+
+    def refused(*words: str, reports: list[str] | None = None) -> str:
+        assert _run(arguments(folder, reports or seeds, *words), False) == 2
+        assert not folder.exists()
+        assert not list(tmp_path.glob(".mine*"))
+        return str(capsys.readouterr().err)
+
+    big = tmp_path / "big.py"
+    big.write_bytes(bytes(16_000_000))
+    assert "over the cap" in refused("--code", str(big))
+    check = tmp_path / "check.json"
+    check.write_text('{"verdict": "illegal"}')
+    assert "cannot be submitted" in refused(*["--check", str(check)] * 3)
+    assert "1 --check files for 3 reports" in refused("--check", str(check))
+    other = tmp_path / "other.ptz"
+    other.write_bytes(b"other")
+    assert "is not the artifact" in refused(*["--artifact", str(other)] * 3)
+    values = json.loads(Path(seeds[0]).read_text()) | {"stride": 17}
+    (tmp_path / "x.json").write_text(json.dumps(values))
+    assert "differ in stride" in refused(reports=[seeds[0], str(tmp_path / "x.json")])
+    (tmp_path / "README.md").write_text("x")
+    assert "different file names" in refused("--code", str(tmp_path / "README.md"))
+
+
+def test_an_existing_folder_is_left_alone(seeds: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "precious").write_text("x")
+    assert _run(arguments(folder, seeds), False) == 2
+    assert [path.name for path in folder.iterdir()] == ["precious"]
