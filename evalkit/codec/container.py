@@ -113,7 +113,9 @@ def _check_types(header: Header) -> None:
         if not isinstance(getattr(header, name), dict):
             problem = name
     if problem:
-        raise InputError(f"the header of the compressed file is damaged: its {problem} is no value that compress writes")
+        raise InputError(
+            f"the header of the compressed file is damaged: its {problem} is no value that compress writes"
+        )
 
 
 def read_header(data: bytes) -> Header:
