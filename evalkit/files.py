@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from evalkit.errors import InputError
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, flush to disk, then rename.
+def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write under a temporary name in the same folder, flush to disk, then rename: the whole file, or the old one.
+
+    Args:
+        path: the file.
+        content: its bytes, or a function that writes them.
 
     Raises:
         InputError: the folder is missing or not writable, or the disk is full. Nothing is left behind.
@@ -20,10 +25,22 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            _write_and_sync(file, content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a failed write into a RuntimeError without the cause.
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise InputError(f"{path} cannot be written ({reason}); what was there before is intact") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -48,9 +65,3 @@ def check_writable(path: str | Path | None) -> None:
         raise InputError(f"folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"folder {path.parent} is not writable")
-
-
-def _write_and_sync(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())

@@ -51,12 +51,10 @@ class ScoreReport:
 
     def save_nll(self, path: str) -> None:
         """Write ``position``, ``nll`` and ``bytes`` of every scored position as npz, atomically."""
-        import io
-
-        buffer = io.BytesIO()
         position = np.arange(1, len(self.nll) + 1, dtype=np.int64)
-        np.savez_compressed(buffer, position=position, nll=self.nll, bytes=self.num_bytes)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(
+            path, lambda file: np.savez_compressed(file, position=position, nll=self.nll, bytes=self.num_bytes)
+        )
 
 
 def score(options: ScoreOptions, *, resume: bool | None = None, quiet: bool = True) -> ScoreReport:
@@ -109,8 +107,9 @@ def score_session(session: Session, *, resume: bool | None = None, quiet: bool =
     seconds = time.monotonic() - started
     report = ScoreReport(
         values=_report_values(session, ledger, forecaster, seconds, len(ledger) - resumed_at),
-        nll=np.array(ledger.scores()),
-        num_bytes=np.array(ledger.bytes()),
+        # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
+        nll=ledger.scores(),
+        num_bytes=ledger.bytes(),
     )
     if folder:
         folder.remove()

@@ -72,7 +72,7 @@ class MixerConfig:
     gate_rate: float = 0.1
     discounts: tuple[tuple[float, float, float], ...] = DISCOUNTS
     document_discounts: tuple[tuple[float, float, float], ...] = DOCUMENT_DISCOUNTS
-    tree_orders: int = 6
+    tree_orders: int = 5
     tree_document_orders: int = 4
     tree_rate: float = 0.008
     exclusion: bool = True

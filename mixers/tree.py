@@ -132,6 +132,7 @@ def _inputs(
     every = orders + document_orders
     deep = 0
     document_deep = 0
+    place = every
     low = left_prior
     high = right_prior
     for k in range(every):
@@ -144,18 +145,22 @@ def _inputs(
         ratios[r * every + k] = high / low
         n0 = left_count[k]
         n1 = right_count[k]
-        if n0 + n1 == 0:
-            cells[r, k] = -1
-            x[r, every + k] = 0.0
-        else:
+        if n0 + n1 > 0:
             if k < orders:
                 deep = k + 1
             else:
                 document_deep = k - orders + 1
+        if k == 0 or k == orders:
+            cells[r, k] = -1  # nothing below backs the first order: its raw counts say what its odds say
+            continue
+        if n0 + n1 == 0:
+            cells[r, k] = -1
+            x[r, place] = 0.0
+        else:
             cell = ((k * bits + bit) * LEVELS + levels[min(n0, 81)]) * LEVELS + levels[min(n1, 81)]
             cells[r, k] = cell
-            x[r, every + k] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
-    x[r, 2 * every] = 0.3
+            x[r, place] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
+        place += 1
     at[r, 0] = deep * bits + bit
     base = (orders + 1) * bits
     at[r, 1] = base + document_deep * (orders + 1) + deep
@@ -788,9 +793,13 @@ def tree_prune(
         new_state[DEPTH] = k
 
 
-def input_count(every: int) -> int:
-    """Return the length of a node's input vector: two for each order, a constant, zeros up to a multiple of 8."""
-    return (2 * every + 8) // 8 * 8
+def input_count(orders: int, document_orders: int) -> int:
+    """Return the length of a node's input vector, up to the next multiple of 8 (the rest stays zero).
+
+    Every order gives the logit of its odds, and all but the first of each store the logit of its learned table.
+    """
+    used = orders + document_orders + (orders - 1) + max(document_orders - 1, 0)
+    return (used + 7) // 8 * 8
 
 
 def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[Any], ...]:
@@ -802,11 +811,12 @@ def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[
     return (*paths, *floats, *places, *(np.zeros(every, dtype=np.int64) for _ in range(6)))
 
 
-def new_nodes(rows: int, every: int) -> tuple[npt.NDArray[Any], ...]:
+def new_nodes(rows: int, orders: int, document_orders: int) -> tuple[npt.NDArray[Any], ...]:
     """Return the work arrays that hold the inputs and outputs of ``rows`` nodes."""
+    every = orders + document_orders
     ratios, mantissas = np.ones(rows * every), np.ones(rows * every)
     return (
-        np.zeros((rows, input_count(every))),
+        np.zeros((rows, input_count(orders, document_orders))),
         np.zeros((rows, every), dtype=np.int64),
         np.zeros((rows, SETS), dtype=np.int64),
         np.zeros((rows, SETS)),

@@ -38,7 +38,7 @@ _FINAL_RATE = 0.002
 FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
-_AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
+_AGEING = ((1, 0.1), (1, 0.25), (1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
 _SMALL = (
     "state",
     "heap",
@@ -118,7 +118,7 @@ class TreeExpert:
         self._levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
         self._squashed = 1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12)))
         self._sums = new_sums(orders, document_orders, bits)
-        self._nodes = new_nodes(bits, every)
+        self._nodes = new_nodes(bits, orders, document_orders)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
         self._journal_used = 0
         self._saved: dict[str, Array] | None = None
@@ -130,7 +130,7 @@ class TreeExpert:
         every = orders + document_orders
         rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
         rows += 2 * TOKEN_ROWS
-        weights = np.zeros((rows, input_count(every)))
+        weights = np.zeros((rows, input_count(orders, document_orders)))
         weights[:, :every] = 0.1
         weights[:, orders - 1] = 0.7
         return weights
@@ -335,12 +335,14 @@ class TreeExpert:
                 raise ValueError(f"tree state {name!r} is {given.dtype}{list(given.shape)}; expected {value.dtype}")
         for prefix, most in (("", self._max_pool), ("document_", self._document_words)):
             pool, contexts, small = (state[prefix + name] for name in ("pool", "contexts", "state"))
+            # Beyond the depth stand contexts of an earlier document.
+            current = small[CONTEXT : CONTEXT + max(int(small[DEPTH]), 0) + 1]
             ends = (contexts & np.uint64(0xFFFFFFFF)) + ((contexts >> np.uint64(32)) & np.uint64(0xFFFF))
             inside = (
                 1 << self._bits <= len(pool) == small[POOL_TOP] <= most - self._margin
                 and 1 <= len(contexts) == small[CONTEXT_TOP] <= most // 2
                 and 0 <= small[DEPTH] <= len(small) - CONTEXT - 1
-                and bool(np.all((small[CONTEXT:] >= 0) & (small[CONTEXT:] < len(contexts))))
+                and bool(np.all((current >= 0) & (current < len(contexts))))
                 and int(ends.max()) <= len(pool)
                 and int((pool >> np.uint64(32)).max()) < len(contexts)
                 and int((pool & np.uint64(0xFFFF)).max()) < 1 << self._bits

@@ -21,8 +21,9 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import InputError
+from evalkit.files import write_atomically, write_json
 from train.config import RunConfig, to_toml
-from train.files import load_tensors, read_json, write_json, write_text
+from train.files import load_tensors, read_json
 
 FORMAT, VERSION = "evalkit-run", 1
 _MAY_CHANGE = {
@@ -103,7 +104,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"run folder {self.path} cannot be made: {error.strerror}") from None
-        write_text(self.path / "recipe.toml", to_toml(sections))
+        write_atomically(self.path / "recipe.toml", to_toml(sections).encode())
         identity = {"format": FORMAT, "version": VERSION, "recipe": config.recipe}
         write_json(self.config, identity | {"sections": sections, "data": data})
         return False

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import InputError
+from evalkit.files import write_json
 from train.averaging import WeightAverages
 from train.config import AverageKind, RunConfig
 from train.data import TokenStream
 from train.distributed import Ranks
-from train.files import load_tensors, plain_weights, save_tensors, write_json
+from train.files import load_tensors, plain_weights, save_tensors
 from train.folder import RunFolder
 from train.init import initial_weights
 from train.metrics import MetricsLog, Progress, draw_losses

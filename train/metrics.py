@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from evalkit.errors import InputError
-from train.files import write_text
+from evalkit.files import write_atomically
 
 
 class MetricsLog:
@@ -23,7 +23,7 @@ class MetricsLog:
         if path is None:
             return
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if resumed_step else []
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, **values: Any) -> None:
         """Append one line.

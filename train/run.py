@@ -2,7 +2,7 @@
 
 On several processes::
 
-    torchrun --nproc-per-node 4 -m evalkit.cli.main train --recipe pr634 --data DIR --out DIR
+    torchrun --nproc-per-node 4 -m evalkit train --recipe pr634 --data DIR --out DIR
 """
 
 from __future__ import annotations

@@ -41,20 +41,22 @@ class TTTConfig:
         temperature: logits are divided by clamp(1 - (1 - T)(1 - H / ln V), 0.9, 1.05), H their entropy; 1 is off.
         time_limit: stop learning this many seconds after the start; 0 never stops. A limit makes scores depend on the
             machine's speed, so no decoder can follow.
-        seed: of ``shuffled``.
+        seed: of ``shuffled`` and of the adapters' first factors.
+        compare: score with the frozen network as well, for the report: what each chunk gained, and what all of them
+            did, with an interval that takes documents as the unit.
     """
 
-    chunk_tokens: int = 32768
+    chunk_tokens: int = 128
     epochs: int = 1
     optimizer: str = "adamw"
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-2
     momentum: float = 0.9
     grad_clip: float = 1.0
     batch_sequences: int = 1
     order: str = "forward"
     byte_weighted: bool = True
     polyak_decay: float = 0.0
-    trainable: str = "all_but_first_blocks"
+    trainable: str = "adapters"
     blocks: int = 2
     adapter_rank: int = 8
     schedule: str = "constant"
@@ -62,6 +64,7 @@ class TTTConfig:
     temperature: float = 1.0
     time_limit: float = 0.0
     seed: int = 0
+    compare: bool = False
 
     def __post_init__(self) -> None:
         _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "at least 1")
@@ -85,7 +88,9 @@ class TTTConfig:
 def published_config() -> TTTConfig:
     """Return PR849's recipe as its code ran it (its README calls the trained part "freeze first 2 blocks")."""
     return TTTConfig(
+        chunk_tokens=32768,
         epochs=4,
+        learning_rate=5e-4,
         batch_sequences=16,
         polyak_decay=0.998,
         trainable="last_blocks_and_scales",
@@ -95,15 +100,21 @@ def published_config() -> TTTConfig:
     )
 
 
-def adapters_config() -> TTTConfig:
-    """Return per-document low-rank adapters: small chunks, one step each, from zero in every document."""
-    return TTTConfig(chunk_tokens=512, trainable="adapters", learning_rate=3e-3, polyak_decay=0.0, grad_clip=1.0)
+def full_config() -> TTTConfig:
+    """Return updates of every weight, small and many, smoothed by the Polyak average."""
+    return TTTConfig(
+        chunk_tokens=1024,
+        learning_rate=1e-3,
+        batch_sequences=4,
+        trainable="all",
+        polyak_decay=0.98,
+    )
 
 
 PRESETS: dict[str, Callable[[], TTTConfig]] = {
     "default": TTTConfig,
     "published": published_config,
-    "adapters": adapters_config,
+    "full": full_config,
 }
 """What ``--set ttt.preset=NAME`` starts from."""
 

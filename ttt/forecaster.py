@@ -17,6 +17,7 @@ from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
 from ttt.config import TTTConfig
+from ttt.gains import DocumentGains
 from ttt.parameters import parameterise
 from ttt.schedule import learning_rate
 from ttt.temperature import temper
@@ -66,6 +67,9 @@ class TTTForecaster:
             dtype=sliding.dtype,
             threads=sliding.threads,
         )
+        self._frozen = SlidingForecaster(deepcopy(model), sliding) if config.compare else None
+        self._pending: list[Nats] = []
+        self._gains = DocumentGains(document_token)
         self._initial = self._trainer.scoring_weights()
         self._adapted_since = 1
         self._started = time.monotonic()
@@ -83,6 +87,12 @@ class TTTForecaster:
         nll = np.empty(stop - start)
         for first, last, logits in self.logits(tokens, start, stop):
             nll[first - start : last - start] = target_nll(logits, tokens[first:last])
+        self._pending = [nll, nll]
+        if self._frozen is not None:
+            self._pending[1] = np.empty(stop - start)
+            for first, last, logits in self._frozen.logits(tokens, start, stop):
+                tempered = temper(logits, self.config.temperature)
+                self._pending[1][first - start : last - start] = target_nll(tempered, tokens[first:last])
         return nll
 
     def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
@@ -121,6 +131,11 @@ class TTTForecaster:
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Train if ``stop`` completes a chunk."""
+        if self._pending:
+            num_bytes = self._byte_table.count(np.asarray(tokens[start - 1 : stop - 1]), np.asarray(tokens[start:stop]))
+            trained, frozen = self._pending
+            self._gains.add(np.asarray(tokens[start:stop]), trained, frozen, num_bytes)
+            self._pending = []
         if self._document_token is not None:
             starts = np.flatnonzero(np.asarray(tokens[start:stop]) == self._document_token)
             if starts.size:
@@ -141,6 +156,7 @@ class TTTForecaster:
             {
                 "chunk": chunk,
                 "stop": stop,
+                **self._gains.take_chunk(compared=self._frozen is not None),
                 "learning_rate": rate,
                 "steps": len(losses),
                 "first_loss": losses[0] if losses else None,
@@ -159,6 +175,7 @@ class TTTForecaster:
             "chunks": self.chunks,
             "elapsed": time.monotonic() - self._started,
             "struck": self.time_limit_struck_at,
+            "gains": self._gains.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,6 +185,7 @@ class TTTForecaster:
         self.chunks = list(state["chunks"])
         self._started = time.monotonic() - float(state["elapsed"])
         self.time_limit_struck_at = state["struck"]
+        self._gains.load_state_dict(state["gains"])
 
     def report(self) -> dict[str, Any]:
         """Return what the report shows: each chunk's learning rate, losses and seconds."""
@@ -181,6 +199,7 @@ class TTTForecaster:
                 "side_information": (
                     "the number of chunks, for the cosine schedule" if self.config.schedule == "cosine" else None
                 ),
+                "gain": self._gains.summary() if self._frozen is not None else None,
                 "chunks": self.chunks,
             }
         }

@@ -83,6 +83,10 @@ def describe(report: ScoreReport) -> str:
         )
     if v.get("network_bpb") is not None:
         rows.append(("network alone", f"{v['network_bpb']:.6f} bits per byte"))
+    gain = (v.get("ttt_report") or {}).get("gain")
+    if gain and gain["bpb"] is not None:
+        between = ", 95% {:.5f} to {:.5f}".format(*gain["interval_95"]) if gain["interval_95"] else ""
+        rows.append(("ttt gain", f"{gain['bpb']:.5f} bits per byte{between}, {gain['documents']:,} documents"))
     rows.append(("bpb", f"{v['bpb']:.6f} bits per byte"))
     legal = {None: "not checked (evalkit check)", True: "yes", False: f"no: {v.get('illegal_because', '')}"}
     rows.append(("legal", legal[v["legal"]]))

@@ -37,7 +37,6 @@ class Ledger:
         self.next_position = 1
         self.chain = _GENESIS
         self._span_stops: list[int] = []
-        self._span_chains: list[str] = []
         self._span_nats: list[float] = []
         self._span_bytes: list[int] = []
         self._restore()
@@ -128,7 +127,6 @@ class Ledger:
     def _append(self, stop: int, chain: str, nll: npt.NDArray[np.float64], num_bytes: npt.NDArray[np.int32]) -> None:
         self.next_position, self.chain = stop, chain
         self._span_stops.append(stop)
-        self._span_chains.append(chain)
         self._span_nats.append(math.fsum(nll.tolist()))
         self._span_bytes.append(int(num_bytes.sum(dtype=np.int64)))
 

@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
-    monkeypatch.setattr("evalkit.score._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("evalkit.scoring._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
     seen = 0
@@ -154,7 +154,8 @@ def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
 def test_report_and_dump_follow_the_contract(options: ScoreOptions, tmp_path: Path) -> None:
     code = _run(
         ["score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,
-         "--seq-len", "64", "--limit-tokens", "300", "--json", str(tmp_path / "r.json"), "--dump-nll", str(tmp_path / "r.npz"), "-q"],
+         "--seq-len", "64", "--limit-tokens", "300", "--json", str(tmp_path / "r.json"),
+         "--dump-nll", str(tmp_path / "r.npz"), "-q"],
         False,
     )  # fmt: skip
     assert code == 0

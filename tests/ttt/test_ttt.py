@@ -32,7 +32,14 @@ TABLE = ByteTable(
     has_space=np.arange(VOCAB) % 2 == 0,
     is_boundary=np.arange(VOCAB) < 3,
 )
-BASE = TTTConfig(chunk_tokens=CHUNK, learning_rate=1e-2, epochs=2, batch_sequences=2, polyak_decay=0.5)
+BASE = TTTConfig(
+    chunk_tokens=CHUNK,
+    learning_rate=1e-2,
+    epochs=2,
+    batch_sequences=2,
+    polyak_decay=0.5,
+    trainable="all_but_first_blocks",
+)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +163,24 @@ def test_a_saved_state_continues_to_the_same_bits(model: GPT, tokens: np.ndarray
         end = min(start + CHUNK, LENGTH)
         np.testing.assert_array_equal(second.score(tokens[:end], start, end), reference[start - 1 : end - 1])
         second.observe(tokens[:end], start, end)
+
+
+def test_gains_over_the_frozen_network_are_reported_by_document(model: GPT, tokens: np.ndarray) -> None:
+    forecaster = TTTForecaster(model, SLIDING, replace(BASE, compare=True), TABLE, document_token=1)
+    stream = TokenStream(parts=(tokens.astype(np.uint16),), names=("x",))
+    trained = np.array(run_prequential(forecaster, stream, TABLE, Ledger()).scores())
+    frozen = scores(model, None, tokens)
+    num_bytes = TABLE.count(tokens[:-1], tokens[1:])
+    report = forecaster.report()["ttt_report"]
+    gain = (frozen.sum() - trained.sum()) / np.log(2) / num_bytes.sum()
+    assert report["gain"]["bpb"] == pytest.approx(gain, rel=1e-12)
+    assert report["gain"]["documents"] == 4
+    low, high = report["gain"]["interval_95"]
+    assert low < gain < high
+    first = report["chunks"][1]
+    piece = slice(CHUNK, 2 * CHUNK)
+    assert first["bpb"] == pytest.approx(trained[piece].sum() / np.log(2) / num_bytes[piece].sum())
+    assert first["frozen_bpb"] == pytest.approx(frozen[piece].sum() / np.log(2) / num_bytes[piece].sum())
 
 
 def test_divergence_stops_with_the_chunk_named(model: GPT, tokens: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
-from train.export.atomic import write_atomic
+from evalkit.files import write_atomically
 from train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
 from train.quantization.gptq import gptq_round
 from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
@@ -159,7 +159,7 @@ def write_artifact(
     Arguments as :func:`pack_artifact`.
     """
     data = pack_artifact(tensors, container, layout=layout, metadata=metadata)
-    write_atomic(path, data)
+    write_atomically(path, data)
     return ArtifactFile(path=path, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -1,0 +1,74 @@
+"""Test-time training beside the frozen network: bits per byte, cost, and the cost's distance from the minimum.
+
+The minimum is arithmetic: a training row costs three forward passes (one forward, two for the gradients) of its window,
+at the rate in tokens fed a second that scoring reached in the same run.
+
+    python bench/test_time_training.py ARTIFACT... --tokens 'val_*.bin' --tokenizer fineweb.model --limit-tokens 131072
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from evalkit.compose import ScoreOptions
+from evalkit.scoring import score
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "adapters, reset in every document (default)": {},
+    "adapters, 1e-2, 2 epochs": {"learning_rate": "1e-2", "epochs": "2"},
+    "adapters, chunks of 512": {"chunk_tokens": "512"},
+    "all weights, Polyak 0.98": {"preset": "full"},
+    "all weights, no averaging": {"preset": "full", "polyak_decay": "0"},
+    "scales only": {"preset": "full", "trainable": "scales", "learning_rate": "3e-3", "polyak_decay": "0.9"},
+    "last two blocks and scales, SGD": {
+        "preset": "full", "trainable": "last_blocks_and_scales", "optimizer": "sgd", "learning_rate": "0.02",
+        "polyak_decay": "0",
+    },
+    "PR849's recipe": {"preset": "published"},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifacts", nargs="+")
+    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--limit-tokens", type=int, default=65536)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+    print("| artifact | what trains | bpb | gain | 95% | steps | score s | train s | train / minimum |")
+    print("|---|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
+    for artifact in options.artifacts:
+        common = ScoreOptions(
+            artifact=artifact,
+            tokens=options.tokens,
+            tokenizer=options.tokenizer,
+            limit_tokens=options.limit_tokens,
+            dtype=options.dtype,
+            threads=options.threads,
+        )
+        frozen = score(common)
+        name = artifact.rsplit("/", 1)[-1]
+        print(f"| {name} | nothing | {frozen.bpb:.4f} | | | | {frozen.values['seconds']:.0f} | | |", flush=True)
+        seq_len, stride = frozen.values["seq_len"], frozen.values["stride"]
+        for label, settings in VARIANTS.items():
+            report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
+            ttt, config = report["ttt_report"], report["ttt_config"]
+            gain = ttt["gain"]
+            score_seconds = ttt["score_seconds"]
+            fed_per_second = frozen.values["tokens_scored"] / stride * seq_len / frozen.values["seconds"]
+            rows = ttt["steps"] * min(config["batch_sequences"], max(config["chunk_tokens"] // seq_len, 1))
+            minimum = rows * seq_len * 3 / fed_per_second
+            low, high = gain["interval_95"] or (0.0, 0.0)
+            print(
+                f"| {name} | {label} | {report['bpb']:.4f} | {gain['bpb']:.4f} | {low:.4f} to {high:.4f} | "
+                f"{ttt['steps']:,} | {score_seconds:.0f} | {ttt['train_seconds']:.0f} | "
+                f"{ttt['train_seconds'] / minimum if minimum else 0:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
