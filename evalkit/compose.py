@@ -27,6 +27,7 @@ from evalkit.tokens.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.sliding import SlidingConfig
+    from evalkit.profiling import Profile
 
 _LARGE_MODEL = 10_000_000
 
@@ -105,8 +106,23 @@ class Session:
         """Number of token ids."""
         return self.tokenizer.vocab_size
 
-    def make_forecaster(self) -> Forecaster:
-        """Return a forecaster that has learned nothing."""
+    def make_forecaster(self, profile: Profile | None = None) -> Forecaster:
+        """Return a forecaster that has learned nothing; with a profile, one that times itself."""
+        if profile is None:
+            return self._make_forecaster()
+        with profile.phase("load"):
+            forecaster: Any = self._make_forecaster()
+        mixer = getattr(forecaster, "mixer", None)
+        if mixer is not None:
+            with profile.phase("compile"):
+                self._compile_mixer()
+            profile.time_methods(mixer, "mix", ("score", "commit", "score_batch", "observe_chunk"))
+        profile.time_methods(forecaster, "score", ("score",))
+        profile.time_methods(forecaster, "train" if self.options.ttt else "score", ("observe",))
+        timed: Forecaster = forecaster
+        return timed
+
+    def _make_forecaster(self) -> Forecaster:
         network = self._make_network()
         if self.options.mixer == "none":
             assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
@@ -130,6 +146,20 @@ class Session:
         from mixers import Mixer
 
         return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
+
+    def _compile_mixer(self) -> None:
+        """Have the online mixer's functions compiled (or fetched from numba's cache) by a mixer that is thrown away."""
+        if self.options.mixer != "hedge":
+            return
+        import numpy as np
+
+        from mixers import Mixer
+
+        mixer = Mixer(self.mixer_config())
+        tokens = np.zeros(3, dtype=np.int64)
+        known = None if self.artifact is None else np.full(2, -1.0)
+        mixer.score(tokens, 1, 3, known, known, None if known is None else -known)
+        mixer.commit(3)
 
     def ttt_config(self) -> Any:
         """Return the configuration of test-time training; ``ttt.preset`` is ``default``, ``published`` or ``adapters``.

@@ -15,6 +15,7 @@ from evalkit.files import write_atomically
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.resume import RunFolder
+from evalkit.profiling import Profile
 from evalkit.progress import Progress
 
 REPORT_FORMAT = 1
@@ -72,10 +73,12 @@ def score(options: ScoreOptions, *, resume: bool | None = None, quiet: bool = Tr
     return score_session(open_session(options), resume=resume, quiet=quiet)
 
 
-def score_session(session: Session, *, resume: bool | None = None, quiet: bool = True) -> ScoreReport:
-    """Score an opened session; see :func:`score`."""
+def score_session(
+    session: Session, *, resume: bool | None = None, quiet: bool = True, profile: Profile | None = None
+) -> ScoreReport:
+    """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
     started = time.monotonic()
-    forecaster: Any = session.make_forecaster()
+    forecaster: Any = session.make_forecaster(profile)
     folder = RunFolder(session.identity(), resume=resume) if resume is not None else None
     ledger = folder.ledger if folder else Ledger()
     stateful = hasattr(forecaster, "state_dict")
@@ -113,6 +116,8 @@ def score_session(session: Session, *, resume: bool | None = None, quiet: bool =
     )
     if folder:
         folder.remove()
+    if profile is not None:
+        report.values["profile"] = profile.to_dict()
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ EXAMPLE = """Example:
 @click.option("--dump-nll", "nll_path", metavar="FILE.npz", help="Write the nats and bytes of every position.")
 @click.option("--resume", is_flag=True, help="Continue this very run where it was interrupted.")
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
+@click.option("--profile", "profiled", is_flag=True, help="Show where the time went.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress line.")
 def command(
     artifact: str | None,
@@ -38,22 +40,29 @@ def command(
     nll_path: str | None,
     resume: bool,
     enforce_cap: bool,
+    profiled: bool,
     quiet: bool,
     **options: Any,
 ) -> int:
     """Score ARTIFACT in bits per byte with a sliding window, every position exactly once."""
-    from evalkit.compose import open_session
-    from evalkit.scoring import score_session
+    from evalkit.profiling import Profile, describe_profile
 
+    profile = Profile() if profiled else None
     check_writable(json_path)
     check_writable(nll_path)
-    session = open_session(score_options(require_one(artifact, no_model), options))
-    report = score_session(session, resume=resume, quiet=quiet)
+    with profile.phase("load") if profile else nullcontext():
+        from evalkit.compose import open_session
+        from evalkit.scoring import score_session
+
+        session = open_session(score_options(require_one(artifact, no_model), options))
+    report = score_session(session, resume=resume, quiet=quiet, profile=profile)
     if json_path:
         write_json(json_path, report.to_dict())
     if nll_path:
         report.save_nll(nll_path)
     click.echo(describe(report))
+    if profiled:
+        click.echo("\n" + describe_profile(report.values["profile"]))
     if enforce_cap and session.artifact is not None and session.artifact.size > SIZE_CAP:
         click.echo(f"evalkit: the artifact is {session.artifact.size - SIZE_CAP:,} bytes over the cap", err=True)
         return 3
