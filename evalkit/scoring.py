@@ -14,7 +14,7 @@ from evalkit.compose import ScoreOptions, Session, open_session, versions
 from evalkit.files import write_atomically
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
-from evalkit.prequential.resume import RunFolder
+from evalkit.prequential.resume import RunFolder, StateUnavailableError
 from evalkit.profiling import Profile
 from evalkit.progress import Progress
 
@@ -79,7 +79,7 @@ def score_session(
     """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
     started = time.monotonic()
     forecaster: Any = session.make_forecaster(profile)
-    folder = RunFolder(session.identity(), resume=resume) if resume is not None else None
+    folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
     stateful = hasattr(forecaster, "state_dict")
     if folder and resume and stateful:
@@ -119,6 +119,18 @@ def score_session(
     if profile is not None:
         report.values["profile"] = profile.to_dict()
     return report
+
+
+def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:
+    """Return where the run keeps its state; None where it keeps none, or cannot and need not."""
+    if resume is None:
+        return None
+    try:
+        return RunFolder(session.identity(), resume=resume)
+    except StateUnavailableError:
+        if resume:
+            raise
+        return None
 
 
 def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: float, scored: int) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def state_root() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "evalkit"
 
 
+class StateUnavailableError(InputError):
+    """The run's folder is in use or cannot be written."""
+
+
 class RunFolder:
     """The ledger and the forecaster's state of one run.
 
@@ -35,7 +39,7 @@ class RunFolder:
         resume: continue what an earlier run left; otherwise start over.
 
     Raises:
-        InputError: another process is working on the same run.
+        StateUnavailableError: another process is working on the same run, or the folder cannot be written.
     """
 
     def __init__(self, identity: dict[str, Any], *, resume: bool, root: Path | None = None) -> None:
@@ -45,13 +49,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("w")
         except OSError as error:
-            raise InputError(
+            raise StateUnavailableError(
                 f"{self.path}: {error.strerror}; set EVALKIT_STATE to a folder that can be written"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another process is running this very score (its state is in {self.path})") from None
+            raise StateUnavailableError(
+                f"another process is running this very score (its state is in {self.path})"
+            ) from None
         if not resume:
             for name in ("nll.f64", "bytes.i32", "spans.jsonl", "state.npz"):
                 (self.path / name).unlink(missing_ok=True)

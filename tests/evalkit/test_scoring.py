@@ -15,6 +15,7 @@ import pytest
 
 from evalkit.cli.main import _run
 from evalkit.compose import ScoreOptions, open_session
+from evalkit.errors import InputError
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
@@ -119,6 +120,28 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     report = score_session(open_session(options), resume=True)
     np.testing.assert_array_equal(report.nll, expected)
     assert list(tmp_path.iterdir()) == []  # a complete run leaves nothing behind
+
+
+def test_a_run_without_a_place_for_its_state_still_scores(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path / "file" / "below"))
+    assert score_session(open_session(options), resume=False).bpb == score(options).bpb
+    with pytest.raises(InputError, match="EVALKIT_STATE"):
+        score_session(open_session(options), resume=True)
+
+
+def test_the_same_run_twice_at_a_time(options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evalkit.prequential.resume import RunFolder
+
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
+    session = open_session(options)
+    other = RunFolder(session.identity(), resume=False)
+    assert score_session(session, resume=False).bpb == score(options).bpb
+    with pytest.raises(InputError, match="another process"):
+        score_session(session, resume=True)
+    other.remove()
 
 
 def test_ctrl_c_then_resume_on_the_command_line(options: ScoreOptions, tmp_path: Path, text_path: Path) -> None:
