@@ -26,6 +26,7 @@ from evalkit.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
+    from evalkit.prequential.ranks import Ranks
     from evalkit.prequential.sliding import SlidingConfig
     from evalkit.profiling import Profile
 
@@ -92,7 +93,11 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Opened and checked inputs; makes fresh forecasters."""
+    """Opened and checked inputs; makes fresh forecasters.
+
+    Attributes:
+        ranks: the processes of the run; None for this one alone. See :meth:`shared_among`.
+    """
 
     options: ScoreOptions
     tokenizer: Tokenizer
@@ -100,6 +105,31 @@ class Session:
     artifact: Artifact | None
     resolved: ResolvedConfig | None
     sliding: SlidingConfig | None
+    ranks: Ranks | None = None
+
+    def shared_among(self, ranks: Ranks) -> Session:
+        """Return this session with its windows, and its rows of test-time training, shared among processes.
+
+        Raises:
+            InputError: there is more than one process, and nothing that they could share or agree on.
+        """
+        if ranks.count == 1:
+            return self
+        if self.artifact is None or self.options.context == "streaming" or self.options.mixer == "published":
+            raise InputError(
+                f"{ranks.count} processes have nothing to share: --no-model, --context streaming and --mixer published "
+                f"take one step after another; run them in one process, without torchrun"
+            )
+        if self.options.ttt and self.ttt_config().time_limit:
+            raise InputError("ttt.time_limit stops each process at another place; leave it out, or out of torchrun")
+        return dataclasses.replace(self, ranks=ranks)
+
+    @property
+    def preferred_span(self) -> int:
+        """Positions to score at a time: on several GPUs a batch for each; 0 leaves it to the forecaster."""
+        if self.ranks is None or self.sliding is None or not self.sliding.device.startswith("cuda"):
+            return 0
+        return self.ranks.count * self.sliding.batch_windows * self.sliding.stride
 
     @property
     def vocab_size(self) -> int:
@@ -199,7 +229,7 @@ class Session:
         if not self.options.ttt and self.options.mixer != "published":
             from evalkit.prequential.sliding import SlidingForecaster
 
-            return SlidingForecaster(model, self.sliding)
+            return SlidingForecaster(model, self.sliding, self.ranks)
         from ttt.forecaster import TTTForecaster
 
         config = self.ttt_config()
@@ -210,6 +240,7 @@ class Session:
             self.tokenizer.byte_table,
             document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
             num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens) if config.schedule == "cosine" else None,
+            ranks=self.ranks,
         )
 
     def streaming_config(self) -> Any:

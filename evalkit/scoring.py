@@ -11,6 +11,7 @@ import numpy as np
 
 from evalkit.artifact.load import SIZE_CAP
 from evalkit.compose import ScoreOptions, Session, open_session, versions
+from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
@@ -77,6 +78,8 @@ def score_session(
     session: Session, *, resume: bool | None = None, quiet: bool = True, profile: Profile | None = None
 ) -> ScoreReport:
     """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
+    if session.ranks is not None and resume is not None:
+        raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
     forecaster: Any = session.make_forecaster(profile)
     folder = _open_folder(session, resume)
@@ -99,7 +102,14 @@ def score_session(
             saved = time.monotonic()
 
     try:
-        run_prequential(forecaster, session.stream, session.tokenizer.byte_table, ledger, after_span=after_span)
+        run_prequential(
+            forecaster,
+            session.stream,
+            session.tokenizer.byte_table,
+            ledger,
+            span=session.preferred_span,
+            after_span=after_span,
+        )
     except BaseException:
         # Whatever stopped the run, what has been scored is kept.
         if folder:
@@ -176,6 +186,8 @@ def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: f
         "tokens_per_second": scored / seconds if seconds > 0 else None,
         "versions": versions(),
     }
+    if session.ranks is not None:
+        values["ranks"] = session.ranks.count
     values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
     if "network_nats" in values:
         values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evalkit.model.gpt import GPT
 from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
@@ -38,6 +39,7 @@ class TTTForecaster:
         byte_table: bytes of each target, for the byte-weighted loss.
         document_token: the token that opens a document, or None.
         num_chunks: chunks in the stream, for the cosine schedule alone.
+        ranks: the processes that share windows and training rows; each learns the same.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TTTForecaster:
         *,
         document_token: int | None = None,
         num_chunks: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         from copy import deepcopy
 
@@ -59,15 +62,16 @@ class TTTForecaster:
         self._document_token = document_token if config.trainable == "adapters" else None
         self._num_chunks = num_chunks
         self._train_model = deepcopy(model).to(sliding.device)
-        self._sliding = SlidingForecaster(deepcopy(model), sliding)
+        self._sliding = SlidingForecaster(deepcopy(model), sliding, ranks)
         self._trainer = Trainer(
             self._train_model,
             parameterise(self._train_model, config),
             config,
             dtype=sliding.dtype,
             threads=sliding.threads,
+            ranks=ranks,
         )
-        self._frozen = SlidingForecaster(deepcopy(model), sliding) if config.compare else None
+        self._frozen = SlidingForecaster(deepcopy(model), sliding, ranks) if config.compare else None
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
         self._initial = self._trainer.scoring_weights()

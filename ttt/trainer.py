@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from evalkit.errors import EvalkitError
 from evalkit.model.gpt import GPT
+from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
 from ttt.config import TTTConfig
 from ttt.parameters import Parameterisation
@@ -50,10 +52,18 @@ class Trainer:
         config: optimizer, clipping and averaging.
         dtype: ``float32``, or ``bfloat16`` to run matrix products in that (weights and losses stay float32).
         threads: CPU threads; 0 for all.
+        ranks: the processes that share the rows of a step; each takes the same step.
     """
 
     def __init__(
-        self, model: GPT, parameterisation: Parameterisation, config: TTTConfig, *, dtype: str, threads: int = 0
+        self,
+        model: GPT,
+        parameterisation: Parameterisation,
+        config: TTTConfig,
+        *,
+        dtype: str,
+        threads: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -61,6 +71,7 @@ class Trainer:
         self.device = model.tok_emb.weight.device
         self._autocast = dtype == "bfloat16"
         self._threads = threads
+        self._ranks = ranks or Ranks()
         self.reset()
 
     def reset(self) -> None:
@@ -177,19 +188,54 @@ class Trainer:
         return [parameters[name] for name in weights]
 
     def _sum_over_rows(self, rows: list[Row], total: float, leaves: list[Tensor]) -> tuple[float, list[Tensor]]:
+        if self.device.type == "cpu":
+            batches = [[row] for row in rows]
+        else:
+            slices = [self._ranks.slice(len(rows), rank) for rank in range(self._ranks.count)]
+            batches = [rows[own.start : own.stop] for own in slices if own]
+        loss, sums = 0.0, []
+        for more, parts in self._shared(batches, total, leaves):
+            loss += more
+            if not sums:
+                sums = parts
+                continue
+            for sum_, part in zip(sums, parts, strict=True):
+                sum_.add_(part)
+        return loss, sums
+
+    def _shared(
+        self, batches: list[list[Row]], total: float, leaves: list[Tensor]
+    ) -> Iterator[tuple[float, list[Tensor]]]:
+        """Yield loss and gradients of each batch, in order, whichever rank computes it."""
+        if self._ranks.count == 1:
+            yield from self._run(batches, total, leaves)
+            return
+        sizes = [leaf.numel() for leaf in leaves]
+        like = torch.empty(0, 1 + sum(sizes), device=self.device)
+        # A few batches at a time: every one comes back with the gradient of all weights.
+        round_size = self._ranks.count * (self._threads or torch.get_num_threads())
+        for i in range(0, len(batches), round_size):
+            group = batches[i : i + round_size]
+
+            def compute(own: range, group: list[list[Row]] = group) -> Iterator[Tensor]:
+                for loss, gradients in self._run(group[own.start : own.stop], total, leaves):
+                    yield torch.cat([gradients[0].new_tensor([loss]), *(g.flatten() for g in gradients)])[None]
+
+            for row in self._ranks.share([1] * len(group), compute, like):
+                flat = row[0, 1:].split(sizes)
+                yield float(row[0, 0]), [part.view_as(leaf) for part, leaf in zip(flat, leaves, strict=True)]
+
+    def _run(
+        self, batches: list[list[Row]], total: float, leaves: list[Tensor]
+    ) -> Iterator[tuple[float, list[Tensor]]]:
         def work(batch: list[Row]) -> tuple[float, list[Tensor]]:
             return self._batch_gradients(batch, total, leaves)
 
         if self.device.type != "cpu":
-            return work(rows)
+            yield from map(work, batches)
+            return
         with one_thread_each(self._threads) as threads, ThreadPoolExecutor(threads) as pool:
-            results = pool.map(work, [[row] for row in rows])
-            loss, sums = next(results)
-            for more, parts in results:
-                loss += more
-                for sum_, part in zip(sums, parts, strict=True):
-                    sum_.add_(part)
-        return loss, sums
+            yield from pool.map(work, batches)
 
     def _batch_gradients(self, rows: list[Row], total: float, leaves: list[Tensor]) -> tuple[float, list[Tensor]]:
         inputs = torch.from_numpy(np.stack([row.inputs for row in rows])).to(self.device)

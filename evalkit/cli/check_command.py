@@ -54,7 +54,10 @@ def command(
     """
     from evalkit.checking import CheckOptions, check_session
     from evalkit.compose import open_session
+    from evalkit.prequential.ranks import Ranks
 
+    if Ranks.from_environment().rank > 0:
+        return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
     check_writable(json_path)
     how = CheckOptions(
         span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed

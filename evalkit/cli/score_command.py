@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,18 +44,34 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Score ARTIFACT in bits per byte with a sliding window, every position exactly once."""
+    """Score ARTIFACT in bits per byte with a sliding window, every position exactly once.
+
+    Under torchrun (``torchrun --nproc-per-node 8 -m evalkit score ...``) the processes share the windows, the numbers
+    stay those of one process, and the first process reports.
+    """
     from evalkit.profiling import Profile, describe_profile
 
     profile = Profile() if profiled else None
     check_writable(json_path)
     check_writable(nll_path)
-    with profile.phase("load") if profile else nullcontext():
-        from evalkit.compose import open_session
-        from evalkit.scoring import score_session
+    with ExitStack() as stack:
+        with profile.phase("load") if profile else nullcontext():
+            from evalkit.compose import open_session
+            from evalkit.prequential.ranks import Ranks
+            from evalkit.scoring import score_session
 
-        session = open_session(score_options(require_one(artifact, no_model), options))
-    report = score_session(session, resume=resume, quiet=quiet, profile=profile)
+            ranks = Ranks.from_environment()
+            options["device"] = ranks.device(options["device"])
+            session = open_session(score_options(require_one(artifact, no_model), options)).shared_among(ranks)
+            stack.enter_context(ranks.joined(options["device"]))
+        report = score_session(
+            session,
+            resume=resume if resume or ranks.count == 1 else None,
+            quiet=quiet or ranks.rank > 0,
+            profile=profile,
+        )
+    if ranks.rank > 0:
+        return 0  # rank 0 reports
     if json_path:
         write_json(json_path, report.to_dict())
     if nll_path:

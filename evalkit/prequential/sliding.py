@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, KVCache
 from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 
 
@@ -67,10 +69,17 @@ class _Stepping:
 
 
 class SlidingForecaster:
-    """Scores every position with the first window that reaches it; learns nothing."""
+    """Scores every position with the first window that reaches it; learns nothing.
 
-    def __init__(self, model: GPT, config: SlidingConfig) -> None:
+    Args:
+        model: moved to the device and rounded to the type of the configuration.
+        config: windows and precision.
+        ranks: the processes that share the windows; each of them gets all logits, in the order of the stream.
+    """
+
+    def __init__(self, model: GPT, config: SlidingConfig, ranks: Ranks | None = None) -> None:
         self.config = config
+        self.ranks = ranks or Ranks()
         self.device = torch.device(config.device)
         self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
         self.vocab_size = model.config.vocab_size
@@ -134,18 +143,39 @@ class SlidingForecaster:
         ``logits[p - first]`` predicts ``tokens[p]`` from the tokens before it.
         """
         batches = list(self._batches(start, stop))
+        if self.ranks.count == 1:
+            for batch, logits in zip(batches, self._run(tokens, batches), strict=True):
+                yield batch[0].start, batch[-1].stop, logits
+            return
+        like = torch.empty(0, self.vocab_size, device=self.device)
+        # As many batches at a time as keep the threads busy and the gathered logits small.
+        size = self.ranks.count * (4 * (self.config.threads or torch.get_num_threads()) if self._on_cpu else 1)
+        for i in range(0, len(batches), size):
+            group = batches[i : i + size]
+            counts = [batch[-1].stop - batch[0].start for batch in group]
+            pieces = self.ranks.share(counts, partial(self._run_slice, tokens, group), like)
+            for batch, logits in zip(group, pieces, strict=True):
+                yield batch[0].start, batch[-1].stop, logits
+
+    def _run_slice(self, tokens: Tokens, batches: list[list[WindowSpan]], own: range) -> Iterator[Tensor]:
+        return self._run(tokens, batches[own.start : own.stop])
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def _run(self, tokens: Tokens, batches: list[list[WindowSpan]]) -> Iterator[Tensor]:
+        """Yield the logits of each batch, in order; on a CPU, threads take a batch each."""
 
         def compute(batch: list[WindowSpan]) -> Tensor:
             with torch.inference_mode():
                 return self._compute(tokens, batch)
 
-        if self.device.type == "cpu":
+        if self._on_cpu:
             with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
-                for batch, logits in zip(batches, pool.map(compute, batches), strict=True):
-                    yield batch[0].start, batch[-1].stop, logits
+                yield from pool.map(compute, batches)
         else:
-            for batch in batches:
-                yield batch[0].start, batch[-1].stop, compute(batch)
+            yield from map(compute, batches)
 
     def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
         """Return the logits of every row of some windows, float32 ``[len(windows), seq_len, vocab_size]``."""
@@ -178,7 +208,7 @@ class SlidingForecaster:
 
     def _batches(self, start: int, stop: int) -> Iterator[list[WindowSpan]]:
         """Group windows into batches; the first window, which scores all its rows, stands alone."""
-        size = 1 if self.device.type == "cpu" else self.config.batch_windows
+        size = 1 if self._on_cpu else self.config.batch_windows
         batch: list[WindowSpan] = []
         for span in plan_windows(start, stop, self.config.seq_len, self.config.stride):
             batch.append(span)

@@ -1,0 +1,127 @@
+"""Processes share the windows; every one of them ends with the numbers of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalkit.cli.main import _run
+from evalkit.compose import ScoreOptions, open_session
+from evalkit.errors import InputError
+from evalkit.prequential.ranks import Ranks
+from evalkit.scoring import score
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from evalkit.compose import ScoreOptions, open_session
+from evalkit.prequential.ranks import Ranks
+from evalkit.scoring import score_session
+
+folder = Path(sys.argv[1])
+ranks = Ranks.from_environment()
+with ranks.joined("cpu"):
+    for name, options in json.loads((folder / "options.json").read_text()).items():
+        report = score_session(open_session(ScoreOptions(**options)).shared_among(ranks))
+        report.save_nll(str(folder / f"{name}-{ranks.rank}.npz"))
+        kept = {key: report.values[key] for key in ("nats", "bpb", "ledger_sha256", "ranks")}
+        (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(kept))
+"""
+
+
+@pytest.fixture
+def options(tiny_artifact: Path, tokenizer_path: Path, text_path: Path) -> ScoreOptions:
+    return ScoreOptions(
+        artifact=str(tiny_artifact),
+        tokenizer=str(tokenizer_path),
+        text=str(text_path),
+        seq_len=64,
+        stride=16,
+        limit_tokens=600,
+        dtype="float32",
+    )
+
+
+def test_two_processes_score_the_bits_of_one(options: ScoreOptions, tmp_path: Path) -> None:
+    learning = {"ttt": {"chunk_tokens": "256", "batch_sequences": "3"}}
+    runs = {
+        "plain": options,
+        "hedge": replace(options, mixer="hedge", threads=2),
+        "learning": replace(options, mixer="hedge", ttt=True, settings=learning),
+    }
+    (tmp_path / "options.json").write_text(json.dumps({name: asdict(run) for name, run in runs.items()}))
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*command, str(tmp_path / "worker.py"), str(tmp_path)],
+        check=True, timeout=240, capture_output=True, cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    for name, run in runs.items():
+        alone = score(run)
+        for rank in range(2):
+            values = json.loads((tmp_path / f"{name}-{rank}.json").read_text())
+            assert values.pop("ranks") == 2
+            assert values == {key: alone.values[key] for key in values}
+            np.testing.assert_array_equal(np.load(tmp_path / f"{name}-{rank}.npz")["nll"], alone.nll)
+    assert alone.values["ttt_report"]["steps"] > 0
+
+
+@given(total=st.integers(0, 50), count=st.integers(1, 9))
+def test_slices_cover_everything_once_and_evenly(total: int, count: int) -> None:
+    slices = [Ranks(rank=rank, count=count).slice(total) for rank in range(count)]
+    assert [i for part in slices for i in part] == list(range(total))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+def test_one_process_shares_with_itself() -> None:
+    pieces = [torch.full((n, 2), float(n)) for n in (3, 1, 2)]
+    shared = list(Ranks().share([3, 1, 2], lambda own: pieces[own.start : own.stop], torch.empty(0, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(shared, pieces, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"context": "streaming"}, "nothing to share"),
+        ({"mixer": "published"}, "nothing to share"),
+        ({"ttt": True, "settings": {"ttt": {"time_limit": "5"}}}, r"ttt\.time_limit"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(options: ScoreOptions, change: dict[str, object], words: str) -> None:
+    session = open_session(replace(options, **change))  # type: ignore[arg-type]
+    assert session.shared_among(Ranks()) is session
+    with pytest.raises(InputError, match=words):
+        session.shared_among(Ranks(rank=1, count=2))
+
+
+def test_a_damaged_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "two")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="RANK='two'"):
+        Ranks.from_environment()
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(InputError, match="RANK=4, WORLD_SIZE=4"):
+        Ranks.from_environment()
+
+
+def test_check_works_on_the_first_process_alone(
+    options: ScoreOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["check", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer]
+    command += ["--seq-len", "64", "--stride", "16", "--max-tokens", "400", "--budget", "3", "--span", "64"]
+    verdicts = []
+    for environment in ({}, {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "2"}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert _run(command, debug=True) == 0
+        verdicts.append(capsys.readouterr().out.partition(" (")[0])
+    assert verdicts == ["verdict: legal", "verdict: legal", ""]
