@@ -300,6 +300,12 @@ def open_model(options: ScoreOptions) -> Session:
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model {resolved.config.vocab_size}: "
             f"wrong artifact or wrong --tokenizer"
         )
+    made_with = artifact.metadata.get("tokenizer_sha256") if artifact is not None else None
+    if artifact is not None and made_with and made_with != tokenizer.sha256:
+        raise TokenError(
+            f"{artifact.path} was exported with another tokenizer (sha256 {made_with[:12]}) than {tokenizer.path} "
+            f"({tokenizer.sha256[:12]}): its ids would stand for other text"
+        )
     if artifact is not None and resolved is not None:
         sliding = _sliding_config(options, artifact)
     stream = TokenStream(parts=(), names=())

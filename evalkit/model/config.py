@@ -228,7 +228,7 @@ def coerce_field(name: str, value: Any) -> Any:
         if kind.startswith("tuple"):
             items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
             return tuple(int(item) for item in items)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         expected = {"bool": "true or false", "int": "a whole number", "float": "a number"}
         raise InputError(
             f"model.{name} is {value!r}; expected {expected.get(kind, 'whole numbers separated by commas')}"

@@ -135,7 +135,7 @@
       { name: "up to here", y: D.stream.running, color: "var(--s1)", width: 2.4 }], { xName: "token", from: 0, height: 260 }))));
 
   // Documents
-  if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `The ${int(D.document_position.starts)} starts of documents themselves stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
+  if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `Starts of documents (${int(D.document_position.starts)}) stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
     bars(D.document_position.rows.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
   if (D.scatter) {
     const pts = D.scatter, ys = pts.map(p => p[1]), xs = pts.map(p => Math.max(p[0], 1));

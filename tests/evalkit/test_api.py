@@ -71,3 +71,20 @@ def test_the_modules_do_not_hide_the_functions() -> None:
     assert callable(evalkit.score)
     assert callable(evalkit.check)
     assert evalkit.score is evalkit.scoring.score
+
+
+def test_an_artifact_refuses_another_tokenizer_of_the_same_size(tmp_path: Path, tokenizer_path: Path) -> None:
+    from evalkit.artifact.native import NativeMetadata, write_native
+    from evalkit.artifact.tensors import PlainTensor
+    from evalkit.compose import open_model
+    from evalkit.model.config import ModelConfig
+    from evalkit.model.gpt import GPT
+
+    config = ModelConfig(vocab_size=384, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=2, mlp_hidden=16)
+    state = GPT(config).state_dict()
+    tensors = {k: PlainTensor(values=v.numpy(), stored="float32", dtype="float32") for k, v in state.items()}
+    metadata = NativeMetadata(config=config.to_dict(), tokenizer_sha256="0" * 64)
+    (tmp_path / "a.evk").write_bytes(write_native(tensors, metadata))
+    options = evalkit.ScoreOptions(artifact=str(tmp_path / "a.evk"), tokenizer=str(tokenizer_path), text="x")
+    with pytest.raises(evalkit.InputError, match="another tokenizer"):
+        open_model(options)

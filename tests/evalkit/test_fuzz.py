@@ -14,6 +14,7 @@ import pytest
 from evalkit.artifact.layouts import read_layout
 from evalkit.artifact.torchfile import RawTensor
 from evalkit.errors import ArtifactError, InputError
+from evalkit.model.config import coerce_field
 from evalkit.report.load import Report, read_token_scores
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "fuzz.py"
@@ -61,3 +62,8 @@ def test_a_per_token_file_that_inflates_too_far_is_refused(tmp_path: Path) -> No
     report = Report(path=tmp_path / "r.json", values={"tokens_scored": 100, "val_loss": 0.0})
     with pytest.raises(InputError, match="too much for 100 scored tokens"):
         read_token_scores(tmp_path / "bomb.npz", report)
+
+
+def test_an_infinite_layer_number_is_refused() -> None:
+    with pytest.raises(InputError, match="whole numbers"):
+        coerce_field("value_embed_layers", [float("inf")])
