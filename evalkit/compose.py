@@ -250,7 +250,13 @@ class Session:
         assert self.sliding is not None
         sliding = self.sliding
         block = min(StreamingConfig.block, max(sliding.seq_len // 4, 1))
-        config = StreamingConfig(seq_len=sliding.seq_len, block=block, device=sliding.device, dtype=sliding.dtype)
+        config = StreamingConfig(
+            seq_len=sliding.seq_len,
+            block=block,
+            device=sliding.device,
+            dtype=sliding.dtype,
+            threads=sliding.threads,
+        )
         return replace_fields(config, self.options.settings.get("streaming", {}), "streaming")
 
     def identity(self) -> dict[str, Any]:

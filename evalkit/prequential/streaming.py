@@ -12,7 +12,8 @@ the oldest token kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.model.attention import AttentionContext
+from evalkit.model.attention import AttentionContext, Cache
 from evalkit.model.gpt import GPT, LEFT_CONTEXT
 from evalkit.model.rope import rotary_tables, rotate
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.sliding import target_nll
+from evalkit.prequential.sliding import one_thread_each, target_nll
+from evalkit.prequential.wavefront import Lane, LaneCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,15 @@ class StreamingConfig:
         sinks: first tokens of the stream that stay visible.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``.
+        threads: CPU threads; 0 means as many as torch uses.
     """
 
     seq_len: int = 2048
-    block: int = 64
+    block: int = 256
     sinks: int = 4
     device: str = "cpu"
     dtype: str = "float32"
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.sinks < 0:
@@ -86,19 +90,16 @@ class StreamingForecaster:
 
     def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order."""
-        position = start
         for cache in self._caches:
             cache.rewind()
-        block = (start - 1) // self.config.block
-        for pending in range(self._next_block, block):
-            # Complete blocks that no observe has kept yet are computed again.
-            self._compute(tokens, pending)
-        while position < stop:
-            end = min((block + 1) * self.config.block + 1, stop)
-            logits = self._compute(tokens, block)
-            first_row = position - 1 - block * self.config.block
-            yield position, end, logits[first_row : first_row + end - position]
-            position, block = end, block + 1
+        size = self.config.block
+        first_block, last_block = (start - 1) // size, (stop - 2) // size
+        # Complete blocks that no observe has kept yet are computed again.
+        blocks = range(min(self._next_block, first_block), last_block + 1)
+        for block, logits in zip(blocks, self._run(tokens, blocks), strict=True):
+            if block >= first_block:
+                first, last = max(start, block * size + 1), min((block + 1) * size + 1, stop)
+                yield first, last, logits[first - 1 - block * size : last - 1 - block * size]
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Keep the keys and values of the blocks that are complete."""
@@ -107,8 +108,27 @@ class StreamingForecaster:
             cache.keep(complete - self._next_block)
         self._next_block = complete
 
+    def _run(self, tokens: Tokens, blocks: range) -> Iterator[Tensor]:
+        """Yield the logits of blocks that follow one another; on a CPU, threads take a block each, in a wavefront."""
+        if self.device.type != "cpu":
+            yield from (self._compute(tokens, block, self._caches) for block in blocks)
+            return
+        lanes: list[Lane] = []
+        for _ in blocks:
+            lanes.append(Lane(lanes[-1] if lanes else None))
+
+        def compute(block: int, lane: Lane) -> Tensor:
+            caches = [LaneCache(cache, lane, layer) for layer, cache in enumerate(self._caches)]
+            try:
+                return self._compute(tokens, block, caches)
+            finally:
+                lane.finish()
+
+        with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(compute, blocks, lanes)
+
     @torch.no_grad()
-    def _compute(self, tokens: Tokens, block: int) -> Tensor:
+    def _compute(self, tokens: Tokens, block: int, caches: Sequence[Cache]) -> Tensor:
         """Return the logits of every row of a block, ``[block, vocab_size]``; rows past the tokens are padding."""
         size = self.config.block
         begin = block * size
@@ -122,7 +142,7 @@ class StreamingForecaster:
         cos, sin = rotary_tables(self.model.config, self.config.seq_len, self.device, positions)
         context = AttentionContext(cos=cos, sin=sin, fed_length=self.config.seq_len)
         x0 = self.model.embed(padded, first_row=left)
-        hidden = self.model.run_blocks(x0, padded[:, left:], context, caches=self._caches)
+        hidden = self.model.run_blocks(x0, padded[:, left:], context, caches=caches)
         logits: Tensor = self.model.head(hidden)[0]
         return logits
 

@@ -1,5 +1,6 @@
 """The streaming forecaster: legal, repeatable, and equal to a window as long as everything fits into one."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,32 @@ def test_spans_do_not_matter(model: GPT, tokens: np.ndarray) -> None:
     reference = stream_scores(model, tokens)
     for span in (1, 5, 8, 64, 1000):
         np.testing.assert_array_equal(stream_scores(model, tokens, span=span), reference)
+
+
+def test_threads_do_not_matter(model: GPT, tokens: np.ndarray) -> None:
+    reference = stream_scores(model, tokens, replace(CONFIG, threads=1))
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(stream_scores(model, tokens, replace(CONFIG, threads=threads)), reference)
+
+
+def test_a_failure_in_one_block_stops_the_others(model: GPT, tokens: np.ndarray) -> None:
+    forecaster: Any = StreamingForecaster(model, replace(CONFIG, threads=3))
+
+    class Broken:
+        calls = 0
+
+        def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            self.calls += 1
+            if self.calls == 4:
+                raise RuntimeError("broken")
+            return keys, values
+
+        def rewind(self) -> None:
+            pass
+
+    forecaster._caches[1] = Broken()
+    with pytest.raises(RuntimeError, match="broken"):
+        forecaster.score(tokens, 1, LENGTH)
 
 
 def test_repeated_calls_and_later_tokens_change_nothing(model: GPT, tokens: np.ndarray) -> None:
