@@ -241,7 +241,8 @@ def judge(
                 position=place,
                 evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
                 message=(
-                    f"A legal code beats the {record['kind']} source like this with probability at most {p_value:.3g}: "
+                    f"A legal code beats the {record['kind']} source like this with probability at most "
+                    f"10^-{log_e / math.log(10):.0f}: "
                     f"{beaten:.4g} nats per token from position {place} on. Either its probabilities sum to more than "
                     f"1 or its scores know what follows. To see it again: run the program on {WHOLE}/ and {PREFIX}/ "
                     "and judge what it reports."
