@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from evalkit.checking import CheckOptions
     from evalkit.legality.report import LegalityReport
 
+STRANGERS_SPAN = 64
+"""Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
+
 EXAMPLE = """Examples:
 
   evalkit check final_model.int6.ptz --mixer hedge --ttt --tokens 'data/fineweb_val_*.bin' --tokenizer fineweb.model
@@ -28,8 +31,8 @@ EXAMPLE = """Examples:
 @model_options(tokenizer_required=False)
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
-@click.option("--span", type=int, default=256, show_default=True, help="Positions scored at a time.")
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the audits may take.")
+@click.option("--span", type=int, help="Positions scored at a time (default: 256; a stranger's forecaster: 64).")
+@click.option("--budget", type=float, default=45.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
 @click.option("--max-tokens", type=int, default=8192, show_default=True, help="Length of the stream that is audited.")
@@ -39,7 +42,7 @@ def command(
     artifact: str | None,
     no_model: bool,
     forecaster: str | None,
-    span: int,
+    span: int | None,
     budget: float,
     decode: int,
     code: tuple[str, ...],
@@ -59,6 +62,8 @@ def command(
     if Ranks.from_environment().rank > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
     check_writable(json_path)
+    if span is None:
+        span = STRANGERS_SPAN if forecaster is not None else CheckOptions.span
     how = CheckOptions(
         span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
     )

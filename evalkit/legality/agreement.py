@@ -24,7 +24,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
     deadline = time.monotonic() + seconds
     excess = gap = shift = 0.0
     count = 0
-    wide = 20.0 * max(context.noise.upper, context.drift)
+    wide = 20.0 * max(context.noise.upper, context.drift, context.call_noise)
     coarse = float(np.max(step(context.base.nats, context.noise.grid)))
     allowed = FLOAT32 + 2 * coarse + wide
     try:

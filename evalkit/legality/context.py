@@ -40,6 +40,8 @@ class Context:
     recallable: bool = True
     drift: float = 0.0
     unstable: bool = False
+    repeats: bool = False
+    call_noise: float = 0.0
     moved: set[int] = field(default_factory=set)
     how: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -26,7 +26,7 @@ from evalkit.files import write_atomically
 from evalkit.legality.evalue import restarted
 from evalkit.legality.options import FALSE_ALARM
 from evalkit.legality.report import Finding, LegalityReport
-from evalkit.legality.sources import BigramSource, Source, UniformSource
+from evalkit.legality.sources import AboveControls, BigramSource, Source, UniformSource
 from evalkit.tokens.shards import open_shard, write_shard
 
 Kind = Literal["uniform", "ngram"]
@@ -67,6 +67,7 @@ def emit(
     seed: int | None = None,
     vocab_size: int = 1024,
     bos: int = 1,
+    control_ids: int = 4,
     multiple: int = 1024,
     like: npt.NDArray[Any] | None = None,
 ) -> Emitted:
@@ -80,6 +81,8 @@ def emit(
         seed: For a repeatable stream; a secret one is drawn by default, so that nobody can know the tokens.
         vocab_size: Size of the alphabet, at most 65,536.
         bos: First token.
+        control_ids: Ids below this are never drawn: SentencePiece keeps 0 to 3 for padding, document marks and the
+            unknown token, which programs refuse or skip.
         multiple: Sequence length of the audited program.
         like: A stream whose bigrams the source takes; by default they are made up.
 
@@ -91,19 +94,24 @@ def emit(
         raise InputError(f"the kind of source is {kind!r}; it is uniform or ngram")
     if not 2 <= vocab_size <= 1 << 16 or not 0 <= bos < vocab_size:
         raise InputError(f"a vocabulary of {vocab_size} with first token {bos} does not fit a shard of uint16 tokens")
+    if not 0 <= control_ids <= vocab_size - 2:
+        raise InputError(f"{control_ids} control ids of a vocabulary of {vocab_size} leave fewer than 2 to draw from")
     blocks = round((tokens_count - 1) / max(multiple, 1))
     if multiple < 1 or blocks < 2:
         raise InputError(f"{tokens_count} tokens are too few: two sequences of {multiple} and one token are needed")
     if (folder / RECORD).exists():
         raise InputError(f"{folder} already holds a probe; give a new folder, since a used stream is no longer secret")
     seed = secrets.randbits(63) if seed is None else seed
-    source: Source
+    inner: Source
+    ordinary = vocab_size - control_ids
     if kind == "uniform":
-        source = UniformSource(vocab_size)
+        inner = UniformSource(ordinary)
     elif like is not None:
-        source = BigramSource.fitted(np.asarray(like, np.int64), vocab_size)
+        text = np.asarray(like, np.int64) - control_ids
+        inner = BigramSource.fitted(text[(text >= 0) & (text < ordinary)], ordinary)
     else:
-        source = BigramSource.invented(vocab_size, seed)
+        inner = BigramSource.invented(ordinary, seed)
+    source = AboveControls(inner, control_ids)
     count, first = blocks * multiple + 1, (blocks // 2) * multiple + 1
     tokens, log_q = source.sample(count, bos, np.random.default_rng([seed, 1]))
     salt = secrets.token_bytes(16)
@@ -233,7 +241,8 @@ def judge(
                 position=place,
                 evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
                 message=(
-                    f"A legal code beats the {record['kind']} source like this with probability at most {p_value:.3g}: "
+                    f"A legal code beats the {record['kind']} source like this with probability at most "
+                    f"10^-{log_e / math.log(10):.0f}: "
                     f"{beaten:.4g} nats per token from position {place} on. Either its probabilities sum to more than "
                     f"1 or its scores know what follows. To see it again: run the program on {WHOLE}/ and {PREFIX}/ "
                     "and judge what it reports."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from evalkit.legality.noise import (
     moved,
     one_sided_gain,
 )
+from evalkit.legality.options import FALSE_ALARM
 
 Difference = Literal["none", "noise", "drift", "breach"]
 
@@ -61,7 +62,22 @@ def judge(context: Context, other: Floats) -> tuple[Difference, dict[str, float]
     return "drift", numbers, worst + 1
 
 
-Breach = tuple[str, dict[str, float], int]
+class Breach(NamedTuple):
+    """How a later forecaster in the process of the first one differed from it.
+
+    Attributes:
+        kind: ``drift`` or ``breach``.
+        where: Which pass it was.
+        numbers: How far the scores moved.
+        position: Where they moved most.
+        scores: The later forecaster's.
+    """
+
+    kind: Difference
+    where: str
+    numbers: dict[str, float]
+    position: int
+    scores: Floats
 
 
 def again(context: Context, host: Host, passes: int = 2) -> Breach | None:
@@ -77,8 +93,8 @@ def again(context: Context, host: Host, passes: int = 2) -> Breach | None:
             run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
             kind, numbers, position = judge(context, run.nats[: run.stop - 1])
             context.cover(audit, passes=number - 1, positions=run.stop - 1, difference=kind, **numbers)
-            if kind == "breach":
-                return f"pass {number} in one process", numbers, position
+            if kind in ("breach", "drift"):
+                return Breach(kind, f"pass {number} in one process", numbers, position, run.nats[: run.stop - 1])
     except Fault as fault:
         context.failed(audit, fault, real=True)
     return None
@@ -98,17 +114,39 @@ def fresh(context: Context, host: Host, memory: Breach | None) -> None:
         context.unstable = True
         later = run_once(context, host)
         agree = later is not None and not moved(run, later[: len(run)]).any()
-        _accuse(context, audit, ("a later fresh process", numbers, position), remembers=agree)
-        if memory is not None:
-            _accuse(context, "again", memory, remembers=agree)
+        _accuse(context, audit, "a later fresh process", numbers, position, remembers=agree)
+        if memory is not None and memory.kind == "breach":
+            _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=agree)
         return
     if kind == "drift":
         gap = difference(context.base.nats[: len(run)], run)
         context.drift = float(np.sqrt(np.mean(gap**2)))
         if context.drift > 0.02:
             context.gap(f"fresh runs differ by {context.drift:.3g} nats rms, so smaller leaks cannot be seen")
-    if memory is not None:
-        _accuse(context, "again", memory, remembers=True)
+    context.repeats = kind == "none"
+    if memory is not None and (memory.kind == "breach" or (context.repeats and _remembers(context, host, memory))):
+        _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=True)
+
+
+def _remembers(context: Context, host: Host, memory: Breach) -> bool:
+    """Return whether a small difference between forecasters of one process comes from what the first one saw.
+
+    A stranger's random numbers move on from one forecaster to the next and are no memory of the text: after a first
+    forecaster that saw other tokens, the later ones score as they did before. After a memory they do not.
+    """
+    shuffled = np.concatenate([context.tokens[:1], context.tokens[:0:-1]])
+    try:
+        host.fresh(int(shuffled[0]))
+        for _ in range(int(memory.where.split()[1]) - 1):
+            run_stream(host, shuffled, context.options.span, deadline=context.deadline)
+            host.again(int(context.tokens[0]))
+        run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
+    except Fault as fault:
+        context.failed("again", fault, real=True)
+        return False
+    count = min(run.stop - 1, len(memory.scores))
+    gap = difference(memory.scores[:count], run.nats[:count])
+    return bool(count and np.max(np.abs(np.where(np.isfinite(gap), gap, np.inf))) > FLOAT32)
 
 
 def run_once(context: Context, host: Host) -> Floats | None:
@@ -131,9 +169,10 @@ def _rerun(context: Context, host: Host, audit: str) -> tuple[Difference, dict[s
     return kind, numbers, position, scores
 
 
-def _accuse(context: Context, audit: str, breach: Breach, *, remembers: bool) -> None:
+def _accuse(
+    context: Context, audit: str, where: str, numbers: dict[str, float], position: int, *, remembers: bool
+) -> None:
     """Record that a later forecaster differs from the first; and, where it remembers, that it saw the future."""
-    where, numbers, position = breach
     evidence = {**numbers, **context.size(numbers["largest_nats"])}
     text = (
         f"The forecaster of {where} scores this position {numbers['largest_nats']:.6g} nats apart from the first "
@@ -164,7 +203,8 @@ def beside_bait(context: Context, host: ChildHost) -> None:
         return
     kind, numbers, position = judge(context, run.nats[: run.stop - 1])
     context.cover(audit, positions=run.stop - 1, difference=kind, **numbers)
-    if kind == "breach" and not context.unstable:
+    # where a fresh process repeats the scores to the bit, the bait is the only difference
+    if (kind == "breach" or (kind == "drift" and context.repeats)) and not context.unstable:
         context.find(
             audit,
             "causality",
@@ -184,6 +224,7 @@ def repeated_calls(context: Context, host: Host, rng: np.random.Generator) -> No
     audit = "repeated calls"
     size = 0.0
     count = 0
+    changes: list[Floats] = []
     try:
         host.fresh(int(context.tokens[0]))
         for start, stop in spans(host, len(context.tokens), context.options.span):
@@ -193,6 +234,7 @@ def repeated_calls(context: Context, host: Host, rng: np.random.Generator) -> No
             expected = context.base.nats[start - 1 : stop - 1]
             gaps = np.abs(difference(expected[None, :], values[1:]))
             size = max(size, float(np.max(np.where(np.isfinite(gaps), gaps, np.inf))))
+            changes.append(difference(values[2], values[1]))
             count = stop - 1
             if size > ROUNDING or context.left() < 0:
                 break
@@ -203,4 +245,15 @@ def repeated_calls(context: Context, host: Host, rng: np.random.Generator) -> No
     context.recallable = bool(size <= max(1e-6, 20.0 * context.drift))
     if not context.recallable and size <= FLOAT32:
         context.recallable = context.grid != "float64"
-    context.cover(audit, positions=count, largest_nats=size, recallable=context.recallable)
+    if changes and size <= ROUNDING:
+        # two equal calls that differ: noise, unless the second is better throughout, as after learning
+        _, learned = one_sided_gain(np.array([np.mean(change) for change in changes]))
+        if learned > FALSE_ALARM:
+            context.call_noise = float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))
+    context.cover(
+        audit,
+        positions=count,
+        largest_nats=size,
+        recallable=context.recallable,
+        noise_of_equal_calls=context.call_noise,
+    )

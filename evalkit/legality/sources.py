@@ -103,3 +103,25 @@ class BigramSource:
                 tokens[i] = min(place, self.vocab_size - 1)
             log_q[i - 1] = np.log(self.probability(int(tokens[i - 1]), int(tokens[i])))
         return tokens, log_q
+
+
+class AboveControls:
+    """A source over ordinary ids: those of ``inner``, moved up past the ids that a tokenizer keeps for itself.
+
+    Programs that count bytes refuse the unknown token, and treat padding and document marks in ways of their own.
+
+    Args:
+        inner: the source of ``id - lowest``.
+        lowest: the smallest id that is drawn.
+    """
+
+    def __init__(self, inner: Source, lowest: int) -> None:
+        self.vocab_size = inner.vocab_size + lowest
+        self._inner, self._lowest = inner, lowest
+
+    def sample(self, count: int, first: int, rng: np.random.Generator) -> tuple[Ids, Floats]:
+        """See :class:`Source`; the second token is drawn as if it followed the smallest ordinary id."""
+        tokens, log_q = self._inner.sample(count, 0, rng)
+        tokens = tokens + self._lowest
+        tokens[:1] = first
+        return tokens, log_q

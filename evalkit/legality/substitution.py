@@ -74,7 +74,8 @@ def measure(context: Context, host: Host, start: int, stop: int, position: int) 
     scores = host.score(rows, isolated=not context.recallable)[:, position - start]
     with np.errstate(over="ignore"):
         total = float(np.sum(np.exp(-scores))) if not np.isnan(scores).any() else math.inf
-    return total, tolerance(scores, context.noise)
+    # noise that all rows share (one state of a random generator for each) moves the sum by as much
+    return total, tolerance(scores, context.noise) + 8.0 * context.call_noise
 
 
 def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: float, sums: Sums) -> None:

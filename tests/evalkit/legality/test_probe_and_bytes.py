@@ -39,7 +39,7 @@ def honest(tokens: np.ndarray) -> np.ndarray:
 
 
 def emitted(tmp_path, kind, count=4097):
-    return emit(kind, count, tmp_path / kind, seed=5, vocab_size=V, multiple=256)
+    return emit(kind, count, tmp_path / kind, seed=5, vocab_size=V, multiple=256, control_ids=0)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "ngram"])
@@ -55,6 +55,20 @@ def test_shards_are_the_challenges_and_one_is_a_prefix_of_the_other(tmp_path, ki
     assert (len(whole) - 1) % 256 == 0
     assert (len(prefix) - 1) % 256 == 0
     assert np.array_equal(whole[: len(prefix)], prefix)
+
+
+@pytest.mark.parametrize("like", [None, np.array([1, 7, 8, 2, 7, 9, 1, 7, 8])])
+@pytest.mark.parametrize("kind", ["uniform", "ngram"])
+def test_control_ids_are_never_drawn(tmp_path, kind, like):
+    made = emit(kind, 4097, tmp_path / kind, seed=5, vocab_size=V, multiple=256, like=like)
+    whole = open_shard(made.whole / "fineweb_val_000000.bin")
+    assert whole[0] == 1
+    assert whole[1:].min() >= 4
+    assert whole.max() < V
+    if kind == "uniform":
+        assert made.entropy_nats == pytest.approx(np.log(V - 4))
+    with pytest.raises(InputError, match="leave fewer"):
+        emit(kind, 4097, tmp_path / "none", vocab_size=V, control_ids=V - 1)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "ngram"])

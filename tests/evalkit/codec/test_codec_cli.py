@@ -1,0 +1,136 @@
+"""``compress`` in one process and ``decompress`` in another, as users run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from evalkit.cli.main import _run
+
+MODEL = ["--seq-len", "64", "--dtype", "float32", "--threads", "1"]
+TTT = ["--ttt", "--set", "ttt.chunk_tokens=64"]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def compressed(
+    artifact: Path, raw: bytes, tokenizer: Path, folder: Path, *options: str, capsys: pytest.CaptureFixture[str]
+) -> tuple[Path, str]:
+    """Write ``raw`` and compress it; return the file and what was printed."""
+    (folder / "in").write_bytes(raw)
+    file = folder / "out.evk"
+    arguments = [str(artifact), str(folder / "in"), "-o", str(file), "--tokenizer", str(tokenizer), *MODEL, *options]
+    assert _run(["compress", *arguments], False) == 0
+    return file, capsys.readouterr().out
+
+
+def decompressed(artifact: Path, file: Path, tokenizer: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Decompress in a fresh process."""
+    arguments = [str(artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "evalkit", "decompress", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def bits(printed: str) -> tuple[float, float]:
+    """Return the bits of code and those of the ledger."""
+    found = re.search(r"([\d,]+) bits of code .* ledger says ([\d,.]+)", printed)
+    assert found
+    return float(found[1].replace(",", "")), float(found[2].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--mixer", "hedge"], TTT, ["--mixer", "hedge", *TTT]], ids=["plain", "hedge", "ttt", "both"]
+)
+def test_a_fresh_process_restores_the_text(
+    options: list[str],
+    tiny_artifact: Path,
+    tokenizer_path: Path,
+    text_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from evalkit.tokens.tokenizer import Tokenizer
+
+    raw = text_path.read_bytes()[:600]
+    file, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, *options, capsys=capsys)
+    done = decompressed(tiny_artifact, file, tokenizer_path, tmp_path / "back")
+    assert done.returncode == 0, done.stderr
+    tokenizer = Tokenizer(str(tokenizer_path))
+    assert (tmp_path / "back").read_text() == tokenizer.decode(list(tokenizer.encode(raw.decode())))
+    code, ledger = bits(printed)
+    assert code <= 1.001 * ledger + 64
+
+
+EXACT = {
+    "empty": b"",
+    "one character": b"q",
+    "random bytes": np.random.default_rng(3).integers(0, 256, 20_000, dtype=np.uint8).tobytes(),
+    "emoji": "\U0001f600\U0001f468\u200d\U0001f469 and caf\u0065\u0301".encode(),
+    "NUL": b"\x00a\x00\x00b\x00",
+    "line ends": b"\n\r\n a\n\n\tb  c\r\n",
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_restores_every_byte(
+    name: str,
+    tiny_artifact: Path,
+    tokenizer_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, _ = compressed(tiny_artifact, EXACT[name], tokenizer_path, tmp_path, "--exact", capsys=capsys)
+    target = tmp_path / "back"
+    arguments = [str(tiny_artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer_path)]
+    assert _run(["decompress", *arguments], False) == 0
+    assert target.read_bytes() == EXACT[name]
+
+
+def test_what_does_not_belong_together_is_refused_and_writes_nothing(
+    tiny_artifact: Path,
+    other_artifact: Path,
+    tokenizer_path: Path,
+    text_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, _ = compressed(tiny_artifact, b"some text to keep", tokenizer_path, tmp_path, capsys=capsys)
+    data = file.read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+    (tmp_path / "none").write_bytes(b"")
+    altered = bytearray(data)
+    altered[-40] ^= 4
+    (tmp_path / "altered").write_bytes(bytes(altered))
+    model = tmp_path / "other.model"
+    with open(model, "wb") as sink:
+        text = text_path.read_text()[3000:]
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(text[i : i + 200] for i in range(0, len(text), 200)),
+            model_writer=sink,
+            vocab_size=384,
+            model_type="bpe",
+            byte_fallback=True,
+            minloglevel=2,
+            num_threads=1,
+        )
+    cases = [
+        (tiny_artifact, tmp_path / "cut", tokenizer_path),
+        (tiny_artifact, tmp_path / "none", tokenizer_path),
+        (tiny_artifact, tmp_path / "altered", tokenizer_path),
+        (tiny_artifact, tmp_path / "absent", tokenizer_path),
+        (other_artifact, file, tokenizer_path),
+        (tiny_artifact, file, model),
+    ]
+    for artifact, source, tokenizer in cases:
+        target = tmp_path / "back"
+        arguments = [str(artifact), str(source), "-o", str(target), "--tokenizer", str(tokenizer)]
+        assert _run(["decompress", *arguments], False) == 2, source
+        assert capsys.readouterr().err.startswith("evalkit: error: ")
+        assert not target.exists()
