@@ -193,7 +193,8 @@ class Trainer:
         else:
             slices = [self._ranks.slice(len(rows), rank) for rank in range(self._ranks.count)]
             batches = [rows[own.start : own.stop] for own in slices if own]
-        loss, sums = 0.0, []
+        loss = 0.0
+        sums: list[Tensor] = []
         for more, parts in self._shared(batches, total, leaves):
             loss += more
             if not sums:
