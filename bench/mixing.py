@@ -3,9 +3,10 @@
 The dense way holds a row of counts over the vocabulary for each hashed context, looks up a batch of positions at once
 and counts a chunk after it was scored (the arithmetic of ``mixers/published.py``). It is timed twice: on each position
 once, and as published, on all positions of all windows of a batch, window / stride times as many.
-The network's numbers are synthetic.
+The network's numbers are synthetic. ``--recipe`` adds what mixing takes of a run with a network of full size (drawn
+weights): the mixer's time, and that of the numbers that it asks the network for beyond its score.
 
-python bench/mixing.py
+python bench/mixing.py --recipe pr849
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import argparse
 from functools import partial
 
 import numpy as np
+import torch
 from mixers_text import cpu_seconds, load_tokens
 
+from evalkit.model.gpt import GPT
+from evalkit.prequential.mixed import MixedForecaster, network_experts
+from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, one_thread_each, target_nll
+from evalkit.profiling import Profile
+from evalkit.recipes import load_recipe
 from mixers import Mixer, default_config
 from mixers.published import PublishedMixer
 
@@ -27,6 +34,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=262144)
     parser.add_argument("--chunk", type=int, default=32768)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--recipe", help="also the share of a full-size run")
     parser.add_argument("--vocab-size", type=int, default=1024)
     options = parser.parse_args()
     tokens = load_tokens(f"fineweb_val_prefix/sp{options.vocab_size}")[: options.tokens + 1].astype(np.int64)
@@ -51,6 +59,40 @@ def main() -> None:
         each = cpu_seconds(work, repeats) / (len(tokens) - 1)
         first = first or each
         print(f"| {name} | {1 / each:,.0f} | {1e9 * each:,.0f} | {62e6 * each:,.0f} | {each / first:.2f} |", flush=True)
+    if options.recipe:
+        print(share_of_full_size(options.recipe, tokens))
+
+
+def share_of_full_size(recipe: str, tokens: np.ndarray) -> str:
+    """Score two spans with a drawn network of full size and the mixer, in bfloat16; return a line of shares."""
+    model_config = load_recipe(recipe).model_config()
+    torch.manual_seed(0)
+    network = SlidingForecaster(
+        GPT(model_config).eval().requires_grad_(False), SlidingConfig(seq_len=WINDOW, stride=STRIDE, dtype="bfloat16")
+    )
+    mixer = Mixer(default_config(model_config.vocab_size, network=True))
+    forecaster = MixedForecaster(network, mixer, model_config.vocab_size)
+    forecaster.score(tokens[: WINDOW + 1], 1, WINDOW + 1)
+    forecaster.observe(tokens[: WINDOW + 1], 1, WINDOW + 1)
+    profile = Profile()
+    profile.time_methods(mixer, "mix", ("score", "commit"))
+    profile.time_methods(forecaster, "score", ("score", "observe"))
+    stop = WINDOW + 1 + 8 * STRIDE
+    forecaster.score(tokens[:stop], WINDOW + 1, stop)
+    forecaster.observe(tokens[:stop], WINDOW + 1, stop)
+    seconds = profile.to_dict()["seconds"]
+    total = seconds["score"] + seconds["mix"]
+    logits = torch.randn(STRIDE, model_config.vocab_size)
+    with one_thread_each(1):
+        experts = cpu_seconds(lambda: network_experts(logits), 20) - cpu_seconds(
+            lambda: target_nll(logits, tokens[:STRIDE]), 20
+        )
+    mix, share = seconds["mix"] / total, 8 * max(experts, 0.0) / total
+    return (
+        f"\n{recipe}, window {WINDOW}, stride {STRIDE}, bfloat16, {torch.get_num_threads()} threads: "
+        f"{total / (8 * STRIDE) * 1e3:.2f} ms a token, of which the mixer {mix:.3%} and the experts' "
+        f"numbers {share:.3%}"
+    )
 
 
 def ours(config: object, tokens: np.ndarray, neural: np.ndarray, entropy: np.ndarray) -> None:
