@@ -44,11 +44,13 @@ def write_tiny(path: Path, seed: int) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PR849-shaped model with two layers in layout B, zstd: about 10 kB."""
-<<<<<<< HEAD
-    path = tmp_path_factory.mktemp("artifact") / "tiny.ptz"
-    tensors = quantize_state_dict(random_state("pr849"), PLANS["pr849"])
-    write_artifact(path, tensors, "torch-zstd", layout=LAYOUTS["pr849"])
-    return path
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny.ptz", 0)
+
+
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "other.ptz", 1)
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +85,3 @@ def scored(tiny_artifact: Path, tokenizer_path: Path, tmp_path_factory: pytest.T
     write_json(folder / "score.json", report.to_dict())
     report.save_nll(str(folder / "score.npz"))
     return folder / "score.json", shard
-=======
-    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny.ptz", 0)
-
-
-@pytest.fixture(scope="session")
-def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with other weights."""
-    return write_tiny(tmp_path_factory.mktemp("artifact") / "other.ptz", 1)
->>>>>>> legality
