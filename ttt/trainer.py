@@ -193,11 +193,7 @@ class Trainer:
         else:
             slices = [self._ranks.slice(len(rows), rank) for rank in range(self._ranks.count)]
             batches = [rows[own.start : own.stop] for own in slices if own]
-<<<<<<< HEAD
-        loss: float = 0.0
-=======
         loss = 0.0
->>>>>>> speed
         sums: list[Tensor] = []
         for more, parts in self._shared(batches, total, leaves):
             loss += more
