@@ -9,7 +9,7 @@ import zstandard
 
 from evalkit.errors import ArtifactError
 
-MAX_INFLATED_BYTES = 512 * 2**20
+MAX_INFLATED_BYTES = 256 * 2**20
 """Bound on the inflated size. The largest published model is 131 MB in full precision."""
 
 _MAX_ZSTD_WINDOW = 2**27  # what zstd level 22 may ask for
