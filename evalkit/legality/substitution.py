@@ -24,6 +24,9 @@ NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substituti
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
 
+ROUNDS = 3
+"""Times that an audit plans anew with what time is left."""
+
 
 @dataclass(kw_only=True)
 class Sums:
@@ -108,14 +111,15 @@ def calibrate(context: Context, host: Host, mode: Mode) -> float:
     """Return the seconds that one position costs, estimated from a few rows in the first span."""
     host.fresh(int(context.tokens[0]))
     stop = 2 if mode == "single" else next(spans(host, len(context.tokens), context.options.span))[1]
-    cost = math.inf
+    cost, spent = math.inf, 0.0
     for count in (2, 16, 64):
         count = min(count, context.vocab_size)
         rows = np.repeat(context.tokens[None, 1:stop], count, axis=0)
         began = time.monotonic()
         host.score(rows, isolated=not context.recallable)
-        cost = min(cost, (time.monotonic() - began) * context.vocab_size / count)
-        if cost > 1.0:
+        seconds = time.monotonic() - began
+        cost, spent = min(cost, seconds * context.vocab_size / count), spent + seconds
+        if spent > 0.5:  # a first call that merely stumbles must not end the estimate
             break
     return cost
 
@@ -196,13 +200,19 @@ def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.rand
     deadline = time.monotonic() + seconds
     try:
         cost = calibrate(context, host, mode)
-        travel = context.base.seconds
-        count = int((0.8 * (deadline - time.monotonic()) - travel) / max(cost, 1e-6))
-        if count < 1:
+        for _ in range(ROUNDS):
+            left = deadline - time.monotonic()
+            count = int((0.8 * left - context.base.seconds) / max(cost, 1e-6))
+            missing = len(context.tokens) - 1 - len(sums.position)
+            if count < 1 or missing == 0 or (sums.position and left < 0.3 * seconds):
+                break
+            # an estimate made on a busy machine may be far too high: what time is left goes to further positions
+            new = np.setdiff1d(plan(context, count + len(sums.position), rng), np.array(sums.position, np.int64))
+            visit(context, host, new, mode, deadline, sums)
+            cost = sums.seconds / max(len(sums.position), 1)
+        if not sums.position:
             context.cover(name, positions=0, seconds_per_position=cost)
             return 0
-        positions = plan(context, count, rng)
-        visit(context, host, positions, mode, deadline, sums)
     except Fault as fault:
         context.failed(name, fault, real=False)
     conclude(context, name, sums)
