@@ -18,6 +18,7 @@ from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, KVCache
+from evalkit.tokens.shards import open_shard
 from train.data import TokenStream, find_shards
 from train.export.export import ArtifactFile, Container, pack_artifact, quantize_state_dict, write_artifact
 from train.export.fit import FitOption, FitRow, fit
@@ -26,7 +27,7 @@ from train.folder import TrainedModel
 from train.quantization.calibration import check_calibration_shards
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
-from train.quantization.pruning import prune_to_size
+from train.quantization.pruning import prune_to_size, zeroing_costs
 
 CAP_BYTES = 16_000_000
 _FIT_TOKENS = 16_384
@@ -132,7 +133,11 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
         tensors = quantize_state_dict(trained.weights, plan, hessians)
         if size(tensors) > config.target_bytes:
-            pruned = prune_to_size(tensors, size, config.target_bytes, resolution=1000)
+            costs = zeroing_costs(tensors, trained.weights, hessians or {})
+            exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
+            pruned = prune_to_size(
+                tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000
+            )
             tensors, zeroed = pruned.tensors, pruned.zeroed
             notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
@@ -189,11 +194,34 @@ def calibration_batches(model: GPT, trained: TrainedModel, config: ExportConfig)
     if config.calibration_data is None:
         ids = sample(model, rows=rows, seq_len=seq_len, seed=config.seed)
         return [row[None] for row in ids], [f"calibrated on {ids.numel():,} tokens of the model's own samples"]
-    shards, _ = find_shards(config.calibration_data, trained.config.data)
-    notes = check_calibration_shards(shards, force=config.force_calibration)
-    stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+    shards, validation = find_shards(config.calibration_data, trained.config.data)
+    used = _shards_of(shards, rows * seq_len)
+    notes = check_calibration_shards(used, _digests_like(validation, used), force=config.force_calibration)
+    stream = TokenStream(used, vocab_size=model.config.vocab_size)
     ids = torch.from_numpy(stream.read(0, rows * seq_len)).view(rows, seq_len)
     return [row[None] for row in ids], [*notes, f"calibrated on {ids.numel():,} training tokens"]
+
+
+def _shards_of(shards: Sequence[Path], tokens: int) -> list[Path]:
+    """Return the first shards, as many as hold so many tokens."""
+    used = []
+    for path in shards:
+        used.append(path)
+        tokens -= len(open_shard(path))
+        if tokens <= 0:
+            break
+    return used
+
+
+def _digests_like(validation: Sequence[Path], shards: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of the validation shards that a shard could be a copy of: those of its size."""
+    sizes = {path.stat().st_size for path in shards}
+    digests = []
+    for path in validation:
+        if path.stat().st_size in sizes:
+            with path.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests
 
 
 def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -36,17 +36,51 @@ def zeroing_cost(
     tensor: QuantizedTensor,
     weight: npt.NDArray[np.float32] | None = None,
     hessian_diagonal: npt.NDArray[np.float32] | None = None,
+    hessian: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return how much the squared error grows when an entry becomes 0, float32 of the tensor's shape.
+
+    With the whole Hessian it is exact for each entry alone: ``e H e^T`` grows by ``2 v (e H)_c + v^2 H_cc`` when the
+    value ``v`` in column ``c`` goes. After GPTQ that differs from the diagonal, because the errors of a row hold one
+    another up.
 
     Args:
         tensor: the quantised tensor.
         weight: what it approximates; then the growth is ``w^2 - (w - q s)^2``. Without it, ``(q s)^2``.
         hessian_diagonal: ``[cols]``, the mean square of each input, which weighs the columns.
+        hessian: ``[cols, cols]``, the mean of ``x x^T``, instead of its diagonal; needs the weight, a matrix.
     """
     value = tensor.dequantize()
+    if hessian is not None and weight is not None:
+        pull = (weight.reshape(value.shape) - value) @ hessian
+        grown: npt.NDArray[np.float32] = value * (2 * pull + value * hessian.diagonal())
+        return grown
     cost = value * value if weight is None else value * (2 * weight.reshape(value.shape) - value)
     return cost if hessian_diagonal is None else cost * hessian_diagonal
+
+
+def zeroing_costs(
+    tensors: Mapping[str, StoredTensor], weights: Mapping[str, Tensor], hessians: Mapping[str, Tensor]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return :func:`zeroing_cost` of every quantised tensor.
+
+    Args:
+        tensors: stored tensors.
+        weights: what they approximate, by the same names.
+        hessians: mean of ``x x^T`` by module name; tensors without one count their own squared error. The inputs of
+            the layers are normalised to a mean square near 1, which makes the two comparable.
+    """
+    costs = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, QuantizedTensor):
+            hessian = hessians.get(name.removesuffix(".weight"))
+            usable = hessian is not None and tensor.values.ndim == 2
+            costs[name] = zeroing_cost(
+                tensor,
+                weights[name].detach().float().cpu().numpy(),
+                hessian=hessian.float().cpu().numpy() if usable and hessian is not None else None,
+            )
+    return costs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,285 @@
+"""``evalkit export``: from a run folder to an artifact, through the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_helpers import write_shard
+
+import evalkit
+from evalkit.artifact.layouts import held_values
+from evalkit.artifact.load import load_artifact
+from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
+from evalkit.cli.main import _run
+from evalkit.recipes import load_recipe
+from evalkit.scoring import score_session
+from evalkit.tokens.tokenizer import Tokenizer
+from train.config import resolve
+from train.export.pipeline import ExportConfig, ExportResult, export_run
+from train.folder import load_run
+from train.run import train_model
+
+# 160 wide: the MLP's matrices are above the 65,536 elements up to which the published plans keep float16.
+RUNS = {"pr634": "160x2", "pr849": "160x2", "tiny": "64x2"}
+SETTINGS = {
+    "model.vocab_size": "384",
+    "train.batch_tokens": "256",
+    "train.spans": "1",
+    "train.seq_len": "64",
+    "train.checkpoint_seconds": "0",
+    "train.device": "cpu",
+}
+FEW = ("--calibration-tokens", "512")
+
+
+@pytest.fixture(scope="module")
+def shards(tokenizer_path: Path, text_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English in shards, of which the last is for validation."""
+    folder = tmp_path_factory.mktemp("export-shards")
+    tokenizer = Tokenizer(tokenizer_path)
+    documents = text_path.read_text(encoding="utf-8").split("\n")
+    tokens = np.concatenate([tokenizer.encode_document(text) for text in documents if text])
+    third = len(tokens) // 3
+    for i, name in enumerate(("t_train_000000", "t_train_000001", "t_val_000000")):
+        write_shard(folder / f"{name}.bin", tokens[i * third : (i + 1) * third])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three trained models, three steps each."""
+    folder = tmp_path_factory.mktemp("export-runs")
+    for recipe, scale in RUNS.items():
+        config = resolve(load_recipe(recipe), SETTINGS, scale=scale, steps=3)
+        train_model(config, data=shards, tokenizer=None, out=folder / recipe)
+    return folder
+
+
+def export(*arguments: object) -> int:
+    return _run(["export", *map(str, arguments)], False)
+
+
+def integers(path: Path) -> dict[str, QuantizedTensor]:
+    return {n: t for n, t in load_artifact(path).tensors.items() if isinstance(t, QuantizedTensor)}
+
+
+@pytest.mark.parametrize("container", ["torch-zstd", "torch-xz", "torch-zlib"])
+def test_every_container_holds_the_same_tensors(container: str, runs: Path, tmp_path: Path) -> None:
+    for name in ("evalkit", container):
+        assert export(runs / "pr849", "-o", tmp_path / name, "--container", name, *FEW) == 0
+    own, published = load_artifact(tmp_path / "evalkit"), load_artifact(tmp_path / container)
+    assert published.compression == container.removeprefix("torch-")
+    assert published.recognise() == own.recognise() == "pr849"
+    assert own.tensors.keys() == published.tensors.keys()
+    assert any(isinstance(tensor, QuantizedTensor) for tensor in own.tensors.values())
+    for name, tensor in own.tensors.items():
+        other = published.tensors[name]
+        assert held_values(tensor).tobytes() == held_values(other).tobytes(), name
+    own.build(own.resolve().config)
+    assert own.size < published.size
+
+
+def test_gptq_calibrates_on_own_samples_or_on_training_shards(
+    runs: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs / "tiny", "-o", tmp_path / "own", *FEW) == 0
+    assert "calibrated on 512 tokens of the model's own samples" in capsys.readouterr().out
+    assert export(runs / "tiny", "-o", tmp_path / "data", "--data", shards, *FEW) == 0
+    assert "calibrated on 512 training tokens" in capsys.readouterr().out
+    assert export(runs / "tiny", "-o", tmp_path / "nearest", "--calibration-tokens", 0) == 0
+    assert "calibrated" not in capsys.readouterr().out
+    own, data, nearest = (integers(tmp_path / name) for name in ("own", "data", "nearest"))
+    name = "blocks.0.mlp.fc.weight"
+    assert not np.array_equal(own[name].values, data[name].values)
+    weight = load_run(runs / "tiny").weights[name].numpy()
+    unchanged = np.clip(np.round(weight / nearest[name].scale[:, None].astype(np.float32)), -32, 31)
+    np.testing.assert_array_equal(nearest[name].values, unchanged)
+    assert not np.array_equal(data[name].values, nearest[name].values)
+    described = load_artifact(tmp_path / "data").metadata["recipe"]["notes"]
+    assert described == ["calibrated on 512 training tokens"]
+
+
+@pytest.mark.parametrize("disguise", ["t_val_train_000000.bin", "t_train_000000.bin"])
+def test_validation_text_does_not_calibrate(
+    disguise: str, runs: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name, or as a copy of the validation shard that lies beside it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(shards / "t_val_000000.bin", data / disguise)
+    shutil.copy(shards / "t_val_000000.bin", data)
+    arguments = (runs / "tiny", "-o", tmp_path / "a", "--data", data, *FEW)
+    assert export(*arguments) == 2
+    assert disguise in (message := capsys.readouterr().err)
+    assert "calibrate on training shards" in message
+    assert not (tmp_path / "a").exists()
+    assert export(*arguments, "--force-calibration") == 0
+    assert disguise in capsys.readouterr().out
+    assert disguise in load_artifact(tmp_path / "a").metadata["recipe"]["notes"][0]
+
+
+def test_target_bytes_counts_code_and_prunes(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free, tight = tmp_path / "free", tmp_path / "tight"
+    code = tmp_path / "train_gpt.py"
+    code.write_bytes(b"#" * 1234)
+    assert export(runs / "tiny", "-o", free, *FEW) == 0
+    target = free.stat().st_size + 1234 - 900
+    capsys.readouterr()
+    assert export(runs / "tiny", "-o", tight, *FEW, "--target-bytes", target, "--code", code) == 0
+    printed = capsys.readouterr().out
+    assert "integers of +-1 were zeroed" in printed
+    total = tight.stat().st_size + 1234
+    assert total <= target
+    assert f"{total:,} bytes, {target - total:,} under the target of {target:,}" in printed
+    assert target - total < 100, "the search ends where the target is met, not far below"
+    before, after = integers(free), integers(tight)
+    changed = {n: before[n].values != after[n].values for n in before}
+    assert sum(map(np.count_nonzero, changed.values()))
+    for name, where in changed.items():
+        assert set(np.abs(before[name].values[where])) <= {1}
+        assert not after[name].values[where].any()
+
+
+def test_a_target_that_cannot_be_met_writes_nothing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs / "tiny", "-o", tmp_path / "a", *FEW, "--target-bytes", 5000) == 2
+    assert "above the target of 5000" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_prints_what_it_tried_and_keeps_the_best(
+    runs: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free, fitted = tmp_path / "free", tmp_path / "fitted"
+    arguments = ("--data", shards, *FEW)
+    assert export(runs / "tiny", "-o", free, *arguments) == 0
+    target = int(0.93 * free.stat().st_size)
+    capsys.readouterr()
+    results: list[ExportResult] = []
+
+    def recorded(*given: object) -> ExportResult:
+        results.append(export_run(*given))  # type: ignore[arg-type]
+        return results[-1]
+
+    monkeypatch.setattr("train.export.pipeline.export_run", recorded)
+    assert export(runs / "tiny", "-o", fitted, *arguments, "--target-bytes", target, "--fit") == 0
+    printed = capsys.readouterr().out
+    (result,) = results
+    losses = [row.loss for row in result.table if row.loss is not None]
+    best = next(row for row in result.table if row.loss == min(losses))
+    assert best.fits
+    assert best.n_bytes == fitted.stat().st_size <= target
+    assert all(row.fits == (row.total_bytes <= target) for row in result.table)
+    assert any(not row.fits for row in result.table)
+    assert {row.label.split(",")[0] for row in result.table} >= {"plan", "one bit wider", "one bit narrower"}
+    for row in result.table:
+        assert f"{row.total_bytes:,}" in printed
+    assert f"{best.loss:.5f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--container", "torch-xz"), "recipe tiny has no torch layout"),
+        (("--floor", "-1"), "--floor is -1"),
+        (("--calibration-tokens", "-5"), "--calibration-tokens is -5"),
+        (("--target-bytes", "0"), "--target-bytes is 0"),
+        (("--code", "no/such.py"), "code file no/such.py does not exist"),
+        (("--data", "no/such"), "data folder no/such does not exist"),
+        (("--weights", "swa"), "has no swa weights"),
+        (("--container", "gzip"), "gzip"),
+        (("--tokenizer", "no/such.model"), "no/such.model"),
+    ],
+)
+def test_wrong_options_end_with_a_sentence(
+    arguments: tuple[str, ...], message: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = () if "--calibration-tokens" in arguments else FEW
+    assert export(runs / "tiny", "-o", tmp_path / "a", *few, *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path, "-o", tmp_path / "a") == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def exported(runs: Path, recipe: str, path: Path, tokenizer: Path, **options: object) -> ExportResult:
+    config = replace(ExportConfig(calibration_tokens=512, tokenizer=tokenizer), **options)  # type: ignore[arg-type]
+    return export_run(load_run(runs / recipe), path, config)
+
+
+@pytest.mark.parametrize(("recipe", "container"), [("tiny", "evalkit"), ("pr634", "torch-xz"), ("pr634", "evalkit")])
+def test_the_file_scores_as_the_dequantised_weights(
+    recipe: str, container: str, runs: Path, shards: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    """Bit for bit: the model built from the file, and one from float32 weights that never were in a file."""
+    result = exported(runs, recipe, tmp_path / "a", tokenizer_path, container=container)
+    options = evalkit.ScoreOptions(
+        artifact=str(tmp_path / "a"),
+        tokenizer=str(tokenizer_path),
+        tokens=str(shards / "t_val_*.bin"),
+        limit_tokens=400,
+        seq_len=64,
+        threads=1,
+        settings={"model": {} if container == "evalkit" else {"num_heads": _heads(runs, recipe)}},
+    )
+    session = evalkit.open_session(options)
+    weights = {
+        name: PlainTensor(values=held_values(tensor), stored="float32", dtype="float32")
+        for name, tensor in result.tensors.items()
+    }
+    assert session.artifact is not None
+    in_memory = replace(session, artifact=replace(session.artifact, tensors=weights))
+    from_file, from_memory = score_session(session), score_session(in_memory)
+    assert from_file.bpb == from_memory.bpb
+    assert from_file.nll.tobytes() == from_memory.nll.tobytes()
+    integer = next(t for t in result.tensors.values() if isinstance(t, QuantizedTensor))
+    assert integer.values.any()
+
+
+def _heads(runs: Path, recipe: str) -> str:
+    return str(load_run(runs / recipe).config.model.num_heads)
+
+
+def test_the_same_weights_give_the_same_bytes(runs: Path, tokenizer_path: Path, tmp_path: Path) -> None:
+    for recipe, container in (("tiny", "evalkit"), ("pr634", "torch-zstd")):
+        digests = set()
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            file = tmp_path / name / f"{recipe}.{name}"
+            result = exported(runs, recipe, file, tokenizer_path, container=container)
+            assert result.file.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+            digests.add(result.file.sha256)
+        assert len(digests) == 1, container
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupted_export_leaves_nothing(
+    kept: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a half-written file nor a damaged older one."""
+    output = tmp_path / "artifact"
+    if kept:
+        output.write_bytes(b"an older artifact")
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        assert export(runs / "tiny", "-o", output, *FEW) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"] * kept
+    if kept:
+        assert output.read_bytes() == b"an older artifact"
