@@ -135,9 +135,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
         if size(tensors) > config.target_bytes:
             costs = zeroing_costs(tensors, trained.weights, hessians or {})
             exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
-            pruned = prune_to_size(
-                tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000
-            )
+            pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
             tensors, zeroed = pruned.tensors, pruned.zeroed
             notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
