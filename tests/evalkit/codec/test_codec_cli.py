@@ -58,7 +58,7 @@ def test_a_fresh_process_restores_the_text(
 ) -> None:
     from evalkit.tokens.tokenizer import Tokenizer
 
-    raw = text_path.read_bytes()[:600]
+    raw = text_path.read_bytes()[:300]
     file, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, *options, capsys=capsys)
     done = decompressed(tiny_artifact, file, tokenizer_path, tmp_path / "back")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from evalkit.legality.sources import BigramSource
 GALLERY = Path(__file__).parent / "gallery"
 VIOLATORS = sorted(p.stem for p in GALLERY.glob("[vx]*.py"))
 HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
-BUDGET = 4.0
+BUDGET = 5.0
 SLOW = {  # these answer slowly, or only once per process: the same verdict takes longer
     "v12_last_epoch",
     "v13_fitted_temperature",
