@@ -40,7 +40,9 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], obj
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a failed write into a RuntimeError without the cause.
         reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise InputError(f"{path} cannot be written ({reason}); what was there before is intact") from error
+        raise InputError(
+            f"{path} cannot be written ({reason}); what was there before is intact: make room, then --resume or repeat"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
