@@ -17,7 +17,7 @@ import torch
 
 from evalkit.artifact.load import load_artifact
 from evalkit.model.gpt import GPT
-from train.quantization.gptq import gptq_round
+from train.quantization.gptq import gptq_search
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.rows import published_min_step, round_to_step, search_clip, weighted_row_error
 
@@ -62,13 +62,13 @@ def main() -> None:
         for name in names:
             weight = model.get_submodule(name).weight.detach()
             assert isinstance(weight, torch.Tensor)
-            step = search_clip(weight, bits, min_step=floor, hessian=seen[name])
+            nearest_step = search_clip(weight, bits, min_step=floor, hessian=seen[name])
             started = time.perf_counter()
-            results = (round_to_step(weight, step, bits), gptq_round(weight, seen[name], step, bits))
+            gptq = gptq_search(weight, seen[name], bits, min_step=floor)
             seconds = time.perf_counter() - started
             nearest, better = (
                 float(weighted_row_error(weight - q.float() * step.float()[:, None], unseen[name]).sum())
-                for q in results
+                for q, step in ((round_to_step(weight, nearest_step, bits), nearest_step), gptq)
             )
             ratio = better / nearest if nearest else 1.0  # weights that lie on the grid already lose nothing
             worst = max(worst, ratio)

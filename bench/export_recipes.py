@@ -26,7 +26,7 @@ from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 from train.export.export import quantize_state_dict
-from train.export.pipeline import collect_hessians
+from train.export.pipeline import ExportConfig, collect_hessians, target_weights
 from train.folder import load_run
 from train.quantization.plan import QuantizationPlan, TensorRule
 from train.quantization.rows import published_min_step, weighted_row_error
@@ -35,10 +35,10 @@ SMALL = 2048  # of the trained models most matrices are under the published boun
 
 
 def plan_for(bits: int, floor: bool) -> QuantizationPlan:
-    """Every matrix of the blocks at one width, tables at int8, vectors as they are."""
+    """Every matrix of the blocks at one width, the rest as it is."""
     return QuantizationPlan(
         rules=(
-            TensorRule(patterns=("*",), format="float16", max_elements=SMALL),
+            TensorRule(patterns=("*",), format="float32", max_elements=SMALL),
             TensorRule(
                 patterns=("*.mlp.*", "*.attn.c_?.weight", "*.attn.proj.weight"),
                 format=f"int{bits}",
@@ -46,18 +46,27 @@ def plan_for(bits: int, floor: bool) -> QuantizationPlan:
                 min_step=published_min_step(bits) if floor else 0.0,
                 gptq=True,
             ),
-            TensorRule(patterns=("*",), format="int8"),
-        )
+            TensorRule(patterns=("*",), format="float32"),
+        ),
+        bfloat16_tables=(),
     )
 
 
 @torch.inference_mode()
-def nats(model: GPT, state: Mapping[str, torch.Tensor], windows: torch.Tensor) -> np.ndarray:
-    """Summed nats of every window."""
+def nats(
+    model: GPT, state: Mapping[str, torch.Tensor], windows: torch.Tensor, reference: list[torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed nats of every window, and the divergence of the reference's predictions from these; fills an empty one."""
     model.load_state_dict(state)
-    return np.array(
-        [F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double().item() for row in windows]
-    )
+    losses, divergences = [], []
+    filled = bool(reference)
+    for i, row in enumerate(windows):
+        log_p = F.log_softmax(model(row[None, :-1])[0], dim=-1)
+        if not filled:
+            reference.append(log_p)
+        losses.append(F.nll_loss(log_p, row[1:], reduction="sum").double().item())
+        divergences.append((reference[i].exp() * (reference[i] - log_p)).double().sum().item())
+    return np.array(losses), np.array(divergences)
 
 
 def as_state(model: GPT, tensors: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
@@ -79,13 +88,13 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--recipes", default="baseline,pr333,pr592,pr344,pr634,pr849")
     parser.add_argument("--bits", type=int, nargs="*", default=[6, 5])
-    parser.add_argument("--tokens", type=int, default=16384, help="validation tokens")
+    parser.add_argument("--tokens", type=int, default=32768, help="validation tokens")
     parser.add_argument("--calibration-tokens", type=int, default=65536)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| recipe | bits | step floor | float | nearest | nearest, H | GPTQ | GPTQ - nearest (+- s.e.) | gain kept "
-          "| output error, GPTQ / nearest: smallest, median, largest |")  # fmt: skip
-    print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| recipe | bits | step floor | float | nearest | GPTQ | GPTQ - nearest (+- s.e.) | KL nearest | KL GPTQ "
+          "| output error, GPTQ / nearest: smallest, median, largest | |")  # fmt: skip
+    print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for recipe in options.recipes.split(","):
         trained = load_run(options.runs / recipe)
         model = GPT(trained.config.model).eval().requires_grad_(False)
@@ -96,6 +105,8 @@ def main() -> None:
         rows = options.calibration_tokens // seq_len
         halves = [torch.from_numpy(stream.read(i * rows * seq_len, rows * seq_len)).view(rows, 1, -1) for i in (0, 1)]
         seen, unseen = (collect_hessians(model, list(half)) for half in halves)
+        config = ExportConfig(calibration_tokens=options.calibration_tokens, calibration_data=options.data)
+        target, notes = target_weights(model, trained, config)
         tokens = load_validation(val_shards, vocab_size=model.config.vocab_size, limit=options.tokens + 1)
         assert tokens is not None
         count = (len(tokens) - 1) // seq_len
@@ -104,33 +115,35 @@ def main() -> None:
         ).long()
         n_bytes = ByteCounter(options.tokenizer, model.config.vocab_size).count(tokens[: count * seq_len + 1])
         per_byte = 1 / (math.log(2) * n_bytes)
-        reference = nats(model, trained.weights, windows)
+        reference: list[torch.Tensor] = []
+        exact, _ = nats(model, trained.weights, windows, reference)
         for bits in options.bits:
             for floor in (False, True):
                 plan = plan_for(bits, floor)
                 nearest_plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-                results = {
-                    "nearest": quantize_state_dict(trained.weights, nearest_plan),
-                    "nearest, H": quantize_state_dict(trained.weights, nearest_plan, seen),
-                    "GPTQ": quantize_state_dict(trained.weights, plan, seen),
-                }
-                losses = {label: nats(model, as_state(model, held), windows) for label, held in results.items()}
+                nearest = quantize_state_dict(trained.weights, nearest_plan)
+                gptq = quantize_state_dict(target, plan, seen)
+                losses, divergences = zip(
+                    *(nats(model, as_state(model, held), windows, reference) for held in (nearest, gptq)), strict=True
+                )
+                same_target = gptq if not notes else quantize_state_dict(trained.weights, plan, seen)
+                same_measure = quantize_state_dict(trained.weights, nearest_plan, seen)
                 ratios = []
-                for name, tensor in results["GPTQ"].items():
-                    if isinstance(tensor, QuantizedTensor) and tensor.bits == bits:
+                for name, tensor in gptq.items():
+                    if isinstance(tensor, QuantizedTensor):
                         weight = trained.weights[name]
-                        nearest = output_error(name, weight, results["nearest, H"], unseen)
-                        ratios.append(output_error(name, weight, results["GPTQ"], unseen) / nearest if nearest else 1.0)
-                paired = losses["GPTQ"] - losses["nearest"]
+                        below = output_error(name, weight, same_measure, unseen)
+                        ratios.append(output_error(name, weight, same_target, unseen) / below if below else 1.0)
+                paired = losses[1] - losses[0]
                 standard_error = float(paired.std(ddof=1)) * math.sqrt(count) * per_byte
-                bpb = {label: float(values.sum()) * per_byte for label, values in losses.items()}
-                lost = bpb["nearest"] - float(reference.sum()) * per_byte
+                bpb = [float(values.sum()) * per_byte for values in (exact, *losses)]
+                kl = [float(values.sum()) * per_byte for values in divergences]
                 print(
-                    f"| {recipe} | {bits} | {'1 / limit' if floor else 'none'} | {reference.sum() * per_byte:.5f} | "
-                    + " | ".join(f"{bpb[label]:.5f}" for label in ("nearest", "nearest, H", "GPTQ"))
-                    + f" | {paired.sum() * per_byte:+.5f} (+- {standard_error:.5f}) "
-                    + f"| {100 * (bpb['nearest'] - bpb['GPTQ']) / lost if lost else 0:.0f}% "
-                    + f"| {min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f} |",
+                    f"| {recipe} | {bits} | {'1 / limit' if floor else 'none'} | "
+                    + " | ".join(f"{value:.5f}" for value in bpb)
+                    + f" | {paired.sum() * per_byte:+.5f} (+- {standard_error:.5f}) | {kl[0]:.5f} | {kl[1]:.5f} "
+                    + f"| {min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f} "
+                    + f"| {'QAT' if notes else ''} |",
                     flush=True,
                 )
 

@@ -38,6 +38,7 @@ class Artifact:
         compression: ``zstd``, ``xz``, ``zlib``, ``none`` or the container's own.
         tensors: stored tensors by model name.
         metadata: what a self-describing artifact says of itself; ``model`` is its configuration.
+        coded_bytes: bytes that each tensor takes in the file, by name, where the container tells; else empty.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Artifact:
     compression: str
     tensors: dict[str, StoredTensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+    coded_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,9 +148,11 @@ def load_artifact(path: str | Path) -> Artifact:
     compression = compression_of(data)
     try:
         metadata: dict[str, Any] = {}
+        coded_bytes: dict[str, int] = {}
         if is_native(data):
             native = read_native(data)
             label, tensors, compression = "evalkit container", native.tensors, "range coder"
+            coded_bytes = native.payload_bytes
             metadata = {
                 "model": dict(native.metadata.config),
                 "recipe": dict(native.metadata.recipe),
@@ -172,6 +176,7 @@ def load_artifact(path: str | Path) -> Artifact:
         compression=compression,
         tensors=tensors,
         metadata=metadata,
+        coded_bytes=coded_bytes,
     )
 
 

@@ -60,35 +60,44 @@ def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensor
     ]
     click.echo(format_pairs(pairs))
     click.echo()
-    header = ["tensor" if tensors else "group", "kind", "parameters", "bytes stored", "entropy bytes"]
-    click.echo(format_table(header, [[r["name"], r["kind"], f"{r['parameters']:,}", f"{r['stored_bytes']:,}",
-                                      f"{r['entropy_bytes']:,}"] for r in rows]))  # fmt: skip
+    columns = {"parameters": "parameters", "stored_bytes": "bytes stored", "entropy_bytes": "entropy bytes"}
+    if opened.coded_bytes:
+        columns["file_bytes"] = "bytes in file"
+    table = [[row["name"], row["kind"], *(f"{row[key]:,}" for key in columns)] for row in rows]
+    if opened.coded_bytes:
+        header_bytes = opened.size - sum(opened.coded_bytes.values())
+        table.append(["header, checksum", "", *[""] * (len(columns) - 1), f"{header_bytes:,}"])
+    click.echo(format_table(["tensor" if tensors else "group", "kind", *columns.values()], table))
 
 
 def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
     """Return parameters and bytes of each tensor, or of each group of tensors of one role and width.
 
     ``stored_bytes`` is what the tensors take before compression; ``entropy_bytes`` is the sum of the order-0
-    entropies of their bytes, a guide to what a compressor makes of them.
+    entropies of their bytes, a guide to what a compressor makes of them. ``file_bytes`` is there where the container
+    tells what each tensor takes in the file; with the header they add up to its size.
     """
     from evalkit.artifact.tensors import QuantizedTensor
 
-    groups: dict[tuple[str, str], list[StoredTensor]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[tuple[str, StoredTensor]]] = defaultdict(list)
     for name, tensor in artifact.tensors.items():
         kind = f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else tensor.stored
-        groups[name if each else _role(name), kind].append(tensor)
+        groups[name if each else _role(name), kind].append((name, tensor))
     rows = []
+    coded = artifact.coded_bytes
     for (name, kind), members in groups.items():
-        rows.append(
-            {
-                "name": name,
-                "kind": kind,
-                "parameters": sum(t.values.size for t in members),
-                "stored_bytes": sum(t.values.nbytes + _scale_bytes(t) for t in members),
-                "entropy_bytes": round(sum(_entropy_bytes(t) for t in members)),
-            }
-        )
-    return rows if each else sorted(rows, key=lambda row: -row["entropy_bytes"])
+        row = {
+            "name": name,
+            "kind": kind,
+            "parameters": sum(t.values.size for _, t in members),
+            "stored_bytes": sum(t.values.nbytes + _scale_bytes(t) for _, t in members),
+            "entropy_bytes": round(sum(_entropy_bytes(t) for _, t in members)),
+        }
+        if coded:
+            row["file_bytes"] = sum(coded[name] for name, _ in members)
+        rows.append(row)
+    largest = "file_bytes" if coded else "entropy_bytes"
+    return rows if each else sorted(rows, key=lambda row: -row[largest])
 
 
 def _role(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from train_helpers import write_shard
 
 import evalkit
@@ -17,12 +19,14 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
 from evalkit.cli.main import _run
+from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
 from train.config import resolve
-from train.export.pipeline import ExportConfig, ExportResult, export_run
+from train.export.pipeline import ExportConfig, ExportResult, _held_out, _text_losses, export_run, target_weights
 from train.folder import load_run
+from train.qat import bits_of, round_to_grid, step_size
 from train.run import train_model
 
 # 160 wide: the MLP's matrices are above the 65,536 elements up to which the published plans keep float16.
@@ -209,6 +213,34 @@ def test_wrong_options_end_with_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards: Path) -> None:
+    """Decided by the loss on training text: here the rounded network is good, and what lies between the grid is noise."""
+    trained = load_run(runs / "pr849")
+    qat = trained.config.qat
+    assert qat.enabled
+    config = ExportConfig(calibration_tokens=512, calibration_data=shards)
+    rng = torch.Generator().manual_seed(0)
+    grid = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in trained.weights.items() if bits_of(n, qat)}
+    step = {n: step_size(w, bits_of(n, qat), qat) for n, w in grid.items()}
+    noisy = {n: w + 0.49 * step[n] * (2 * torch.rand(w.shape, generator=rng) - 1) for n, w in grid.items()}
+    model = GPT(trained.config.model).eval().requires_grad_(False)
+    for weights, label in ((noisy, "noisy"), (grid, "on the grid")):
+        run = replace(trained, weights=trained.weights | weights)
+        model.load_state_dict(run.weights)
+        chosen, notes = target_weights(model, run, config)
+        before = _text_losses(model, _held_out(model, run, config)).mean()
+        assert all(torch.equal(model.state_dict()[n], run.weights[n]) for n in weights), "the model is left as it was"
+        model.load_state_dict(run.weights | grid)
+        gained = bool(notes)
+        assert gained == any(not torch.equal(chosen[n], run.weights[n]) for n in weights)
+        if gained:
+            assert all(torch.allclose(chosen[n], grid[n]) for n in weights)
+            assert _text_losses(model, _held_out(model, run, config)).mean() < before
+        if label == "on the grid":
+            assert not gained
+    assert target_weights(model, trained, ExportConfig())[1] == [], "without training text nothing is measured"
+
+
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(tmp_path, "-o", tmp_path / "a") == 2
     assert "is not a run folder" in capsys.readouterr().err
@@ -283,3 +315,21 @@ def test_an_interrupted_export_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"] * kept
     if kept:
         assert output.read_bytes() == b"an older artifact"
+
+
+@pytest.mark.parametrize("each", [(), ("--tensors",)])
+def test_inspect_tells_where_every_byte_of_the_file_goes(
+    each: tuple[str, ...], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs / "pr634", "-o", tmp_path / "a", "--calibration-tokens", 0) == 0
+    capsys.readouterr()
+    assert _run(["inspect", str(tmp_path / "a"), "--json", str(tmp_path / "a.json"), *each], False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, text in enumerate(lines) if "bytes in file" in text)
+    listed = [int(text.split("|")[-2].replace(",", "")) for text in lines[start + 2 :]]
+    size = (tmp_path / "a").stat().st_size
+    assert sum(listed) == size
+    groups = json.loads((tmp_path / "a.json").read_text())["groups"]
+    assert sorted(row["file_bytes"] for row in groups) == sorted(listed[:-1])
+    largest = next(row for row in groups if row["kind"] == "int6")
+    assert 0 < largest["file_bytes"] < largest["stored_bytes"]

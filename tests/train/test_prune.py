@@ -96,6 +96,23 @@ def test_zeroing_cost_is_the_growth_of_the_squared_error() -> None:
     diagonal = rng.random(80).astype(np.float32)
     assert zeroing_cost(tensor, weight, diagonal) == pytest.approx(growth * diagonal, abs=1e-6)
     assert zeroing_cost(tensor) == pytest.approx(tensor.dequantize() ** 2)
+    assert zeroing_cost(tensor, weight, hessian=np.diag(diagonal)) == pytest.approx(growth * diagonal, abs=1e-5)
+
+
+def test_zeroing_cost_under_a_full_hessian_is_the_growth_of_the_output_error() -> None:
+    tensor = model()["a"]
+    assert isinstance(tensor, QuantizedTensor)
+    rng = np.random.default_rng(5)
+    weight = tensor.dequantize() + rng.normal(0, 0.01, tensor.values.shape).astype(np.float32)
+    inputs = rng.normal(size=(200, 80)).astype(np.float32)
+    hessian = inputs.T @ inputs / 200
+    cost = zeroing_cost(tensor, weight, hessian=hessian)
+    error = (weight - tensor.dequantize()).astype(np.float64)
+    for r, c in ((0, 0), (1, 17), (2, 79)):
+        zeroed = error[r].copy()
+        zeroed[c] = weight[r, c]
+        growth = zeroed @ hessian @ zeroed - error[r] @ hessian @ error[r]
+        assert cost[r, c] == pytest.approx(growth, abs=1e-4)
 
 
 def test_magnitude_pruning_takes_the_asked_share_of_large_matrices_only() -> None:

@@ -16,7 +16,7 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
-from train.quantization.gptq import gptq_round
+from train.quantization.gptq import gptq_search
 from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
 from train.quantization.pruning import magnitude_prune
 from train.quantization.rows import round_to_step, row_clip, row_step, search_clip
@@ -86,20 +86,31 @@ def _quantize(
         raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
     if hessian is not None:
         hessian = hessian.to(weight.device)
-    if rule.clip == "quantile":
-        step = row_step(row_clip(weight, rule.quantile), rule.bits, rule.min_step)
-    else:
-        step = search_clip(
+    gptq = rule.gptq and hessian is not None and weight.ndim == 2
+    percentiles = (rule.quantile,) if rule.clip == "quantile" else rule.percentiles
+    if gptq:
+        assert hessian is not None
+        values, step = gptq_search(
             weight,
+            hessian,
             rule.bits,
             min_step=rule.min_step,
-            percentiles=rule.percentiles,
+            percentiles=percentiles,
             per_row=rule.clip == "row",
-            hessian=hessian,
+            config=plan.gptq,
         )
-    if rule.gptq and hessian is not None and weight.ndim == 2:
-        values = gptq_round(weight, hessian, step, rule.bits, plan.gptq)
     else:
+        if rule.clip == "quantile":
+            step = row_step(row_clip(weight, rule.quantile), rule.bits, rule.min_step)
+        else:
+            step = search_clip(
+                weight,
+                rule.bits,
+                min_step=rule.min_step,
+                percentiles=percentiles,
+                per_row=rule.clip == "row",
+                hessian=hessian,
+            )
         values = round_to_step(weight, step, rule.bits)
     return QuantizedTensor(
         values=values.cpu().contiguous().numpy(), scale=step.cpu().numpy(), bits=rule.bits, dtype=dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from train.export.export import ArtifactFile, Container, pack_artifact, quantize
 from train.export.fit import FitOption, FitRow, fit
 from train.export.torch_layouts import LAYOUTS, TorchLayout
 from train.folder import TrainedModel
+from train.qat import bits_of, round_to_grid
 from train.quantization.calibration import check_calibration_shards
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
@@ -109,6 +111,8 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     if config.calibration_tokens:
         batches, notes = calibration_batches(model, trained, config)
         hessians = collect_hessians(model, batches)
+    weights, said = target_weights(model, trained, config)
+    notes += said
     metadata = _metadata(trained, config, notes)
     layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
 
@@ -119,7 +123,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     zeroed = 0
     if config.fit:
         result = fit(
-            trained.weights,
+            weights,
             fit_options(plan, config.container, layout),
             _loss_of(model, _held_out(model, trained, config)),
             cap_bytes=config.target_bytes,
@@ -131,9 +135,9 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-        tensors = quantize_state_dict(trained.weights, plan, hessians)
+        tensors = quantize_state_dict(weights, plan, hessians)
         if size(tensors) > config.target_bytes:
-            costs = zeroing_costs(tensors, trained.weights, hessians or {})
+            costs = zeroing_costs(tensors, weights, hessians or {})
             exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
             pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
             tensors, zeroed = pruned.tensors, pruned.zeroed
@@ -157,6 +161,32 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
             )
         )  # fmt: skip
     return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
+
+
+def target_weights(model: GPT, trained: TrainedModel, config: ExportConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights whose function the artifact should have, and what must be said about them.
+
+    Training-time rounding moves the optimum onto the grid: the network that was trained is the rounded one, and GPTQ
+    that reproduces the unrounded weights would undo it. Where rounding was too short to matter, it is the other way
+    round. So the loss on training text decides; without such text, the weights stay as they are.
+    """
+    weights = dict(trained.weights)
+    qat = trained.config.qat
+    rounded = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in weights.items() if bits_of(n, qat)}
+    if not (qat.enabled and rounded and config.calibration_tokens and config.calibration_data):
+        return weights, []
+    text = _held_out(model, trained, config)
+    before = _text_losses(model, text)
+    model.load_state_dict(weights | rounded)
+    after = _text_losses(model, text)
+    model.load_state_dict(weights)
+    gain = before - after
+    if float(gain.mean()) <= 2 * float(gain.std()) / math.sqrt(max(len(gain), 1)):  # two standard errors
+        return weights, []
+    return weights | rounded, [
+        f"weights as rounded in training: {float(after.mean()):.5f} nats per token of training text, "
+        f"{float(before.mean()):.5f} without the rounding"
+    ]
 
 
 def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayout | None) -> list[FitOption]:
@@ -261,13 +291,16 @@ def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]],
         state = {name: torch.from_numpy(held_values(tensor)) for name, tensor in tensors.items()}
         reference = model.state_dict()
         model.load_state_dict({name: value.reshape(reference[name].shape) for name, value in state.items()})
-        with torch.inference_mode():
-            losses = [
-                F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double().item() for row in text
-            ]
-        return sum(losses) / (text.shape[0] * (text.shape[1] - 1))
+        return float(_text_losses(model, text).mean())
 
     return loss
+
+
+@torch.inference_mode()
+def _text_losses(model: GPT, text: Tensor) -> Tensor:
+    """Return the mean nats per token of each row ``[rows, seq_len + 1]``, float64 ``[rows]``."""
+    rows = [F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double() for row in text]
+    return torch.stack(rows) / (text.shape[1] - 1)
 
 
 def _layout(recipe: str) -> TorchLayout:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError
-from train.quantization.rows import integer_limit
+from train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
 
 _DAMPING_RETRIES = 4
 
@@ -93,6 +93,54 @@ def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config:
     result = torch.empty_like(quantized)
     result[:, order] = quantized
     return result.to(torch.int8)
+
+
+def gptq_search(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    *,
+    min_step: float = 0.0,
+    percentiles: tuple[float, ...] = PERCENTILES,
+    per_row: bool = True,
+    config: GptqConfig = DEFAULT_CONFIG,
+) -> tuple[Tensor, Tensor]:
+    """Round with every candidate clip, and keep what leaves the least output error *after* compensation.
+
+    The clip that is best for rounding to nearest is not: what a tighter clip cuts off one weight, the others make up
+    for. Rows do not depend on one another, so all candidates go through one column loop.
+
+    Args:
+        weight: ``[rows, cols]``.
+        hessian: ``[cols, cols]``, sum or mean of ``x x^T``.
+        bits: width of the integers.
+        min_step: floor of the step; where it binds for all candidates, there is one to try.
+        percentiles: quantiles of |row| to try as clips.
+        per_row: choose for each row, or one percentile for the whole matrix.
+        config: damping, block size, order.
+
+    Returns:
+        Integers int8 ``[rows, cols]`` and steps float16 ``[rows]``.
+
+    Raises:
+        InputError: as :func:`gptq_round`.
+    """
+    if not percentiles:
+        raise InputError("the percentile search needs at least one candidate")
+    matrix = weight.detach().float()
+    rows = matrix.shape[0]
+    steps = torch.stack([row_step(clip, bits, min_step) for clip in row_clips(matrix, percentiles)]).unique(dim=0)
+    values = gptq_round(matrix.repeat(len(steps), 1), hessian, steps.flatten(), bits, config)
+    values = values.view(len(steps), rows, -1)
+    errors = torch.stack(
+        [
+            weighted_row_error(matrix - value.float() * step.float()[:, None], hessian)
+            for value, step in zip(values, steps, strict=True)
+        ]
+    )  # [candidates, rows]
+    chosen = errors.argmin(dim=0) if per_row else errors.sum(dim=1).argmin().expand(rows)
+    row = torch.arange(rows, device=chosen.device)
+    return values[chosen, row].contiguous(), steps[chosen, row]
 
 
 def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor, damping: float) -> Tensor:
