@@ -106,7 +106,7 @@ def test_gptq_calibrates_on_own_samples_or_on_training_shards(
     np.testing.assert_array_equal(nearest[name].values, unchanged)
     assert not np.array_equal(data[name].values, nearest[name].values)
     described = load_artifact(tmp_path / "data").metadata["recipe"]["notes"]
-    assert described == ["calibrated on 512 training tokens"]
+    assert described[0] == "calibrated on 512 training tokens"
 
 
 @pytest.mark.parametrize("disguise", ["t_val_train_000000.bin", "t_train_000000.bin"])
@@ -214,7 +214,7 @@ def test_wrong_options_end_with_a_sentence(
 
 
 def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards: Path) -> None:
-    """Decided by the loss on training text: here the rounded network is good, and what lies between the grid is noise."""
+    """Decided by the loss on training text: here the rounded network is good, and what lies between is noise."""
     trained = load_run(runs / "pr849")
     qat = trained.config.qat
     assert qat.enabled
