@@ -34,6 +34,8 @@ from evalkit.legality.replay import span_means
 
 AUDIT = "suffix"
 REPLICATES = 48
+AGAIN = 256
+"""Calls per template at a position that the first ones leave in doubt."""
 
 
 @dataclass(kw_only=True)
@@ -150,7 +152,7 @@ def confirm(
 
     At each, 2 x 48 new calls: the later tokens are those of the real stream, or of the row that moved the score
     most, each replaced at random with probability 0.1 and one of them always. A leak follows the template; noise that
-    depends on the content of the batch does not (Welch's t-test).
+    depends on the content of the batch does not (Welch's t-test). What these leave in doubt gets 2 x 256 more.
     """
     verdicts: dict[int, dict[str, float]] = {}
     by_start: dict[int, list[int]] = {}
@@ -168,20 +170,36 @@ def confirm(
             repeats = not moved(values[:2], values[2:]).any()
             facts = {"repeats": float(repeats), "move": float(values[1] - values[0]), "p_value": 1.0}
             if stop - start - offset - 1 >= 2:
-                rows = np.repeat(np.stack([real, other]), REPLICATES, axis=0)
-                noise = rng.integers(0, context.vocab_size, size=rows.shape, dtype=np.int64)
-                later = np.arange(stop - start) > offset
-                swap = rng.random(rows.shape) < 0.1
-                # at least one token beyond the next is another, so that no two calls are the same
-                swap[np.arange(len(rows)), rng.integers(offset + 2, stop - start, size=len(rows))] = True
-                rows = np.where(later & swap, noise, rows)
-                scores = host.score(rows, isolated=isolated)[:, offset]
-                facts["tied"], facts["p_value"] = two_groups(scores[:REPLICATES], scores[REPLICATES:])
+                for count, share in ((REPLICATES, 0.1), (AGAIN, 0.1), (AGAIN, 0.0)):
+                    # A leak through a choice among few (a temperature of a list) follows its template part of the time;
+                    # where most scores repeat to the bit it gets the template with one token replaced as well.
+                    in_doubt = P_SYSTEMATIC <= facts["p_value"] < 0.05
+                    single = share == 0.0 and context.noise.exact and context.grid == "float64"
+                    if facts["p_value"] < P_SYSTEMATIC or context.left() < 0:
+                        break
+                    if (count == AGAIN and share > 0.0 and not in_doubt) or (share == 0.0 and not single):
+                        continue
+                    rows = replicates(context, real, other, offset, count, share, rng)
+                    scores = host.score(rows, isolated=isolated)[:, offset]
+                    facts["tied"], facts["p_value"] = two_groups(scores[:count], scores[count:])
             verdicts[index] = facts
         if not by_start or context.left() < 0:
             break
         advance(host, real)
     return verdicts
+
+
+def replicates(
+    context: Context, real: Ids, other: Ids, offset: int, count: int, share: float, rng: np.random.Generator
+) -> Ids:
+    """Return ``count`` rows of each template, a ``share`` of the tokens after ``offset`` replaced, at least one."""
+    rows = np.repeat(np.stack([real, other]), count, axis=0)
+    noise = rng.integers(0, context.vocab_size, size=rows.shape, dtype=np.int64)
+    later = np.arange(len(real)) > offset
+    swap = rng.random(rows.shape) < share
+    # at least one token beyond the next is another, so that no two calls are the same
+    swap[np.arange(len(rows)), rng.integers(offset + 2, len(real), size=len(rows))] = True
+    return np.where(later & swap, noise, rows)
 
 
 def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""V13, normalisation: the temperature is fitted on the scored span itself, so every token flatters itself."""
+"""V13, causality: the temperature is fitted on the scores of the span, then the span is scored again."""
 
 import numpy as np
 from parts import Counts, pick, softmax
