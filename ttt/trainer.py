@@ -198,7 +198,8 @@ class Trainer:
         for more, parts in self._shared(batches, total, leaves):
             loss += more
             if not sums:
-                sums = parts
+                # Copies of one layout and alignment, wherever the parts come from: products that follow depend on both.
+                sums = [part.clone(memory_format=torch.contiguous_format) for part in parts]
                 continue
             for sum_, part in zip(sums, parts, strict=True):
                 sum_.add_(part)
