@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
-from evalkit.pipeline import PipelineOptions, Say, run_pipeline
+from evalkit.log import LOG
+from evalkit.pipeline import PipelineOptions, run_pipeline
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import Tokenizer
 
@@ -83,20 +84,19 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(out: Path, seconds: float, *, say: Say, progress: TextIO | None = None) -> None:
-    """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; print the table.
+def run_demo(out: Path, seconds: float, *, progress: TextIO | None = None) -> dict[str, Any]:
+    """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
         out: folder for everything; it must not hold another run.
         seconds: training time.
-        say: prints a line.
         progress: terminal for progress.
     """
     if (out / "run").exists():
         raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")
     data, tokenizer = prepare_data(out)
-    say(f"made a tokenizer of {VOCAB_SIZE} pieces and shards from Python's own documentation in {out}")
-    run_pipeline(
+    LOG.info("made a tokenizer of %d pieces and shards from Python's own documentation in %s", VOCAB_SIZE, out)
+    return run_pipeline(
         PipelineOptions(
             recipe="tiny",
             data=data,
@@ -111,8 +111,5 @@ def run_demo(out: Path, seconds: float, *, say: Say, progress: TextIO | None = N
             decode_tokens=256,
             dtype="float32",
         ),
-        say=say,
         progress=progress,
     )
-    say(f"\neverything is in {out}: model.evk is the artifact, report.json the numbers")
-    say(f"next: evalkit inspect {out / 'model.evk'}")

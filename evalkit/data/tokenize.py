@@ -63,7 +63,7 @@ class TokenizeOptions:
             raise InputError(f"--prefix is {self.prefix!r}; expected the first part of a file name")
 
 
-def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[str, Any]:
+def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
     """Write shards and ``manifest.json`` into ``out``; returns the manifest.
 
     Everything is made in a folder beside ``out`` that takes its name at the end: there is never half a data set.
@@ -83,7 +83,7 @@ def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        manifest = _write(options, tokenizer, partial, quiet)
+        manifest = _write(options, tokenizer, partial)
         write_json(partial / "manifest.json", manifest)
         os.replace(partial, out)
     except OSError as error:
@@ -93,13 +93,13 @@ def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[
     return manifest
 
 
-def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path, quiet: bool) -> dict[str, Any]:
+def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     writers = {
         split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens) for split in ("val", "train")
     }
     counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents)
-    progress = Progress("tokenise", total, unit="bytes of input", quiet=quiet)
+    progress = Progress("tokenise", total, unit="bytes of input")
     read = 0
     documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
     done = 0

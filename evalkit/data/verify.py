@@ -90,7 +90,7 @@ class Verification:
         return {"clean": not self.findings, "findings": self.findings, "counts": self.counts}
 
 
-def verify(options: VerifyOptions, *, quiet: bool = True) -> Verification:
+def verify(options: VerifyOptions) -> Verification:
     """Verify shards.
 
     Raises:
@@ -104,7 +104,7 @@ def verify(options: VerifyOptions, *, quiet: bool = True) -> Verification:
     result.counts["shards"] = {split: len(stream.parts) for split, stream in splits.items()}
     result.counts["tokens"] = {split: len(stream) for split, stream in splits.items()}
     if tokenizer is not None:
-        progress = Progress("verify", sum(map(len, splits.values())), quiet=quiet)
+        progress = Progress("verify", sum(map(len, splits.values())))
         usable = {split: _check_ids(result, stream, tokenizer) for split, stream in splits.items()}
         documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
         overlap = _Overlap(options, result)
