@@ -382,6 +382,14 @@ def _valid_report() -> dict[str, Any]:
             "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
             "weights_over_time": [[1, 1.0]],
         },
+        "calibration": {
+            "positions": 3,
+            "first_log_odds": -2,
+            "tokens": [900, 8, 4, 2],
+            "expected": [0.5, 1.0, 2.0, 1.5],
+            "occurred": [0, 1, 2, 2],
+            "max_difference": 0.0,
+        },
         "ttt_report": {"chunks": [{"stop": 50, "steps": 1, "first_loss": 1.0, "last_loss": 1.0, "learning_rate": 0.1}]},
     }
 

@@ -69,9 +69,14 @@ prepare(cli, "EVALKIT")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code of the contract."""
+    """Run the command line and exit."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run the command line; return the exit code of the contract."""
     with speaking():
-        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+        return _run(arguments)
 
 
 def _run(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from evalkit.report.load import TokenScores
 _LN2 = math.log(2)
 _BINS = 160
 _SCATTER = 1500
+_EXPECTED = 10.0
 
 
 def along_stream(scores: TokenScores) -> dict[str, Any]:
@@ -89,6 +90,43 @@ def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
         {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": float(tokens[k]), "bits": float(cost[k])}
         for k in range(17)
     ]
+
+
+def reliability(calibration: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the points of the reliability curve from the counts in a report.
+
+    Neighbouring bins of log-odds are joined until at least ten of their tokens were expected to come and ten not to, by
+    what was stated alone: joining by what came would bend the curve.
+
+    Returns:
+        For each point ``stated`` (mean probability), ``came`` (share of the tokens that came), ``low`` and ``high``
+        (95% Wilson interval of the share) and ``tokens``.
+    """
+    points: list[dict[str, Any]] = []
+    columns = (calibration["tokens"], calibration["expected"], calibration["occurred"])
+    tokens, expected, occurred = 0, 0.0, 0
+    left, left_out = sum(columns[0]), sum(columns[0]) - math.fsum(columns[1])
+    for bin_tokens, bin_expected, bin_occurred in zip(*columns, strict=True):
+        tokens, expected, occurred = tokens + bin_tokens, expected + bin_expected, occurred + bin_occurred
+        left, left_out = left - bin_tokens, left_out - (bin_tokens - bin_expected)
+        enough = min(expected, tokens - expected) >= _EXPECTED
+        # What could not stand alone behind this point is joined to it.
+        if (enough and left_out >= _EXPECTED) or (left == 0 and tokens):
+            low, high = _wilson(occurred, tokens)
+            points.append(
+                {"stated": expected / tokens, "came": occurred / tokens, "low": low, "high": high, "tokens": tokens}
+            )
+            tokens, expected, occurred = 0, 0.0, 0
+    return points
+
+
+def _wilson(hits: int, trials: int) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927), as if the trials were independent."""
+    z2 = 1.96**2
+    share = hits / trials
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * share * (1 - share) / trials + z2 * z2 / (4 * trials * trials)) / (1 + z2 / trials)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def by_chunk(scores: TokenScores, chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
