@@ -382,7 +382,7 @@ def _valid_report() -> dict[str, Any]:
             "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
             "weights_over_time": [[1, 1.0]],
         },
-        "calibration": {
+        "reliability": {
             "positions": 3,
             "first_log_odds": -2,
             "tokens": [900, 8, 4, 2],

@@ -56,7 +56,7 @@ class ScoreOptions:
             that multiplies it fast, float32 otherwise.
         batch_windows: windows at a time on a GPU.
         threads: CPU threads; 0 for all.
-        calibration: sample the whole distribution at about this many positions, for the reliability curve of the
+        reliability: sample the whole distribution at about this many positions, for the reliability curve of the
             report; 0 samples none. Scores stay the same.
     """
 
@@ -76,7 +76,7 @@ class ScoreOptions:
     dtype: str = "auto"
     batch_windows: int = 32
     threads: int = 0
-    calibration: int = 0
+    reliability: int = 0
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.text is None):
@@ -93,8 +93,8 @@ class ScoreOptions:
             raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 1 or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
-        if self.calibration < 0:
-            raise InputError(f"--calibration is {self.calibration}; expected 0 (none) or more positions")
+        if self.reliability < 0:
+            raise InputError(f"--reliability is {self.reliability}; expected 0 (none) or more positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +277,7 @@ class Session:
             "mixer": self.options.mixer,
             "ttt": self.options.ttt,
             "context": self.options.context,
-            "calibration": self.options.calibration,
+            "reliability": self.options.reliability,
             "settings": {section: dict(values) for section, values in self.options.settings.items()},
         }
 

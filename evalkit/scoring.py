@@ -14,9 +14,9 @@ from evalkit.compose import ScoreOptions, Session, open_session, versions
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from evalkit.log import LOG
-from evalkit.prequential.calibration import CalibratedForecaster
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
+from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import RunFolder, StateUnavailableError
 from evalkit.profiling import Profile
 from evalkit.progress import Progress
@@ -81,8 +81,8 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
     forecaster: Any = session.make_forecaster(profile)
-    if session.options.calibration:
-        forecaster = CalibratedForecaster(forecaster, session.options.calibration, len(session.stream) - 1)
+    if session.options.reliability:
+        forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
     stateful = hasattr(forecaster, "state_dict")

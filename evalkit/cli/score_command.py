@@ -32,7 +32,7 @@ EXAMPLE = """Example:
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON.")
 @click.option("--dump-nll", "nll_path", metavar="FILE.npz", help="Write the nats and bytes of every position.")
 @click.option(
-    "--calibration",
+    "--reliability",
     type=int,
     default=0,
     metavar="N",

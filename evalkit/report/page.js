@@ -179,14 +179,14 @@
     })), el("div", { class: "legend" }, el("span", {}, el("i", { style: `background:${color(0)}` }), "share of tokens"), el("span", {}, el("i", { style: `background:${color(1)}` }), "share of bits"))));
 
   // Calibration: probabilities on both axes, by log-odds, so that both ends have room
-  if (D.calibration && D.calibration.points.length) {
-    const pts = D.calibration.points, tick = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
+  if (D.reliability && D.reliability.points.length) {
+    const pts = D.reliability.points, tick = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
     const odds = p => { const q = Math.min(Math.max(p, 1e-9), 1 - 1e-9); return Math.log(q / (1 - q)); };
     const percent = p => p > 0.99 ? `${+(p * 100).toPrecision(5)}%` : `${+(p * 100).toPrecision(2)}%`;
     const name = p => p < 1e-3 ? p.toExponential(0) : String(p);
     const ends = pts.flatMap(p => [p.stated, p.came > 0 && p.came < 1 ? p.came : p.stated]).map(odds);
     const low = Math.min(...ends) - 0.5, high = Math.max(...ends) + 0.5;
-    grid.append(section("Calibration", `Of all tokens that were given a probability near x, the share that came: on the diagonal, the probabilities mean what they say; above it they were too low, below it too high. Every token of the vocabulary counts, at ${int(D.calibration.positions)} sampled positions. Bars: 95%, were they independent.`,
+    grid.append(section("Calibration", `Of all tokens that were given a probability near x, the share that came: on the diagonal, the probabilities mean what they say; above it they were too low, below it too high. Every token of the vocabulary counts, at ${int(D.reliability.positions)} sampled positions. Bars: 95%, were they independent.`,
       el("div", {}, chart((h, w) => {
         const size = Math.min(w, 460), H = size * 0.8, L = 52, B = 34, T = 8, Rt = 12;
         h.setAttribute("viewBox", `0 0 ${w} ${H}`); h.setAttribute("height", H); h.setAttribute("aria-label", "stated probability against share that came");

@@ -67,11 +67,11 @@ def _build(report: Report, options: PageOptions) -> tuple[str, list[str]]:
         if chunks:
             data["chunks"] = series.by_chunk(options.scores, chunks)
         _documents(data, report, options, left_out)
-    calibration = report.values.get("calibration")
-    if calibration is None:
-        left_out.append("the reliability curve: score again with --calibration 20000")
+    reliability = report.values.get("reliability")
+    if reliability is None:
+        left_out.append("the reliability curve: score again with --reliability 20000")
     else:
-        data["calibration"] = {"positions": calibration["positions"], "points": series.reliability(calibration)}
+        data["reliability"] = {"positions": reliability["positions"], "points": series.reliability(reliability)}
     data["left_out"] = left_out
     artifact = report.values.get("artifact")
     title = options.title or (Path(artifact["path"]).name if artifact else "online mixer")

@@ -92,7 +92,7 @@ def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
     ]
 
 
-def reliability(calibration: dict[str, Any]) -> list[dict[str, Any]]:
+def reliability(counts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the points of the reliability curve from the counts in a report.
 
     Neighbouring bins of log-odds are joined until at least ten of their tokens were expected to come and ten not to, by
@@ -103,7 +103,7 @@ def reliability(calibration: dict[str, Any]) -> list[dict[str, Any]]:
         (95% Wilson interval of the share) and ``tokens``.
     """
     points: list[dict[str, Any]] = []
-    columns = (calibration["tokens"], calibration["expected"], calibration["occurred"])
+    columns = (counts["tokens"], counts["expected"], counts["occurred"])
     tokens, expected, occurred = 0, 0.0, 0
     left, left_out = sum(columns[0]), sum(columns[0]) - math.fsum(columns[1])
     for bin_tokens, bin_expected, bin_occurred in zip(*columns, strict=True):

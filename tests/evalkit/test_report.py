@@ -67,8 +67,8 @@ def test_page_holds_every_part(page: Path, scored: tuple[Path, Path]) -> None:
     assert sum(r["tokens"] for r in data["surprise"]) == pytest.approx(1)
     assert sum(r["bits"] for r in data["surprise"]) == pytest.approx(1)
     assert any(row["name"] == "tok_emb.weight" for row in data["bytes"])
-    assert data["calibration"]["positions"] == report.values["tokens_scored"]
-    assert sum(p["tokens"] for p in data["calibration"]["points"]) == report.values["tokens_scored"] * 384
+    assert data["reliability"]["positions"] == report.values["tokens_scored"]
+    assert sum(p["tokens"] for p in data["reliability"]["points"]) == report.values["tokens_scored"] * 384
     assert not any("reliability" in sentence for sentence in data["left_out"])
 
 
@@ -119,11 +119,11 @@ def test_choice_of_passages(rng: np.random.Generator) -> None:
 def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     values = json.loads(scored[0].read_text())
     values["artifact"]["path"] = "gone.ptz"
-    del values["calibration"]
+    del values["reliability"]
     (tmp_path / "alone.json").write_text(json.dumps(values))
     assert run_command(["report", str(tmp_path / "alone.json"), "-o", str(tmp_path / "p.html")]) == 0
     out = capsys.readouterr().out
-    for part in ("--dump-nll", "gone.ptz", "--check", "--calibration"):
+    for part in ("--dump-nll", "gone.ptz", "--check", "--reliability"):
         assert part in out
 
 
@@ -143,7 +143,7 @@ def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path:
         ("mixer_report", {"experts": [1, 2]}),
         ("artifact", {"pat": 1}),
         ("ttt_report", {"chunks": [3]}),
-        ("calibration", {"positions": 3, "tokens": [0.5], "expected": [], "occurred": "x"}),
+        ("reliability", {"positions": 3, "tokens": [0.5], "expected": [], "occurred": "x"}),
     ):
         values = json.loads(scored[0].read_text()) | {name: value}
         (tmp_path / "r.json").write_text(json.dumps(values))

@@ -56,7 +56,7 @@ def count(rows: Nats, targets: Tokens) -> Counts:
     )
 
 
-class CalibratedForecaster:
+class ReliabilityForecaster:
     """A forecaster whose whole distribution is asked for at some positions; scores and learning stay as they are.
 
     The sampled positions are the beginnings of spans, spread evenly over the stream.
@@ -72,7 +72,7 @@ class CalibratedForecaster:
 
     def __init__(self, inner: Forecaster, positions: int, total: int) -> None:
         if not hasattr(inner, "distribution"):
-            raise InputError("--calibration needs whole distributions, which this forecaster does not state")
+            raise InputError("--reliability needs whole distributions, which this forecaster does not state")
         self.inner = inner
         self.vocab_size = inner.vocab_size
         self.sampled = 0
@@ -114,14 +114,14 @@ class CalibratedForecaster:
         self.inner.observe(tokens, start, stop)
 
     def report(self) -> dict[str, Any]:
-        """Return the inner report and ``calibration``.
+        """Return the inner report and ``reliability``.
 
         ``positions`` sampled; for bin ``k``, log-odds from ``first_log_odds + k``: ``tokens``, ``expected``,
         ``occurred``; and ``max_difference``, the largest difference in nats between a score and its row.
         """
         inner = self.inner.report() if hasattr(self.inner, "report") else {}
         return inner | {
-            "calibration": {
+            "reliability": {
                 "positions": self.sampled,
                 "first_log_odds": -LOG_ODDS,
                 "tokens": self._counts.tokens,

@@ -12,8 +12,8 @@ import pytest
 
 import evalkit
 from evalkit.errors import InputError
-from evalkit.prequential import calibration
-from evalkit.prequential.calibration import LOG_ODDS, CalibratedForecaster, count
+from evalkit.prequential import reliability as module
+from evalkit.prequential.reliability import LOG_ODDS, ReliabilityForecaster, count
 from evalkit.prequential.resume import dump_state, parse_state
 from evalkit.report.series import reliability
 
@@ -71,23 +71,23 @@ class Known:
         pass
 
 
-def run(forecaster: CalibratedForecaster, tokens: Any, spans: int = 64) -> dict[str, Any]:
+def run(forecaster: ReliabilityForecaster, tokens: Any, spans: int = 64) -> dict[str, Any]:
     for start in range(1, len(tokens), spans):
         stop = min(start + spans, len(tokens))
         forecaster.score(tokens[:stop], start, stop)
         forecaster.observe(tokens[:stop], start, stop)
-    result: dict[str, Any] = forecaster.report()["calibration"]
+    result: dict[str, Any] = forecaster.report()["reliability"]
     return result
 
 
 def test_honest_points_lie_on_the_diagonal_and_overconfident_ones_beside_it(rng: np.random.Generator) -> None:
     rows = rows_of(rng, 20_001)
     tokens = (np.exp(rows).cumsum(1) > rng.random(20_001)[:, None]).argmax(1)
-    honest = reliability(run(CalibratedForecaster(Known(rows), 20_000, 20_000), tokens))
+    honest = reliability(run(ReliabilityForecaster(Known(rows), 20_000, 20_000), tokens))
     assert len(honest) > 10
     inside = [p["low"] <= p["stated"] <= p["high"] for p in honest]
     assert sum(inside) >= len(inside) - 2
-    bold = reliability(run(CalibratedForecaster(Known(rows, 1.5), 20_000, 20_000), tokens))
+    bold = reliability(run(ReliabilityForecaster(Known(rows, 1.5), 20_000, 20_000), tokens))
     assert bold[0]["stated"] < bold[0]["low"]  # what it calls impossible comes
     assert bold[-1]["stated"] > bold[-1]["high"]  # what it calls certain stays out
 
@@ -95,32 +95,32 @@ def test_honest_points_lie_on_the_diagonal_and_overconfident_ones_beside_it(rng:
 def test_samples_are_spread_and_small(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, tokens = rows_of(rng, 6401), rng.integers(0, VOCAB, 6401)
     known = Known(rows)
-    sampled = run(CalibratedForecaster(known, 640, 6400), tokens)
+    sampled = run(ReliabilityForecaster(known, 640, 6400), tokens)
     assert sampled["positions"] == known.asked == 640
     assert sampled["expected"].sum() == pytest.approx(640)
     assert sampled["occurred"].sum() == 640
     assert sampled["max_difference"] == 0
-    monkeypatch.setattr(calibration, "_MAX_NUMBERS", 10 * VOCAB)  # a large vocabulary: ten rows at a time
-    assert run(CalibratedForecaster(Known(rows), 10**9, 6400), tokens)["positions"] == 1000
+    monkeypatch.setattr(module, "_MAX_NUMBERS", 10 * VOCAB)  # a large vocabulary: ten rows at a time
+    assert run(ReliabilityForecaster(Known(rows), 10**9, 6400), tokens)["positions"] == 1000
 
 
 def test_a_row_that_is_not_the_scores_shows(rng: np.random.Generator) -> None:
     rows, tokens = rows_of(rng, 65), rng.integers(0, VOCAB, 65)
     known = Known(rows)
     known.score = lambda tokens, start, stop: np.full(stop - start, 0.5)  # type: ignore[method-assign]
-    assert run(CalibratedForecaster(known, 64, 64), tokens)["max_difference"] > 0.1
+    assert run(ReliabilityForecaster(known, 64, 64), tokens)["max_difference"] > 0.1
 
 
 def test_a_saved_state_goes_on(rng: np.random.Generator) -> None:
     rows, tokens = rows_of(rng, 641), rng.integers(0, VOCAB, 641)
-    whole = run(CalibratedForecaster(Known(rows), 10_000, 640), tokens)
-    first, second = (CalibratedForecaster(Known(rows), 10_000, 640) for _ in range(2))
+    whole = run(ReliabilityForecaster(Known(rows), 10_000, 640), tokens)
+    first, second = (ReliabilityForecaster(Known(rows), 10_000, 640) for _ in range(2))
     run(first, tokens[:321])
     second.load_state_dict(parse_state(dump_state(first.state_dict())))
     for start in range(321, 641, 64):
         second.score(tokens[: start + 64], start, start + 64)
         second.observe(tokens[: start + 64], start, start + 64)
-    got = second.report()["calibration"]
+    got = second.report()["reliability"]
     assert got["positions"] == whole["positions"] == 640
     assert got["tokens"].tolist() == whole["tokens"].tolist()
     assert got["expected"] == pytest.approx(whole["expected"], rel=1e-12)
@@ -138,13 +138,13 @@ def test_scores_stay_to_the_bit(
         limit_tokens=500,
         **how,
     )
-    plain, sampled = evalkit.score(options), evalkit.score(replace(options, calibration=200))
+    plain, sampled = evalkit.score(options), evalkit.score(replace(options, reliability=200))
     assert sampled.values["ledger_sha256"] == plain.values["ledger_sha256"]
-    assert sampled.values["calibration"]["positions"] >= 200
-    assert sampled.values["calibration"]["max_difference"] < 1e-9
-    assert "calibration" not in plain.values
+    assert sampled.values["reliability"]["positions"] >= 200
+    assert sampled.values["reliability"]["max_difference"] < 1e-9
+    assert "reliability" not in plain.values
 
 
 def test_a_forecaster_without_distributions_is_refused() -> None:
     with pytest.raises(InputError, match="does not state"):
-        CalibratedForecaster(object(), 1, 1)  # type: ignore[arg-type]
+        ReliabilityForecaster(object(), 1, 1)  # type: ignore[arg-type]
