@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,8 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     except BaseException:
         # Whatever stopped the run, what has been scored is kept.
         if folder:
-            folder.close()
+            with suppress(InputError):  # a full disk says so once
+                folder.close()
         raise
     finally:
         progress.close()
