@@ -20,6 +20,7 @@ import numpy.typing as npt
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.errors import InputError, TokenError
 from evalkit.files import write_json
+from evalkit.log import LOG
 from evalkit.progress import Progress
 from evalkit.tokens.stream import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
@@ -99,6 +100,7 @@ def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path) -> dict
     }
     counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents)
+    LOG.debug("%d processes, %s bytes of input", options.workers, f"{total:,}")
     progress = Progress("tokenise", total, unit="bytes of input")
     read = 0
     documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
