@@ -137,6 +137,8 @@
   // Documents
   if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `Starts of documents (${int(D.document_position.starts)}) stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
     bars(D.document_position.rows.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
+  if (D.window_position && D.window_position.length > 1) grid.append(section("By position in the window", "Bits per byte by how many tokens the window shows before the scored one. The first window, which scores at all lengths, is left out.",
+    bars(D.window_position.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
   if (D.scatter) {
     const pts = D.scatter, ys = pts.map(p => p[1]), xs = pts.map(p => Math.max(p[0], 1));
     grid.append(section("By document", `${int(D.documents.count)} documents; each point is one, by length and bits per byte. The line is the score.`,

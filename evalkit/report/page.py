@@ -62,6 +62,9 @@ def _build(report: Report, options: PageOptions) -> tuple[str, list[str]]:
         left_out.append("charts along the stream, by document and by chunk: give --nll (evalkit score --dump-nll)")
     else:
         data["stream"] = series.along_stream(options.scores)
+        if report.values.get("context") == "sliding":
+            seq_len, stride = int(report.values["seq_len"]), int(report.values["stride"])
+            data["window_position"] = series.by_window_position(options.scores, seq_len, stride)
         data["surprise"] = series.surprise_histogram(options.scores)
         chunks = (report.values.get("ttt_report") or {}).get("chunks") or []
         if chunks:

@@ -14,6 +14,7 @@ _LN2 = math.log(2)
 _BINS = 160
 _SCATTER = 1500
 _EXPECTED = 10.0
+_WINDOW_STEPS = 16
 
 
 def along_stream(scores: TokenScores) -> dict[str, Any]:
@@ -59,6 +60,32 @@ def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int
         "start_nats": start_nats / starts if starts else None,
         "start_share": start_nats / math.fsum(scores.nll.tolist()),
     }
+
+
+def by_window_position(scores: TokenScores, seq_len: int, stride: int) -> list[dict[str, Any]]:
+    """Return bits per byte by how many tokens the window shows before the scored one, in at most 16 equal steps.
+
+    The first window is left out: it scores at all lengths, once each. Every later one scores its last ``stride``.
+    """
+    position = np.arange(seq_len + 1, len(scores.nll) + 1)
+    if not len(position):
+        return []
+    start = -(-(position - seq_len) // stride) * stride  # as prequential.windows.window_of
+    context = position - start
+    first = seq_len - stride + 1
+    width = -(-stride // _WINDOW_STEPS)
+    step = (context - first) // width
+    nats = np.bincount(step, weights=scores.nll[position - 1])
+    num_bytes = np.bincount(step, weights=scores.num_bytes[position - 1])
+    counts = np.bincount(step)
+    return [
+        {
+            "label": f"{first + k * width:,}\u2013{min(first + (k + 1) * width - 1, seq_len):,}",
+            "bpb": bits,
+            "tokens": count,
+        }
+        for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True))
+    ]
 
 
 def by_document(scores: TokenScores, owner: npt.NDArray[np.int64]) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
+from evalkit.prequential.windows import plan_windows
 from evalkit.report import series
 from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
 from evalkit.report.passages import choose_passages, passage_spans
@@ -86,6 +87,24 @@ def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> 
     positions = series.by_document_position(scores, tokens, tokenizer.bos_id)
     assert positions["starts"] == 5
     assert sum(row["tokens"] for row in positions["rows"]) == len(scores.nll) - 5
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), [(8, 8), (8, 3), (64, 40), (50, 1)])
+def test_position_in_the_window_is_that_of_the_plan(rng: np.random.Generator, seq_len: int, stride: int) -> None:
+    scores = TokenScores(nll=rng.uniform(1, 2, 333), num_bytes=rng.integers(1, 5, 333))
+    expected: dict[int, list[int]] = {}
+    for span in plan_windows(1, 334, seq_len, stride):
+        for position in range(span.start, span.stop):
+            if span.window_start > 0:
+                expected.setdefault(position - span.window_start, []).append(position)
+    rows = series.by_window_position(scores, seq_len, stride)
+    assert sum(row["tokens"] for row in rows) == 333 - seq_len
+    for row in rows:
+        first, last = map(int, row["label"].split("\u2013"))
+        held = [p - 1 for context in range(first, last + 1) for p in expected[context]]
+        assert row["tokens"] == len(held)
+        assert row["bpb"] == pytest.approx(scores.nll[held].sum() / math.log(2) / scores.num_bytes[held].sum())
+    assert series.by_window_position(scores, 400, 8) == []
 
 
 def test_passages_give_back_the_text(scored: tuple[Path, Path]) -> None:
