@@ -3,7 +3,8 @@
     python bench/fuzz.py --inputs 120000 --seconds 600 --json fuzz.json
 
 A reader may answer in two ways: with a value, or with :class:`evalkit.errors.InputError`. Anything else is a crash;
-more than ``--hang`` seconds on one input is a hang; both are written to ``--keep``. Where a checksum guards a format,
+more than ``--hang`` seconds on one input is a hang; both are written to ``--keep``. A process that ever holds more than
+``--memory`` MiB beyond what it held before its first input breaks the memory bound. Where a checksum guards a format,
 most mutations are applied behind it and the checksum is made right again, or nothing else would ever be reached.
 """
 
@@ -17,7 +18,6 @@ import lzma
 import multiprocessing
 import os
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -382,8 +382,28 @@ def _valid_report() -> dict[str, Any]:
             "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
             "weights_over_time": [[1, 1.0]],
         },
+        "reliability": {
+            "positions": 3,
+            "first_log_odds": -2,
+            "tokens": [900, 8, 4, 2],
+            "expected": [0.5, 1.0, 2.0, 1.5],
+            "occurred": [0, 1, 2, 2],
+            "max_difference": 0.0,
+        },
         "ttt_report": {"chunks": [{"stop": 50, "steps": 1, "first_loss": 1.0, "last_loss": 1.0, "learning_rate": 0.1}]},
     }
+
+
+def _peak_mib() -> float:
+    """Return the most memory that this process has held, MiB (``ru_maxrss`` would include its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
+
+
+def _restart_peak_mib() -> float:
+    """Forget the peak so far; return what is held now, MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mib()
 
 
 def _worker(index: int, seed: int, first: int, count: int, seconds: float, folder: str, pipe: Any, beat: Any) -> None:
@@ -397,7 +417,7 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
     make_tokenizer(work)
     target = build_targets(work)[index]
     target.read(target.valid)  # a reader that refuses valid input would make the counts worthless; also warms up
-    outcome = Outcome(baseline_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    outcome = Outcome(baseline_mib=_restart_peak_mib())
     for i in range(first, first + count):
         data = target.make(random.Random(f"{seed}-{target.name}-{i}"))
         (work / "current").write_bytes(data)
@@ -416,7 +436,7 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
         outcome.slowest = max(outcome.slowest, time.monotonic() - began)
         if time.monotonic() - started > seconds:
             break
-    outcome.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    outcome.peak_mib = _peak_mib()
     outcome.seconds = time.monotonic() - started
     pipe.send(outcome)
 
@@ -500,6 +520,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=120_000, help="inputs in all")
     parser.add_argument("--seconds", type=float, default=900.0, help="wall time in all")
     parser.add_argument("--hang", type=float, default=20.0, help="seconds on one input that count as a hang")
+    parser.add_argument("--memory", type=float, default=768.0, help="MiB that a reader may take: 3 x the inflation cap")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="name of one target")
     parser.add_argument("--keep", help="folder for inputs that crash or hang")
@@ -527,11 +548,15 @@ def main() -> int:
             for crash in o.crashes[:3]:
                 print(crash)
     inputs, crashes = sum(o.inputs for o in results.values()), sum(len(o.crashes) for o in results.values())
-    hangs, peak = sum(o.hangs for o in results.values()), max(o.peak_mib for o in results.values())
-    print(f"{inputs:,} inputs, {crashes} crashes, {hangs} hangs, peak memory {peak:,.0f} MiB")
+    hangs, taken = sum(o.hangs for o in results.values()), max(o.peak_mib - o.baseline_mib for o in results.values())
+    held = taken <= args.memory
+    print(
+        f"{inputs:,} inputs, {crashes} crashes, {hangs} hangs, at most {taken:,.0f} MiB taken: the bound of "
+        f"{args.memory:,.0f} MiB {'held' if held else 'BROKEN'}"
+    )
     if args.json:
         Path(args.json).write_text(json.dumps({name: vars(o) for name, o in results.items()}, indent=1) + "\n")
-    return 1 if crashes or hangs else 0
+    return 1 if crashes or hangs or not held else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from evalkit.legality.bytes import budget, recount
 from evalkit.legality.evalue import bounded_bets
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
+from evalkit.log import LOG, timed
 from evalkit.prequential.loop import DEFAULT_SPAN
 
 DECODE_SLACK_BITS = 64.0
@@ -74,12 +75,17 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
             _audit_options(how, bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
         )
         report.covered |= late.covered
-    _add(report, "bytes", *_recount(session))
+    for name, facts in report.covered.items():
+        LOG.debug("audit %s: %s", name, facts)
+    LOG.debug("audits took %.2f s", report.seconds)
+    with timed("counted bytes again"):
+        _add(report, "bytes", *_recount(session))
     if session.artifact is not None:
         _add(report, "budget", *budget([session.artifact.path, *how.code]))
     if how.decode_tokens:
         span = int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
-        _check_decode(report, session, how.decode_tokens, span)
+        with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
+            _check_decode(report, session, how.decode_tokens, span)
     return report
 
 

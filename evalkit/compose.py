@@ -18,6 +18,7 @@ from evalkit.constants import CONTEXTS as CONTEXTS
 from evalkit.constants import MIXERS as MIXERS
 from evalkit.constants import SECTIONS as SECTIONS
 from evalkit.errors import InputError, TokenError
+from evalkit.log import LOG, timed
 from evalkit.model.infer import ResolvedConfig
 from evalkit.recipes import load_recipe
 from evalkit.settings import replace_fields
@@ -55,6 +56,8 @@ class ScoreOptions:
             that multiplies it fast, float32 otherwise.
         batch_windows: windows at a time on a GPU.
         threads: CPU threads; 0 for all.
+        reliability: sample the whole distribution at about this many positions, for the reliability curve of the
+            report; 0 samples none. Scores stay the same.
     """
 
     artifact: str | None
@@ -73,6 +76,7 @@ class ScoreOptions:
     dtype: str = "auto"
     batch_windows: int = 32
     threads: int = 0
+    reliability: int = 0
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.text is None):
@@ -89,6 +93,8 @@ class ScoreOptions:
             raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 1 or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
+        if self.reliability < 0:
+            raise InputError(f"--reliability is {self.reliability}; expected 0 (none) or more positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +277,7 @@ class Session:
             "mixer": self.options.mixer,
             "ttt": self.options.ttt,
             "context": self.options.context,
+            "reliability": self.options.reliability,
             "settings": {section: dict(values) for section, values in self.options.settings.items()},
         }
 
@@ -281,12 +288,18 @@ def open_session(options: ScoreOptions) -> Session:
     Raises:
         InputError: something is missing, damaged, or does not fit.
     """
-    session = open_model(options)
+    with timed("opened artifact and tokenizer"):
+        session = open_model(options)
     tokenizer = session.tokenizer
-    stream = open_shards(options.tokens) if options.tokens is not None else tokenize_file(str(options.text), tokenizer)
-    if options.limit_tokens:
-        stream = stream.truncated(options.limit_tokens + 1)
-    stream.validate(tokenizer)
+    with timed("opened and checked the tokens"):
+        if options.tokens is not None:
+            stream = open_shards(options.tokens)
+        else:
+            stream = tokenize_file(str(options.text), tokenizer)
+        if options.limit_tokens:
+            stream = stream.truncated(options.limit_tokens + 1)
+        stream.validate(tokenizer)
+    LOG.debug("stream: %s tokens to score, of %s", f"{len(stream) - 1:,}", ", ".join(stream.names))
     return dataclasses.replace(session, stream=stream)
 
 
@@ -300,6 +313,9 @@ def open_model(options: ScoreOptions) -> Session:
     if options.artifact is not None:
         artifact = load_artifact(options.artifact)
         resolved = artifact.resolve(options.recipe, options.settings.get("model"))
+        LOG.debug("artifact: %s, %s, %s", artifact.path, artifact.format, artifact.compression)
+        for name, value in resolved.config.to_dict().items():
+            LOG.debug("model.%s = %s (from %s)", name, value, resolved.origins[name])
     tokenizer = Tokenizer(options.tokenizer)
     if resolved is not None and resolved.config.vocab_size != tokenizer.vocab_size:
         raise TokenError(
@@ -323,15 +339,22 @@ def open_model(options: ScoreOptions) -> Session:
 def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
-    seq_len = options.seq_len
+    seq_len, origin = options.seq_len, "--seq-len"
     if not seq_len:
         name = options.recipe or artifact.recognise()
-        stored = artifact.metadata.get("recipe", {}).get("seq_len")
-        seq_len = int(stored) if stored else load_recipe(name).seq_len if name else 2048
-    dtype = options.dtype
+        if stored := artifact.metadata.get("recipe", {}).get("seq_len"):
+            seq_len, origin = int(stored), "the artifact"
+        elif name:
+            seq_len, origin = load_recipe(name).seq_len, f"recipe {name}"
+        else:
+            seq_len, origin = 2048, "the default"
+    LOG.debug("windows: %d tokens (from %s), a new one every %d", seq_len, origin, options.stride)
+    dtype, why = options.dtype, "--dtype"
     if dtype == "auto":
-        large = artifact.num_parameters >= _LARGE_MODEL
-        dtype = "bfloat16" if large and has_fast_bfloat16(options.device) else "float32"
+        large, fast = artifact.num_parameters >= _LARGE_MODEL, has_fast_bfloat16(options.device)
+        dtype = "bfloat16" if large and fast else "float32"
+        why = f"{artifact.num_parameters:,} parameters, {'fast' if fast else 'slow'} bfloat16 on this {options.device}"
+    LOG.debug("dtype: %s (%s)", dtype, why)
     return SlidingConfig(
         seq_len=seq_len,
         stride=options.stride,

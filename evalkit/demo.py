@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
+from evalkit.data.documents import WordHasher
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
-from evalkit.pipeline import PipelineOptions, Say, run_pipeline
+from evalkit.log import LOG
+from evalkit.pipeline import PipelineOptions, run_pipeline
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import Tokenizer
 
@@ -49,13 +51,20 @@ def _docstrings(module: str) -> list[str]:
     return [text.strip() for text in re.findall(r'"""(.*?)"""', source, flags=re.DOTALL) if len(text) > 400]
 
 
+def split(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Return training and validation documents; what shares 13 words in a row with validation trains nothing."""
+    words = WordHasher(13)
+    validation = documents[::_VALIDATION_SHARE]
+    held_out = np.concatenate([words.ngrams(text) for text in validation])
+    rest = [text for i, text in enumerate(documents) if i % _VALIDATION_SHARE]
+    return [text for text in rest if not np.isin(words.ngrams(text), held_out).any()], validation
+
+
 def prepare_data(out: Path) -> tuple[Path, Path]:
     """Train a tokenizer on the training documents and write shards; returns the shard folder and the tokenizer."""
     import sentencepiece
 
-    documents = demo_documents()
-    validation = documents[::_VALIDATION_SHARE]
-    training = [text for i, text in enumerate(documents) if i % _VALIDATION_SHARE]
+    training, validation = split(demo_documents())
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(line for text in training for line in text.splitlines() if line.strip()),
@@ -83,20 +92,23 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(out: Path, seconds: float, *, say: Say, progress: TextIO | None = None) -> None:
-    """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; print the table.
+def run_demo(
+    out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288, progress: TextIO | None = None
+) -> dict[str, Any]:
+    """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
         out: folder for everything; it must not hold another run.
         seconds: training time.
-        say: prints a line.
+        check_seconds: time for the audits of each score.
+        limit_tokens: tokens to score.
         progress: terminal for progress.
     """
     if (out / "run").exists():
         raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")
     data, tokenizer = prepare_data(out)
-    say(f"made a tokenizer of {VOCAB_SIZE} pieces and shards from Python's own documentation in {out}")
-    run_pipeline(
+    LOG.info("made a tokenizer of %d pieces and shards from Python's own documentation in %s", VOCAB_SIZE, out)
+    return run_pipeline(
         PipelineOptions(
             recipe="tiny",
             data=data,
@@ -105,14 +117,11 @@ def run_demo(out: Path, seconds: float, *, say: Say, progress: TextIO | None = N
             settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
             max_seconds=seconds,
             calibration_tokens=16_384,
-            limit_tokens=12_288,
+            limit_tokens=limit_tokens,
             variants=(("none", False), ("hedge", False), ("none", True), ("hedge", True)),
-            check_seconds=8.0,
+            check_seconds=check_seconds,
             decode_tokens=256,
             dtype="float32",
         ),
-        say=say,
         progress=progress,
     )
-    say(f"\neverything is in {out}: model.evk is the artifact, report.json the numbers")
-    say(f"next: evalkit inspect {out / 'model.evk'}")

@@ -41,7 +41,8 @@ def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], obj
         # torch's zip writer turns a failed write into a RuntimeError without the cause.
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise InputError(
-            f"{path} cannot be written ({reason}); what was there before is intact: make room, then --resume or repeat"
+            f"{path} cannot be written ({reason}); what was there before is intact; make room or name another place, "
+            f"then --resume or repeat"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,10 +11,9 @@ from evalkit.checking import CheckOptions, check_session
 from evalkit.compose import ScoreOptions, open_session
 from evalkit.errors import EvalkitError
 from evalkit.files import write_json
+from evalkit.log import LOG, timed
 from evalkit.scoring import ScoreReport, score_session
 from evalkit.table import format_table
-
-Say = Callable[[str], None]
 
 
 class Interrupted(EvalkitError):
@@ -68,7 +67,7 @@ class PipelineOptions:
     dtype: str = "auto"
 
 
-def run_pipeline(options: PipelineOptions, *, say: Say, progress: TextIO | None = None) -> dict[str, Any]:
+def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) -> dict[str, Any]:
     """Train, export, score every variant, check every variant; returns the report, which is also written.
 
     Raises:
@@ -84,7 +83,7 @@ def run_pipeline(options: PipelineOptions, *, say: Say, progress: TextIO | None 
     done = options.resume and (folder / "summary.json").exists()
     report: dict[str, Any] = {"recipe": options.recipe, "stages": {}}
     if not done:
-        say(f"training {options.recipe} on {options.data}")
+        LOG.info("training %s on %s", options.recipe, options.data)
         trained = run_training(
             options.recipe,
             options.data,
@@ -99,41 +98,47 @@ def run_pipeline(options: PipelineOptions, *, say: Say, progress: TextIO | None 
         )
         if trained.status != "done":
             raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
-        say(f"trained {trained.steps:,} steps on {trained.tokens:,} tokens in {trained.seconds:.0f} s")
+        LOG.info(
+            "trained %s steps on %s tokens in %.0f s", f"{trained.steps:,}", f"{trained.tokens:,}", trained.seconds
+        )
     artifact = options.out / ("model.evk" if options.container == "evalkit" else "model.ptz")
-    exported = export_run(
-        load_run(folder),
-        artifact,
-        ExportConfig(
-            container=options.container,  # type: ignore[arg-type]
-            floor=options.floor,
-            calibration_tokens=options.calibration_tokens,
-            calibration_data=options.data,
-            tokenizer=options.tokenizer,
-        ),
-    )
-    say(f"exported {artifact}: {exported.file.n_bytes:,} bytes")
+    with timed("export"):
+        exported = export_run(
+            load_run(folder),
+            artifact,
+            ExportConfig(
+                container=options.container,  # type: ignore[arg-type]
+                floor=options.floor,
+                calibration_tokens=options.calibration_tokens,
+                calibration_data=options.data,
+                tokenizer=options.tokenizer,
+            ),
+        )
+    LOG.info("exported %s: %s bytes", artifact, f"{exported.file.n_bytes:,}")
     report["artifact"] = {"path": str(artifact), "bytes": exported.file.n_bytes, "sha256": exported.file.sha256}
-    rows = []
     for mixer, ttt in options.variants:
         name = variant_name(mixer, ttt)
-        scored, verdict = _score_variant(options, artifact, mixer, ttt, say)
+        scored, verdict = _score_variant(options, artifact, mixer, ttt)
         write_json(options.out / f"score-{name}.json", scored.to_dict())
         report["stages"][name] = scored.to_dict() | {"verdict": verdict}
-        rows.append(
-            [
-                name,
-                f"{scored.bpb:.4f}",
-                f"{scored.val_loss:.4f}",
-                f"{scored.values['tokens_scored']:,}",
-                f"{scored.values['tokens_per_second'] or 0:,.0f}",
-                verdict or "not checked",
-            ]
-        )
     write_json(options.out / "report.json", report)
-    header = ["score", "bits per byte", "nats per token", "tokens", "tokens/s", "legal"]
-    say("\n" + format_table(header, rows))
     return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return what :func:`run_pipeline` returned as a table for a terminal, a row for each variant."""
+    rows = [
+        [
+            name,
+            f"{stage['bpb']:.4f}",
+            f"{stage['val_loss']:.4f}",
+            f"{stage['tokens_scored']:,}",
+            f"{stage['tokens_per_second'] or 0:,.0f}",
+            stage["verdict"] or "not checked",
+        ]
+        for name, stage in report["stages"].items()
+    ]
+    return format_table(["score", "bits per byte", "nats per token", "tokens", "tokens/s", "legal"], rows)
 
 
 def variant_name(mixer: str, ttt: bool) -> str:
@@ -142,9 +147,7 @@ def variant_name(mixer: str, ttt: bool) -> str:
     return "-".join(parts)
 
 
-def _score_variant(
-    options: PipelineOptions, artifact: Path, mixer: str, ttt: bool, say: Say
-) -> tuple[ScoreReport, str | None]:
+def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> tuple[ScoreReport, str | None]:
     from evalkit.settings import parse_settings
 
     chosen = [f"{k}={v}" for k, v in (options.settings or {}).items() if k.split(".")[0] in ("mixer", "ttt")]
@@ -162,11 +165,11 @@ def _score_variant(
         )
     )
     name = variant_name(mixer, ttt)
-    say(f"scoring {name}")
-    scored = score_session(session, resume=None, quiet=False)
+    LOG.info("scoring %s", name)
+    scored = score_session(session)
     verdict = None
     if options.check_seconds:
-        say(f"checking {name}")
+        LOG.info("checking %s", name)
         result = check_session(
             session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
         )
@@ -174,9 +177,9 @@ def _score_variant(
         verdict = result.verdict
         scored.values["legal"] = {"legal": True, "illegal": False}.get(verdict)
         for finding in result.findings[:3]:
-            say(f"  {finding.axiom}: {finding.message}")
+            LOG.info("  %s: %s", finding.axiom, finding.message)
         for gap in result.uncovered[:3]:
-            say(f"  not covered: {gap}")
+            LOG.info("  not covered: %s", gap)
     return scored, verdict
 
 

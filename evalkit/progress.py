@@ -1,9 +1,16 @@
-"""A progress line on stderr: what is done, how fast, what is left. Silent when stderr is not a terminal."""
+"""A progress line on stderr: what is done, how fast, what is left.
+
+Silent when stderr is not a terminal, or where the logger ``evalkit`` leaves out INFO: in programs that do not ask for
+it, and with ``--quiet``.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+
+from evalkit.log import LOG
 
 
 class Progress:
@@ -14,12 +21,11 @@ class Progress:
         total: units of work in all.
         unit: name of a unit, for the rate.
         done: units that were done before this run; they do not count towards the rate.
-        quiet: never print.
     """
 
-    def __init__(self, label: str, total: int, *, unit: str = "tokens", done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, label: str, total: int, *, unit: str = "tokens", done: int = 0) -> None:
         self._label, self._total, self._unit, self._first = label, total, unit, done
-        self._enabled = not quiet and sys.stderr.isatty()
+        self._enabled = LOG.isEnabledFor(logging.INFO) and sys.stderr.isatty()
         self._started = time.monotonic()
         self._shown = 0.0
         self._width = 0

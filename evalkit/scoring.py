@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from evalkit.artifact.load import SIZE_CAP
 from evalkit.compose import ScoreOptions, Session, open_session, versions
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
+from evalkit.log import LOG
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
+from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import RunFolder, StateUnavailableError
 from evalkit.profiling import Profile
 from evalkit.progress import Progress
@@ -59,29 +62,28 @@ class ScoreReport:
         )
 
 
-def score(options: ScoreOptions, *, resume: bool | None = None, quiet: bool = True) -> ScoreReport:
+def score(options: ScoreOptions, *, resume: bool | None = None) -> ScoreReport:
     """Open the inputs, score every position once, and report.
 
     Args:
         options: what to score and how.
         resume: None keeps nothing on disk; False starts a run that can be resumed, True resumes one.
-        quiet: show no progress.
 
     Raises:
         InputError: an input is unusable.
         ForecasterError: a score is not a finite number.
     """
-    return score_session(open_session(options), resume=resume, quiet=quiet)
+    return score_session(open_session(options), resume=resume)
 
 
-def score_session(
-    session: Session, *, resume: bool | None = None, quiet: bool = True, profile: Profile | None = None
-) -> ScoreReport:
+def score_session(session: Session, *, resume: bool | None = None, profile: Profile | None = None) -> ScoreReport:
     """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
     if session.ranks is not None and resume is not None:
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
     forecaster: Any = session.make_forecaster(profile)
+    if session.options.reliability:
+        forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
     stateful = hasattr(forecaster, "state_dict")
@@ -91,7 +93,8 @@ def score_session(
         if state is not None:
             forecaster.load_state_dict(state)
     resumed_at = len(ledger)
-    progress = Progress("score", len(session.stream) - 1, done=resumed_at, quiet=quiet)
+    _log_plan(session, resumed_at, folder)
+    progress = Progress("score", len(session.stream) - 1, done=resumed_at)
     saved = time.monotonic()
 
     def after_span(ledger: Ledger) -> None:
@@ -113,11 +116,13 @@ def score_session(
     except BaseException:
         # Whatever stopped the run, what has been scored is kept.
         if folder:
-            folder.close()
+            with suppress(InputError):  # a full disk says so once
+                folder.close()
         raise
     finally:
         progress.close()
     seconds = time.monotonic() - started
+    LOG.debug("scored %s positions in %.2f s", f"{len(ledger) - resumed_at:,}", seconds)
     report = ScoreReport(
         values=_report_values(session, ledger, forecaster, seconds, len(ledger) - resumed_at),
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
@@ -129,6 +134,20 @@ def score_session(
     if profile is not None:
         report.values["profile"] = profile.to_dict()
     return report
+
+
+def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> None:
+    import torch
+
+    options, window = session.options, session.sliding
+    threads = window.threads if window is not None and window.threads else torch.get_num_threads()
+    LOG.debug("threads: %d, device: %s", threads, options.device)
+    if options.mixer == "hedge":
+        LOG.debug("mixer: %s", session.mixer_config())
+    if options.ttt:
+        LOG.debug("ttt: %s", session.ttt_config())
+    if folder is not None:
+        LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
 
 def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:

@@ -7,12 +7,14 @@ On several processes::
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
+from evalkit.log import LOG
 from evalkit.recipes import load_recipe
 from train.config import RunConfig, resolve
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
@@ -53,6 +55,8 @@ def run_training(
         InputError: anything the user can put right. A checkpoint that was written stays usable.
     """
     config = resolve(load_recipe(recipe), overrides, scale=scale, steps=steps, max_seconds=max_seconds)
+    for section in dataclasses.fields(config):
+        LOG.debug("%s: %s", section.name, getattr(config, section.name))
     return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume, progress=progress)
 
 

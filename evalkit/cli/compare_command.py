@@ -8,6 +8,7 @@ import click
 
 from evalkit.errors import InputError
 from evalkit.files import check_writable, write_json
+from evalkit.log import LOG
 from evalkit.table import format_pairs, format_table
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def command(
         files = (nll or find_token_scores(new[0]), baseline_nll or find_token_scores(old[0]))
         if wanted and None in files:
             raise InputError("comparing token by token needs --nll and --baseline-nll (evalkit score --dump-nll)")
+        LOG.debug("per-token files: %s and %s", *(file or "none" for file in files))
         if files[0] is not None and files[1] is not None:
             scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
             paired = compare_paired(new[0], scores, before, tokens=tokens, tokenizer=tokenizer)

@@ -54,7 +54,7 @@ def download_command(
         train_shards=train_shards,
         offline=offline,
     )
-    result = download(options, say=click.echo)
+    result = download(options)
     size = sum(file.size for file in result.files)
     click.echo(f"{len(result.files)} files, {size:,} bytes, every hash right; pinned to commit {result.commit}")
     if result.resumed_bytes:
@@ -69,7 +69,6 @@ def download_command(
 @click.option("--shard-tokens", type=int, default=100_000_000, show_default=True, help="Tokens of a shard.")
 @click.option("--prefix", default="fineweb", show_default=True, help="First part of the shards' names.")
 @click.option("--workers", type=int, help="Processes (default: one a core, at most 8); the result is the same.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress line.")
 def tokenize_command(
     documents: tuple[str, ...],
     tokenizer: str,
@@ -78,7 +77,6 @@ def tokenize_command(
     shard_tokens: int,
     prefix: str,
     workers: int | None,
-    quiet: bool,
 ) -> None:
     """Turn DOCUMENTS (.jsonl, .jsonl.zst, .txt) into shards: BOS and tokens of each, in order."""
     from evalkit.data.tokenize import TokenizeOptions, default_workers, tokenize_documents
@@ -93,7 +91,6 @@ def tokenize_command(
             prefix=prefix,
             workers=default_workers() if workers is None else workers,
         ),
-        quiet=quiet,
     )
     rows = [
         (
@@ -118,7 +115,6 @@ def tokenize_command(
 @click.option("--unit", type=click.Choice(["words", "tokens"]), default="words", show_default=True)
 @click.option("--overlap", type=float, default=0.5, show_default=True, help="Share from which a document is a finding.")
 @click.option("--json", "json_path", metavar="FILE", help="Write findings and counts as JSON.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress line.")
 def verify_command(
     shards: tuple[str, ...],
     tokenizer: str | None,
@@ -127,7 +123,6 @@ def verify_command(
     unit: str,
     overlap: float,
     json_path: str | None,
-    quiet: bool,
 ) -> int:
     """Verify SHARDS (files, folders, globs): headers, ids, bytes both ways, sources, overlap. Exit code 2 on findings.
 
@@ -145,7 +140,6 @@ def verify_command(
             unit=unit,
             overlap=overlap,
         ),
-        quiet=quiet,
     )
     if json_path:
         write_json(json_path, result.as_dict())

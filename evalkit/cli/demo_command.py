@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
+
+from evalkit.cli.output import progress_stream
 
 EXAMPLE = """Example:
 
@@ -19,5 +20,8 @@ EXAMPLE = """Example:
 def command(out: str, seconds: float) -> None:
     """Train, export, score and check a tiny model on text that every machine has: under two minutes, no download."""
     from evalkit.demo import run_demo
+    from evalkit.pipeline import describe
 
-    run_demo(Path(out), seconds, say=click.echo, progress=sys.stderr if sys.stderr.isatty() else None)
+    click.echo(describe(run_demo(Path(out), seconds, progress=progress_stream())))
+    click.echo(f"everything is in {out}: model.evk is the artifact, report.json the numbers", err=True)
+    click.echo(f"next: evalkit inspect {Path(out) / 'model.evk'}", err=True)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from evalkit import __version__
+from evalkit.cli.output import prepare, shows_tracebacks, speaking
 from evalkit.errors import EvalkitError
 
 COMMANDS = {
@@ -45,7 +46,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"evalkit.cli.{name}_command").command
-        return command
+        return prepare(command, f"EVALKIT_{name.upper()}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
@@ -55,25 +56,30 @@ class LazyGroup(click.Group):
 
 @click.command(
     cls=LazyGroup,
-    context_settings={"auto_envvar_prefix": "EVALKIT", "help_option_names": ["-h", "--help"], "max_content_width": 99},
-    epilog="Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation or over the cap.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
+    epilog="Every option is also an environment variable: EVALKIT_SCORE_STRIDE=32 is score --stride 32. "
+    "Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation or over the cap.",
 )
 @click.version_option(__version__, prog_name="evalkit")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """Score compressed language models in bits per byte, and prove that the score is legal."""
 
 
+prepare(cli, "EVALKIT")
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code of the contract."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments or os.environ.get("EVALKIT_DEBUG", "") not in ("", "0")
-    # --debug is welcome anywhere on the line, which is where people type it.
-    arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
-    sys.exit(_run(arguments, debug))
+    """Run the command line and exit."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(arguments: list[str], debug: bool) -> int:
+def run_command(arguments: list[str]) -> int:
+    """Run the command line; return the exit code of the contract."""
+    with speaking():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="evalkit", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -86,7 +92,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         print("evalkit: interrupted", file=sys.stderr)
         return 130
     except EvalkitError as error:
-        if debug:
+        if shows_tracebacks():
             traceback.print_exc()
         print(f"evalkit: error: {error}", file=sys.stderr)
         return 2
@@ -95,13 +101,13 @@ def _run(arguments: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if debug:
+        if shows_tracebacks():
             traceback.print_exc()
         place = f"{error.filename}: " if error.filename else ""
         print(f"evalkit: error: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if debug:
+        if shows_tracebacks():
             traceback.print_exc()
         print(f"evalkit: internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1

@@ -70,6 +70,27 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
     return lambda command: _apply(command, decorators)
 
 
+def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options that say what to train, on what and for how long."""
+    use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
+    decorators = [
+        click.option(
+            "--recipe", required=True, metavar="NAME", help="What to train, or a recipe.toml of an earlier run."
+        ),
+        click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards."),
+        click.option("--tokenizer", required=tokenizer_required, metavar="MODEL", help=use),
+        click.option("--out", default="runs/last", show_default=True, metavar="DIR", help="Folder for everything."),
+        click.option(
+            "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override, such as train.seq_len=1024."
+        ),
+        click.option("--scale", metavar="SIZE", help="Keep the features, smaller: WIDTHxDEPTH, or a fraction."),
+        click.option("--steps", type=int, help="Stop after so many steps (no clock then, unless --max-seconds says)."),
+        click.option("--max-seconds", type=float, help="Stop after this many seconds of training."),
+        click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
+    ]
+    return lambda command: _apply(command, decorators)
+
+
 def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) -> Callable[..., Any]:
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -95,3 +116,18 @@ def require_one(artifact: str | None, no_model: bool) -> str | None:
     if not no_model and artifact is None:
         raise InputError("name the artifact to score, or give --no-model to score the online mixer alone")
     return artifact
+
+
+def overrides_of(settings: tuple[str, ...]) -> dict[str, str]:
+    """Split ``SECTION.KEY=VALUE`` strings.
+
+    Raises:
+        InputError: a setting has another form.
+    """
+    overrides = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or "." not in name:
+            raise InputError(f"--set {setting!r}: expected SECTION.KEY=VALUE, for example train.seq_len=1024")
+        overrides[name.strip()] = value.strip()
+    return overrides

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from evalkit.cli.main import COMMANDS, cli
+from evalkit.cli.output import output_options
 
 
 def reference() -> str:
@@ -16,8 +17,14 @@ def reference() -> str:
     parts = [
         "# Command line",
         "Generated from the code by `python -m evalkit.cli.reference`; `evalkit COMMAND --help` says the same.",
-        "Every option can also be set by an environment variable: `EVALKIT_`, the command, the option, in capitals "
-        "(`EVALKIT_SCORE_STRIDE=32`). `--debug` anywhere on the line shows tracebacks.",
+        "Results go to stdout, everything else to stderr. Every command has these options:",
+        _table(["option", "meaning", "default"], [_row(option) for option in output_options()]),
+        "Every option is also an environment variable: `EVALKIT_`, the command, the option, in capitals "
+        "(`EVALKIT_SCORE_STRIDE=32`, `EVALKIT_DATA_VERIFY_TOKENIZER=fineweb_1024_bpe.model`; `EVALKIT_VERBOSE=1` for "
+        "every command). What is typed wins. A repeatable option takes words: "
+        "`EVALKIT_SCORE_SET='model.rope_base=50000 mixer.preset=best'`. `--verbose` shows which were used.",
+        "Completion of commands and options, in bash (zsh and fish likewise):",
+        '```\neval "$(_EVALKIT_COMPLETE=bash_source evalkit)"\n```',
         _table(
             ["exit code", "meaning"],
             [
@@ -46,11 +53,12 @@ def _describe(name: str, command: click.Command) -> Iterator[str]:
         words = [_argument(p) for p in arguments]
         required = [f"{p.opts[-1]} {_value(p)}" for p in command.params if isinstance(p, click.Option) and p.required]
         yield "```\n" + " ".join([name, *words, *required, "[OPTIONS]"]) + "\n```"
-    rows = [_row(p) for p in command.params if isinstance(p, click.Option)]
+    common = {option.name for option in output_options()}
+    rows = [_row(p) for p in command.params if isinstance(p, click.Option) and p.name not in common]
     if rows:
         yield _table(["option", "meaning", "default"], rows)
     if command.epilog and not isinstance(command, click.Group):
-        yield "```\n" + inspect.cleandoc(command.epilog).strip() + "\n```"
+        yield "```\n" + command.epilog.replace("\b\n", "") + "\n```"
     if isinstance(command, click.Group):
         for inner, child in command.commands.items():
             yield from _describe(f"{name} {inner}", child)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.files import check_writable, write_atomically
+from evalkit.log import LOG
 
 EXAMPLE = """Example:
 
@@ -38,6 +39,7 @@ def command(
     check_writable(output)
     opened = read_report(report)
     scores_path = nll or find_token_scores(opened)
+    LOG.debug("per-token file: %s", scores_path or "none beside the report")
     page, left_out = build_page(
         opened,
         PageOptions(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from evalkit.cli.train_command import overrides_of
+from evalkit.cli.options import overrides_of, training_options
+from evalkit.cli.output import progress_stream
 from evalkit.constants import SIZE_CAP
 
 EXAMPLE = """Example:
@@ -17,16 +17,8 @@ EXAMPLE = """Example:
 
 
 @click.command("run", epilog=EXAMPLE)
-@click.option("--recipe", required=True, metavar="NAME", help="What to train.")
-@click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards.")
-@click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model of the tokens.")
-@click.option("--out", default="runs/last", show_default=True, metavar="DIR", help="Folder for everything.")
+@training_options(tokenizer_required=True)
 @click.option("--tokens", metavar="GLOB", help="What to score (default: the validation shards in --data).")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a setting of any section.")
-@click.option("--scale", metavar="SIZE", help="Keep the features at a smaller size: WIDTHxDEPTH, or a fraction.")
-@click.option("--steps", type=int, help="Stop training after this many steps.")
-@click.option("--max-seconds", type=float, help="Stop training after this many seconds.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
     "--container",
     type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
@@ -63,7 +55,7 @@ def command(
     enforce_cap: bool,
 ) -> int:
     """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
-    from evalkit.pipeline import Interrupted, PipelineOptions, run_pipeline
+    from evalkit.pipeline import Interrupted, PipelineOptions, describe, run_pipeline
 
     variants: list[tuple[str, bool]] = [("none", False)]
     if (mixer, ttt) != ("none", False):
@@ -89,12 +81,12 @@ def command(
                 decode_tokens=decode,
                 stride=stride,
             ),
-            say=click.echo,
-            progress=sys.stderr if sys.stderr.isatty() else None,
+            progress=progress_stream(),
         )
     except Interrupted as error:
         click.echo(f"evalkit: {error}", err=True)
         return 130
+    click.echo(describe(report))
     verdicts = {stage.get("verdict") for stage in report["stages"].values()}
     over = enforce_cap and report["artifact"]["bytes"] > SIZE_CAP
     return 3 if "illegal" in verdicts or over else 0

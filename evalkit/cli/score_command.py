@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.cli.options import model_options, require_one, score_options, text_options
+from evalkit.cli.output import QUIET
 from evalkit.constants import SIZE_CAP
 from evalkit.files import check_writable, write_json
+from evalkit.log import LOG
 from evalkit.progress import format_seconds
 from evalkit.table import format_pairs
 
@@ -29,10 +31,16 @@ EXAMPLE = """Example:
 @click.option("--no-model", is_flag=True, help="Score the online mixer alone (with --mixer hedge).")
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON.")
 @click.option("--dump-nll", "nll_path", metavar="FILE.npz", help="Write the nats and bytes of every position.")
+@click.option(
+    "--reliability",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Sample whole distributions at about N positions, for the reliability curve of evalkit report.",
+)
 @click.option("--resume", is_flag=True, help="Continue this very run where it was interrupted.")
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
 @click.option("--profile", "profiled", is_flag=True, help="Show where the time went.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress line.")
 def command(
     artifact: str | None,
     no_model: bool,
@@ -41,7 +49,6 @@ def command(
     resume: bool,
     enforce_cap: bool,
     profiled: bool,
-    quiet: bool,
     **options: Any,
 ) -> int:
     """Score ARTIFACT in bits per byte with a sliding window, every position exactly once.
@@ -61,15 +68,12 @@ def command(
             from evalkit.scoring import score_session
 
             ranks = Ranks.from_environment()
+            if ranks.rank > 0:
+                LOG.setLevel(QUIET)  # rank 0 speaks for all
             options["device"] = ranks.device(options["device"])
             session = open_session(score_options(require_one(artifact, no_model), options)).shared_among(ranks)
             stack.enter_context(ranks.joined(options["device"]))
-        report = score_session(
-            session,
-            resume=resume if resume or ranks.count == 1 else None,
-            quiet=quiet or ranks.rank > 0,
-            profile=profile,
-        )
+        report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)
     if ranks.rank > 0:
         return 0  # rank 0 reports
     if json_path:

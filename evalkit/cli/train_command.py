@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from evalkit.errors import InputError
+from evalkit.cli.options import overrides_of, training_options
+from evalkit.cli.output import progress_stream
 from evalkit.progress import format_seconds
 from evalkit.recipes import recipe_names
 from evalkit.table import format_pairs
@@ -25,16 +25,7 @@ Recipes: {", ".join(recipe_names())}, or a .toml file.
 
 
 @click.command("train", epilog=EXAMPLE)
-@click.option("--recipe", required=True, metavar="NAME", help="What to train, or a recipe.toml of an earlier run.")
-@click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards.")
-@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model, for losses in bits per byte.")
-@click.option("--out", default="runs/last", show_default=True, metavar="DIR", help="Run folder.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override, such as train.seq_len=1024.")
-@click.option("--scale", metavar="SIZE", help="Keep the features at a smaller size: WIDTHxDEPTH, or a fraction.")
-@click.option("--steps", type=int, help="Stop after this many steps (no clock then, unless --max-seconds is given).")
-@click.option("--max-seconds", type=float, help="Stop after this many seconds of training.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress line.")
+@training_options(tokenizer_required=False)
 def command(
     recipe: str,
     data: str,
@@ -45,7 +36,6 @@ def command(
     steps: int | None,
     max_seconds: float | None,
     resume: bool,
-    quiet: bool,
 ) -> int:
     """Train a base model: shards in, weights out, interruptible and resumable to the same bits."""
     from train.run import run_training
@@ -60,7 +50,7 @@ def command(
         steps=steps,
         max_seconds=max_seconds,
         resume=resume,
-        progress=None if quiet or not sys.stderr.isatty() else sys.stderr,
+        progress=progress_stream(),
     )
     rows = [
         ("run", f"{result.folder.path}: {result.status}"),
@@ -76,18 +66,3 @@ def command(
         click.echo(f"interrupted: continue with --resume --out {out}", err=True)
         return 130
     return 0
-
-
-def overrides_of(settings: tuple[str, ...]) -> dict[str, str]:
-    """Split ``SECTION.KEY=VALUE`` strings.
-
-    Raises:
-        InputError: a setting has another form.
-    """
-    overrides = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or "." not in name:
-            raise InputError(f"--set {setting!r}: expected SECTION.KEY=VALUE, for example train.seq_len=1024")
-        overrides[name.strip()] = value.strip()
-    return overrides

@@ -12,13 +12,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError
 from evalkit.files import write_json
+from evalkit.log import LOG
 from evalkit.progress import Progress
 
 DEFAULT_REPO = "willdepueoai/parameter-golf"
@@ -95,7 +96,7 @@ class Downloaded:
     resumed_bytes: int
 
 
-def download(options: DownloadOptions, *, say: Callable[[str], None] = lambda line: None) -> Downloaded:
+def download(options: DownloadOptions) -> Downloaded:
     """Bring the files that are missing, check all of them.
 
     Raises:
@@ -113,9 +114,11 @@ def download(options: DownloadOptions, *, say: Callable[[str], None] = lambda li
     if manifest is not None and manifest.repo != options.repo:
         raise InputError(f"{options.out} holds files of {manifest.repo}; name another folder for {options.repo}")
     if manifest is not None and options.revision in (None, manifest.commit):
+        LOG.debug("commit %s, as pinned in %s", manifest.commit, options.out / MANIFEST)
         commit, listed = manifest.commit, manifest.files
     else:
         commit, listed = _list_remote(options)
+        LOG.debug("commit %s, as the hub has %s of %s", commit, options.revision or "main", options.repo)
         if manifest is not None and manifest.commit != commit:
             raise InputError(
                 f"{options.out} is pinned to commit {manifest.commit}, --revision {options.revision} is {commit}; "
@@ -133,11 +136,11 @@ def download(options: DownloadOptions, *, say: Callable[[str], None] = lambda li
     for file in files:
         target = options.out / file.local
         if target.is_file() and target.stat().st_size == file.size and file_digest(target, file) == file.digest:
-            say(f"{file.local}: already there, hash right")
+            LOG.info("%s: already there, hash right", file.local)
             continue
         new, kept = _fetch(options, commit, file, target)
         fetched, resumed = fetched + new, resumed + kept
-        say(f"{file.local}: {file.size:,} bytes, {_HASHES[len(file.digest)]} right")
+        LOG.info("%s: %s bytes, %s right", file.local, f"{file.size:,}", _HASHES[len(file.digest)])
     return Downloaded(commit=commit, files=files, fetched_bytes=fetched, resumed_bytes=resumed)
 
 

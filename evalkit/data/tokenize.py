@@ -20,6 +20,7 @@ import numpy.typing as npt
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.errors import InputError, TokenError
 from evalkit.files import write_json
+from evalkit.log import LOG
 from evalkit.progress import Progress
 from evalkit.tokens.stream import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ class TokenizeOptions:
             raise InputError(f"--prefix is {self.prefix!r}; expected the first part of a file name")
 
 
-def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[str, Any]:
+def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
     """Write shards and ``manifest.json`` into ``out``; returns the manifest.
 
     Everything is made in a folder beside ``out`` that takes its name at the end: there is never half a data set.
@@ -83,7 +84,7 @@ def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        manifest = _write(options, tokenizer, partial, quiet)
+        manifest = _write(options, tokenizer, partial)
         write_json(partial / "manifest.json", manifest)
         os.replace(partial, out)
     except OSError as error:
@@ -93,13 +94,14 @@ def tokenize_documents(options: TokenizeOptions, *, quiet: bool = True) -> dict[
     return manifest
 
 
-def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path, quiet: bool) -> dict[str, Any]:
+def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     writers = {
         split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens) for split in ("val", "train")
     }
     counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents)
-    progress = Progress("tokenise", total, unit="bytes of input", quiet=quiet)
+    LOG.debug("%d processes, %s bytes of input", options.workers, f"{total:,}")
+    progress = Progress("tokenise", total, unit="bytes of input")
     read = 0
     documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
     done = 0

@@ -16,6 +16,7 @@ import numpy as np
 
 from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, iterate_documents, token_ngrams
 from evalkit.errors import InputError, TokenError
+from evalkit.log import timed
 from evalkit.progress import Progress
 from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.stream import TokenStream, read_documents
@@ -90,7 +91,7 @@ class Verification:
         return {"clean": not self.findings, "findings": self.findings, "counts": self.counts}
 
 
-def verify(options: VerifyOptions, *, quiet: bool = True) -> Verification:
+def verify(options: VerifyOptions) -> Verification:
     """Verify shards.
 
     Raises:
@@ -104,8 +105,9 @@ def verify(options: VerifyOptions, *, quiet: bool = True) -> Verification:
     result.counts["shards"] = {split: len(stream.parts) for split, stream in splits.items()}
     result.counts["tokens"] = {split: len(stream) for split, stream in splits.items()}
     if tokenizer is not None:
-        progress = Progress("verify", sum(map(len, splits.values())), quiet=quiet)
-        usable = {split: _check_ids(result, stream, tokenizer) for split, stream in splits.items()}
+        progress = Progress("verify", sum(map(len, splits.values())))
+        with timed("looked at every id"):
+            usable = {split: _check_ids(result, stream, tokenizer) for split, stream in splits.items()}
         documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
         overlap = _Overlap(options, result)
         result.counts["bytes"], result.counts["documents"] = {}, {}
@@ -114,11 +116,13 @@ def verify(options: VerifyOptions, *, quiet: bool = True) -> Verification:
             if not usable[split]:
                 continue
             source = documents if options.documents else None
-            _check_documents(result, split, stream, tokenizer, source, overlap, progress, offset)
+            with timed(f"decoded and hashed the {split} documents"):
+                _check_documents(result, split, stream, tokenizer, source, overlap, progress, offset)
             offset += len(stream)
         if options.documents and next(documents, None) is not None:
             result.find("source", f"the documents go on after the shards end (in {options.documents[-1]})")
-        overlap.finish()
+        with timed("looked for overlap"):
+            overlap.finish()
         progress.close()
     result.finish()
     return result

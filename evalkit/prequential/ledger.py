@@ -11,6 +11,8 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +81,18 @@ class Ledger:
         nll = np.ascontiguousarray(nll, dtype="<f8")
         num_bytes = np.ascontiguousarray(num_bytes, dtype="<i4")
         chain = _link(self.chain, start, nll, num_bytes)
-        self._nll.write(nll.tobytes())
-        self._bytes.write(num_bytes.tobytes())
+        with self._keeping():
+            self._nll.write(nll.tobytes())
+            self._bytes.write(num_bytes.tobytes())
         self._append(start + len(nll), chain, nll, num_bytes)
-        self._spans.write(json.dumps({"stop": self.next_position, "chain": chain}) + "\n")
+        with self._keeping():
+            self._spans.write(json.dumps({"stop": self.next_position, "chain": chain}) + "\n")
 
     def flush(self) -> None:
         """Hand everything to the operating system; the scores go first, so that no span is announced without them."""
-        for file in (self._nll, self._bytes, self._spans):
-            file.flush()
+        with self._keeping():
+            for file in (self._nll, self._bytes, self._spans):
+                file.flush()
 
     def rewind(self, position: int) -> None:
         """Forget spans that end after ``position``: a resumed forecaster's learning may lag behind the ledger.
@@ -121,8 +126,19 @@ class Ledger:
 
     def close(self) -> None:
         """Close the files; a temporary ledger keeps its folder until it is collected."""
-        for file in (self._nll, self._bytes, self._spans):
-            file.close()
+        with self._keeping():
+            for file in (self._nll, self._bytes, self._spans):
+                file.close()
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"the scores cannot be kept in {self.folder} ({error.strerror}); make room, or name another place with "
+                f"EVALKIT_STATE or TMPDIR; --resume goes on from the last whole span"
+            ) from error
 
     def _append(self, stop: int, chain: str, nll: npt.NDArray[np.float64], num_bytes: npt.NDArray[np.int32]) -> None:
         self.next_position, self.chain = stop, chain

@@ -137,6 +137,8 @@
   // Documents
   if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `Starts of documents (${int(D.document_position.starts)}) stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
     bars(D.document_position.rows.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
+  if (D.window_position && D.window_position.length > 1) grid.append(section("By position in the window", "Bits per byte by how many tokens the window shows before the scored one. The first window, which scores at all lengths, is left out.",
+    bars(D.window_position.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
   if (D.scatter) {
     const pts = D.scatter, ys = pts.map(p => p[1]), xs = pts.map(p => Math.max(p[0], 1));
     grid.append(section("By document", `${int(D.documents.count)} documents; each point is one, by length and bits per byte. The line is the score.`,
@@ -177,6 +179,36 @@
         c.onpointermove = e => show(`${r.label} bits\n${(r.tokens * 100).toFixed(1)}% of tokens\n${(r.bits * 100).toFixed(1)}% of bits`, e); c.onpointerleave = hide; h.append(c);
       }));
     })), el("div", { class: "legend" }, el("span", {}, el("i", { style: `background:${color(0)}` }), "share of tokens"), el("span", {}, el("i", { style: `background:${color(1)}` }), "share of bits"))));
+
+  // Calibration: probabilities on both axes, by log-odds, so that both ends have room
+  if (D.reliability && D.reliability.points.length) {
+    const pts = D.reliability.points, tick = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
+    const odds = p => { const q = Math.min(Math.max(p, 1e-9), 1 - 1e-9); return Math.log(q / (1 - q)); };
+    const percent = p => p > 0.99 ? `${+(p * 100).toPrecision(5)}%` : `${+(p * 100).toPrecision(2)}%`;
+    const name = p => p < 1e-3 ? p.toExponential(0) : String(p);
+    const ends = pts.flatMap(p => [p.stated, p.came > 0 && p.came < 1 ? p.came : p.stated]).map(odds);
+    const low = Math.min(...ends) - 0.5, high = Math.max(...ends) + 0.5;
+    grid.append(section("Calibration", `Of all tokens that were given a probability near x, the share that came: on the diagonal, the probabilities mean what they say; above it they were too low, below it too high. Every token of the vocabulary counts, at ${int(D.reliability.positions)} sampled positions. Bars: 95%, were they independent.`,
+      el("div", {}, chart((h, w) => {
+        const size = Math.min(w, 460), H = size * 0.8, L = 52, B = 34, T = 8, Rt = 12;
+        h.setAttribute("viewBox", `0 0 ${w} ${H}`); h.setAttribute("height", H); h.setAttribute("aria-label", "stated probability against share that came");
+        const X = v => L + (v - low) / (high - low) * (w - L - Rt), Y = v => H - B - (Math.max(low, Math.min(high, v)) - low) / (high - low) * (H - B - T);
+        let last = -1e9;
+        for (const t of tick.filter(t => odds(t) > low && odds(t) < high)) {
+          const at = odds(t);
+          h.append(svg("line", { class: "gridline", x1: L, x2: w - Rt, y1: Y(at), y2: Y(at) }), svg("text", { x: L - 7, y: Y(at) + 4, "text-anchor": "end" }, name(t)));
+          if (X(at) - last > 44) { h.append(svg("text", { x: X(at), y: H - B + 16, "text-anchor": "middle" }, name(t))); last = X(at); }
+        }
+        h.append(svg("line", { class: "axis", x1: L, x2: w - Rt, y1: H - B, y2: H - B }), svg("text", { x: w - Rt, y: H - 3, "text-anchor": "end" }, "stated probability"));
+        h.append(svg("line", { x1: X(low), y1: Y(low), x2: X(high), y2: Y(high), style: "stroke:var(--s2)", "stroke-dasharray": "5 4" }));
+        pts.forEach(p => {
+          const x = X(odds(p.stated)), c = svg("circle", { cx: x, cy: Y(odds(p.came)), r: 4, style: "fill:var(--s1)" });
+          h.append(svg("line", { x1: x, x2: x, y1: Y(odds(p.low)), y2: Y(odds(p.high)), style: "stroke:var(--s1)", "stroke-width": 1.5, opacity: 0.6 }), c);
+          c.onpointermove = e => show(`stated ${percent(p.stated)}\ncame ${percent(p.came)}\n${int(p.tokens)} tokens`, e); c.onpointerleave = hide;
+        });
+      })),
+      el("details", {}, el("summary", { textContent: "Every point" }), table(["stated", "came", "95%", "tokens"], pts.map(p => [percent(p.stated), percent(p.came), `${percent(p.low)} to ${percent(p.high)}`, int(p.tokens)])))));
+  }
 
   // Artifact
   if (D.bytes) {

@@ -62,15 +62,19 @@ def _build(report: Report, options: PageOptions) -> tuple[str, list[str]]:
         left_out.append("charts along the stream, by document and by chunk: give --nll (evalkit score --dump-nll)")
     else:
         data["stream"] = series.along_stream(options.scores)
+        if report.values.get("context") == "sliding":
+            seq_len, stride = int(report.values["seq_len"]), int(report.values["stride"])
+            data["window_position"] = series.by_window_position(options.scores, seq_len, stride)
         data["surprise"] = series.surprise_histogram(options.scores)
         chunks = (report.values.get("ttt_report") or {}).get("chunks") or []
         if chunks:
             data["chunks"] = series.by_chunk(options.scores, chunks)
         _documents(data, report, options, left_out)
-    left_out.append(
-        "a reliability curve: a report holds the probability of the token that occurred and of no other, which says "
-        "nothing about calibration"
-    )
+    reliability = report.values.get("reliability")
+    if reliability is None:
+        left_out.append("the reliability curve: score again with --reliability 20000")
+    else:
+        data["reliability"] = {"positions": reliability["positions"], "points": series.reliability(reliability)}
     data["left_out"] = left_out
     artifact = report.values.get("artifact")
     title = options.title or (Path(artifact["path"]).name if artifact else "online mixer")

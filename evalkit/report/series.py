@@ -13,6 +13,8 @@ from evalkit.report.load import TokenScores
 _LN2 = math.log(2)
 _BINS = 160
 _SCATTER = 1500
+_EXPECTED = 10.0
+_WINDOW_STEPS = 16
 
 
 def along_stream(scores: TokenScores) -> dict[str, Any]:
@@ -60,6 +62,32 @@ def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int
     }
 
 
+def by_window_position(scores: TokenScores, seq_len: int, stride: int) -> list[dict[str, Any]]:
+    """Return bits per byte by how many tokens the window shows before the scored one, in at most 16 equal steps.
+
+    The first window is left out: it scores at all lengths, once each. Every later one scores its last ``stride``.
+    """
+    position = np.arange(seq_len + 1, len(scores.nll) + 1)
+    if not len(position):
+        return []
+    start = -(-(position - seq_len) // stride) * stride  # as prequential.windows.window_of
+    context = position - start
+    first = seq_len - stride + 1
+    width = -(-stride // _WINDOW_STEPS)
+    step = (context - first) // width
+    nats = np.bincount(step, weights=scores.nll[position - 1])
+    num_bytes = np.bincount(step, weights=scores.num_bytes[position - 1])
+    counts = np.bincount(step)
+    return [
+        {
+            "label": f"{first + k * width:,}\u2013{min(first + (k + 1) * width - 1, seq_len):,}",
+            "bpb": bits,
+            "tokens": count,
+        }
+        for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True))
+    ]
+
+
 def by_document(scores: TokenScores, owner: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
     """Return first position, tokens, bytes and bits per byte of each document."""
     nats = np.bincount(owner, weights=scores.nll)
@@ -89,6 +117,43 @@ def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
         {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": float(tokens[k]), "bits": float(cost[k])}
         for k in range(17)
     ]
+
+
+def reliability(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the points of the reliability curve from the counts in a report.
+
+    Neighbouring bins of log-odds are joined until at least ten of their tokens were expected to come and ten not to, by
+    what was stated alone: joining by what came would bend the curve.
+
+    Returns:
+        For each point ``stated`` (mean probability), ``came`` (share of the tokens that came), ``low`` and ``high``
+        (95% Wilson interval of the share) and ``tokens``.
+    """
+    points: list[dict[str, Any]] = []
+    columns = (counts["tokens"], counts["expected"], counts["occurred"])
+    tokens, expected, occurred = 0, 0.0, 0
+    left, left_out = sum(columns[0]), sum(columns[0]) - math.fsum(columns[1])
+    for bin_tokens, bin_expected, bin_occurred in zip(*columns, strict=True):
+        tokens, expected, occurred = tokens + bin_tokens, expected + bin_expected, occurred + bin_occurred
+        left, left_out = left - bin_tokens, left_out - (bin_tokens - bin_expected)
+        enough = min(expected, tokens - expected) >= _EXPECTED
+        # What could not stand alone behind this point is joined to it.
+        if (enough and left_out >= _EXPECTED) or (left == 0 and tokens):
+            low, high = _wilson(occurred, tokens)
+            points.append(
+                {"stated": expected / tokens, "came": occurred / tokens, "low": low, "high": high, "tokens": tokens}
+            )
+            tokens, expected, occurred = 0, 0.0, 0
+    return points
+
+
+def _wilson(hits: int, trials: int) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927), as if the trials were independent."""
+    z2 = 1.96**2
+    share = hits / trials
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * share * (1 - share) / trials + z2 * z2 / (4 * trials * trials)) / (1 + z2 / trials)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def by_chunk(scores: TokenScores, chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:

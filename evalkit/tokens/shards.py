@@ -6,13 +6,13 @@ Header word 0 is 20240520, word 1 the version 1, word 2 the number of tokens; th
 from __future__ import annotations
 
 import glob
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from evalkit.errors import TokenError
+from evalkit.files import write_atomically
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
@@ -48,18 +48,17 @@ def open_shard(path: str | Path) -> npt.NDArray[np.uint16]:
 
 
 def write_shard(path: str | Path, tokens: npt.NDArray[np.integer]) -> None:
-    """Write a shard under a temporary name, then rename it, so that no reader ever sees half of it."""
+    """Write a shard, atomically.
+
+    Raises:
+        TokenError: an id does not fit.
+        InputError: the file cannot be written.
+    """
     if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > np.iinfo(_TOKEN).max):
         raise TokenError("a shard holds token ids from 0 to 65,535; some ids are outside")
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, tokens.size
-    partial = Path(f"{path}.partial")
-    with partial.open("wb") as file:
-        file.write(header.tobytes())
-        file.write(tokens.astype(_TOKEN).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, header.tobytes() + tokens.astype(_TOKEN).tobytes())
 
 
 def find_shards(pattern: str) -> list[Path]:

@@ -12,7 +12,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_is_instant_and_imports_no_torch() -> None:
-    code = "import sys; from evalkit.cli.main import _run; _run(['--help'], False); print('torch' in sys.modules)"
+    code = (
+        "import sys; from evalkit.cli.main import run_command; run_command(['--help']); print('torch' in sys.modules)"
+    )
     fastest = float("inf")
     for _ in range(3):
         started = time.perf_counter()

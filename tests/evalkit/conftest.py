@@ -80,6 +80,7 @@ def scored(tiny_artifact: Path, tokenizer_path: Path, tmp_path_factory: pytest.T
             ttt=True,
             settings={"ttt": {"chunk_tokens": "256"}},
             threads=1,
+            reliability=10_000,
         )
     )
     write_json(folder / "score.json", report.to_dict())

@@ -28,7 +28,7 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     words = [[name, "--help"] for name in COMMANDS]
     words += [["data", name, "--help"] for name in ("download", "tokenize", "verify")]
     words += [["probe", name, "--help"] for name in ("emit", "judge")]
-    code = f"from evalkit.cli.main import _run; assert all(_run(words, False) == 0 for words in {words})"
+    code = f"from evalkit.cli.main import run_command; assert all(run_command(words) == 0 for words in {words})"
     assert loaded_after(code) == "[]"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.compare import clustered_mean, compare_reports, compare_tokens, compare_values
 from evalkit.errors import InputError
 from evalkit.report.load import TokenScores, read_report, read_token_scores
@@ -108,7 +108,7 @@ def runs(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) ->
 def test_command_says_what_is_significant(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     def compare(name: str) -> str:
         new, old = [str(runs[f"{name}{i}"]) for i in range(3)], [str(runs[f"old{i}"]) for i in range(3)]
-        assert _run(["compare", *new, "--baseline", *old, "--json", str(tmp_path / "c.json")], False) == 0
+        assert run_command(["compare", *new, "--baseline", *old, "--json", str(tmp_path / "c.json")]) == 0
         return str(capsys.readouterr().out)
 
     text = compare("new")
@@ -121,7 +121,7 @@ def test_command_says_what_is_significant(runs: dict[str, Path], tmp_path: Path,
 
 
 def test_command_pairs_two_runs(runs: dict[str, Path], capsys) -> None:
-    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])], False) == 0
+    assert run_command(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])]) == 0
     text = capsys.readouterr().out
     assert "token by token" in text
     assert "documents as units: lower" in text
@@ -129,7 +129,7 @@ def test_command_pairs_two_runs(runs: dict[str, Path], capsys) -> None:
 
 
 def test_command_summarises_seeds_without_a_baseline(runs: dict[str, Path], capsys) -> None:
-    assert _run(["compare", str(runs["old0"]), str(runs["old1"])], False) == 0
+    assert run_command(["compare", str(runs["old0"]), str(runs["old1"])]) == 0
     assert "sd" in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_other_tokens_are_refused(runs: dict[str, Path], capsys) -> None:
     values = json.loads(runs["new0"].read_text())
     values["tokens"]["sha256"] = "0" * 64
     runs["new0"].write_text(json.dumps(values))
-    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])], False) == 2
+    assert run_command(["compare", str(runs["new0"]), "--baseline", str(runs["old0"])]) == 2
     assert "scored different tokens" in capsys.readouterr().err
     with pytest.raises(InputError, match="different tokens"):
         compare_reports([read_report(runs["new0"])], [read_report(runs["old0"])])
@@ -150,7 +150,7 @@ def test_a_per_token_file_of_another_run_is_refused(runs: dict[str, Path], capsy
         "--baseline-nll",
         str(runs["old0"].with_suffix(".npz")),
     ]
-    assert _run(["compare", str(runs["new0"]), "--baseline", str(runs["old0"]), *arguments], False) == 2
+    assert run_command(["compare", str(runs["new0"]), "--baseline", str(runs["old0"]), *arguments]) == 2
     assert "not of the same run" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.data.documents import WordHasher, iterate_documents, token_ngrams
 from evalkit.data.tokenize import TokenizeOptions, tokenize_documents
 from evalkit.data.verify import Verification, VerifyOptions, verify
@@ -92,7 +92,7 @@ def test_an_error_in_a_worker_is_one_sentence(tokenizer_path: Path, tmp_path: Pa
     source = tmp_path / "docs.txt"
     source.write_bytes(b"\xff\xfe\x00bad")
     arguments = ["data", "tokenize", str(source), "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "o")]
-    assert _run([*arguments, "--workers", "2"], False) == 2
+    assert run_command([*arguments, "--workers", "2"]) == 2
     assert "not UTF-8" in capsys.readouterr().err
 
 
@@ -184,10 +184,10 @@ def test_missing_and_surplus_documents_are_found(
 
 def test_command_exits_with_2_and_prints_findings(copy: Path, tokenizer_path: Path, tmp_path: Path, capsys) -> None:
     arguments = ["data", "verify", str(copy), "--tokenizer", str(tokenizer_path), "--json", str(tmp_path / "v.json")]
-    assert _run(arguments, False) == 0
+    assert run_command(arguments) == 0
     path = sorted(copy.glob("*val*.bin"))[0]
     path.write_bytes(path.read_bytes()[:-1])
-    assert _run(arguments, False) == 2
+    assert run_command(arguments) == 2
     assert "FOUND shard" in capsys.readouterr().out
     assert json.loads((tmp_path / "v.json").read_text())["clean"] is False
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.data.download import DownloadOptions, download
 from evalkit.errors import InputError
 from tests.evalkit.hub import COMMIT, Hub
@@ -128,7 +128,7 @@ def test_unknown_repository_variant_and_missing_extra(hub: Hub, tmp_path: Path, 
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert _run(["data", "download", "--out", str(tmp_path / "x"), "--endpoint", hub.endpoint], False) == 2
+    assert run_command(["data", "download", "--out", str(tmp_path / "x"), "--endpoint", hub.endpoint]) == 2
     assert "pip install 'evalkit[data]'" in capsys.readouterr().err
 
 

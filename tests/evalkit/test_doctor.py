@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from evalkit import doctor
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 
 
 def test_everything_works_here(tmp_path: Path, capsys) -> None:
-    assert _run(["doctor", "--json", str(tmp_path / "d.json")], False) == 0
+    assert run_command(["doctor", "--json", str(tmp_path / "d.json")]) == 0
     text = capsys.readouterr().out
     for word in ("torch", "cores", "bfloat16", "attention", "memory", "disk"):
         assert word in text
@@ -24,7 +24,7 @@ def test_everything_works_here(tmp_path: Path, capsys) -> None:
 def test_a_broken_part_is_named_and_the_exit_code_is_1(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("evalkit.codec.fixed.frequencies", lambda row, position: 1 / 0)
     monkeypatch.setattr("evalkit.files.write_atomically", lambda path, content: path.write_bytes(b""))
-    assert _run(["doctor"], False) == 1
+    assert run_command(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  range coder" in out
     assert "FAILED  files" in out

@@ -14,7 +14,7 @@ import torch
 import zstandard
 
 from evalkit.artifact.load import load_artifact
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.errors import ArtifactError, InputError
 
 
@@ -114,7 +114,7 @@ def test_what_is_no_artifact_ends_with_exit_code_2(
 ) -> None:
     make(tmp_path / "x")
     arguments = ["score", str(tmp_path / "x"), "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    assert _run([*arguments, "--json", str(tmp_path / "r.json")], False) == 2
+    assert run_command([*arguments, "--json", str(tmp_path / "r.json")]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -157,7 +157,7 @@ def test_wrong_options_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["score", str(tiny_artifact), "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    assert _run([*arguments, *extra], False) == 2
+    assert run_command([*arguments, *extra]) == 2
     assert message in capsys.readouterr().err
 
 

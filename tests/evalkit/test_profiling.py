@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.profiling import PHASES, Profile
 
 
@@ -75,9 +75,9 @@ def test_score_prints_the_phases_and_scores_alike(
     command = ["score", str(tiny_artifact), "--text", str(text_path), "--tokenizer", str(tokenizer_path), *extra]
     command += ["--seq-len", "64", "--stride", "16", "--limit-tokens", "300", "--dtype", "float32", "--quiet"]
     command += ["--set", "ttt.chunk_tokens=128"] if "--ttt" in extra else []
-    assert _run([*command, "--json", str(tmp_path / "plain.json")], debug=True) == 0
+    assert run_command([*command, "--json", str(tmp_path / "plain.json")]) == 0
     capsys.readouterr()
-    assert _run([*command, "--profile", "--json", str(tmp_path / "timed.json")], debug=True) == 0
+    assert run_command([*command, "--profile", "--json", str(tmp_path / "timed.json")]) == 0
     shown = capsys.readouterr().out
     plain, timed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "timed"))
     assert timed["ledger_sha256"] == plain["ledger_sha256"]

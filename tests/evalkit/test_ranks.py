@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.compose import ScoreOptions, open_session
 from evalkit.errors import InputError
 from evalkit.prequential.ranks import Ranks
@@ -122,6 +122,6 @@ def test_check_works_on_the_first_process_alone(
     for environment in ({}, {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "2"}):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        assert _run(command, debug=True) == 0
+        assert run_command(command) == 0
         verdicts.append(capsys.readouterr().out.partition(" (")[0])
     assert verdicts == ["verdict: legal", "verdict: legal", ""]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
+from evalkit.prequential.windows import plan_windows
 from evalkit.report import series
 from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
 from evalkit.report.passages import choose_passages, passage_spans
@@ -34,7 +35,7 @@ def page(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
              "findings": [{"axiom": "causality", "position": 7, "evidence": {}, "message": "moved"}]}  # fmt: skip
     (folder / "check.json").write_text(json.dumps(check))
     arguments = ["report", str(scored[0]), "--check", str(folder / "check.json"), "-o", str(folder / "page.html")]
-    assert _run(arguments, False) == 0
+    assert run_command(arguments) == 0
     return folder / "page.html"
 
 
@@ -67,7 +68,9 @@ def test_page_holds_every_part(page: Path, scored: tuple[Path, Path]) -> None:
     assert sum(r["tokens"] for r in data["surprise"]) == pytest.approx(1)
     assert sum(r["bits"] for r in data["surprise"]) == pytest.approx(1)
     assert any(row["name"] == "tok_emb.weight" for row in data["bytes"])
-    assert any("reliability" in sentence for sentence in data["left_out"])
+    assert data["reliability"]["positions"] == report.values["tokens_scored"]
+    assert sum(p["tokens"] for p in data["reliability"]["points"]) == report.values["tokens_scored"] * 384
+    assert not any("reliability" in sentence for sentence in data["left_out"])
 
 
 def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> None:
@@ -84,6 +87,24 @@ def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> 
     positions = series.by_document_position(scores, tokens, tokenizer.bos_id)
     assert positions["starts"] == 5
     assert sum(row["tokens"] for row in positions["rows"]) == len(scores.nll) - 5
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), [(8, 8), (8, 3), (64, 40), (50, 1)])
+def test_position_in_the_window_is_that_of_the_plan(rng: np.random.Generator, seq_len: int, stride: int) -> None:
+    scores = TokenScores(nll=rng.uniform(1, 2, 333), num_bytes=rng.integers(1, 5, 333))
+    expected: dict[int, list[int]] = {}
+    for span in plan_windows(1, 334, seq_len, stride):
+        for position in range(span.start, span.stop):
+            if span.window_start > 0:
+                expected.setdefault(position - span.window_start, []).append(position)
+    rows = series.by_window_position(scores, seq_len, stride)
+    assert sum(row["tokens"] for row in rows) == 333 - seq_len
+    for row in rows:
+        first, last = map(int, row["label"].split("\u2013"))
+        held = [p - 1 for context in range(first, last + 1) for p in expected[context]]
+        assert row["tokens"] == len(held)
+        assert row["bpb"] == pytest.approx(scores.nll[held].sum() / math.log(2) / scores.num_bytes[held].sum())
+    assert series.by_window_position(scores, 400, 8) == []
 
 
 def test_passages_give_back_the_text(scored: tuple[Path, Path]) -> None:
@@ -117,10 +138,11 @@ def test_choice_of_passages(rng: np.random.Generator) -> None:
 def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     values = json.loads(scored[0].read_text())
     values["artifact"]["path"] = "gone.ptz"
+    del values["reliability"]
     (tmp_path / "alone.json").write_text(json.dumps(values))
-    assert _run(["report", str(tmp_path / "alone.json"), "-o", str(tmp_path / "p.html")], False) == 0
+    assert run_command(["report", str(tmp_path / "alone.json"), "-o", str(tmp_path / "p.html")]) == 0
     out = capsys.readouterr().out
-    for part in ("--dump-nll", "gone.ptz", "--check"):
+    for part in ("--dump-nll", "gone.ptz", "--check", "--reliability"):
         assert part in out
 
 
@@ -130,9 +152,9 @@ def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], 
     report = read_report(scored[0])
     scores = read_token_scores(scored[0].with_suffix(".npz"), report)
     path = write_report(tmp_path / "r.json", values, scores.nll, scores.num_bytes)
-    assert _run(["report", str(path), "-o", str(tmp_path / "p.html")], False) == 0
+    assert run_command(["report", str(path), "-o", str(tmp_path / "p.html")]) == 0
     assert "are not those that" in capsys.readouterr().out
-    assert _run(["report", str(path), "--tokens", str(scored[1]), "-o", str(tmp_path / "p.html")], False) == 2
+    assert run_command(["report", str(path), "--tokens", str(scored[1]), "-o", str(tmp_path / "p.html")]) == 2
 
 
 def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
@@ -140,11 +162,12 @@ def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path:
         ("mixer_report", {"experts": [1, 2]}),
         ("artifact", {"pat": 1}),
         ("ttt_report", {"chunks": [3]}),
+        ("reliability", {"positions": 3, "tokens": [0.5], "expected": [], "occurred": "x"}),
     ):
         values = json.loads(scored[0].read_text()) | {name: value}
         (tmp_path / "r.json").write_text(json.dumps(values))
         shutil.copy(scored[0].with_suffix(".npz"), tmp_path / "r.npz")
-        assert _run(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "p.html")], False) == 2
+        assert run_command(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "p.html")]) == 2
         assert "evalkit score writes it" in capsys.readouterr().err
 
 
@@ -165,6 +188,7 @@ def test_page_opens_in_a_browser_without_errors(page: Path, tmp_path: Path) -> N
     assert "CONSOLE" not in done.stderr
     for title in (
         "Along the stream",
+        "Calibration",
         "Gain of each expert",
         "Where the artifact",
         "Text, coloured by cost",

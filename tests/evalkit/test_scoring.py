@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.compose import ScoreOptions, open_session
 from evalkit.errors import InputError
 from evalkit.prequential.ledger import Ledger
@@ -175,11 +175,10 @@ def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
 
 
 def test_report_and_dump_follow_the_contract(options: ScoreOptions, tmp_path: Path) -> None:
-    code = _run(
+    code = run_command(
         ["score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,
          "--seq-len", "64", "--limit-tokens", "300", "--json", str(tmp_path / "r.json"),
-         "--dump-nll", str(tmp_path / "r.npz"), "-q"],
-        False,
+         "--dump-nll", str(tmp_path / "r.npz"), "-q"]
     )  # fmt: skip
     assert code == 0
     report = json.loads((tmp_path / "r.json").read_text())

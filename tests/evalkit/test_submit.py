@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.report.load import read_report, read_token_scores
 from tests.evalkit.reports import write_report
 
@@ -35,7 +35,7 @@ def test_folder_has_what_the_challenge_asks_for(seeds: list[str], tmp_path: Path
     log = tmp_path / "train.log"
     log.write_text("step 1\n")
     folder = tmp_path / "records" / "mine"
-    assert _run(arguments(folder, seeds, "--code", str(code), "--log", str(log)), False) == 0
+    assert run_command(arguments(folder, seeds, "--code", str(code), "--log", str(log))) == 0
     names = {path.name for path in folder.iterdir()}
     assert names == {"submission.json", "README.md", "evalkit.log", "train_gpt.py", "train.log",
                      "score-1.json", "score-2.json", "score-3.json"}  # fmt: skip
@@ -60,7 +60,7 @@ def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str
     folder = tmp_path / "mine"
 
     def refused(*words: str, reports: list[str] | None = None) -> str:
-        assert _run(arguments(folder, reports or seeds, *words), False) == 2
+        assert run_command(arguments(folder, reports or seeds, *words)) == 2
         assert not folder.exists()
         assert not list(tmp_path.glob(".mine*"))
         return str(capsys.readouterr().err)
@@ -86,5 +86,5 @@ def test_an_existing_folder_is_left_alone(seeds: list[str], tmp_path: Path) -> N
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "precious").write_text("x")
-    assert _run(arguments(folder, seeds), False) == 2
+    assert run_command(arguments(folder, seeds)) == 2
     assert [path.name for path in folder.iterdir()] == ["precious"]

@@ -18,7 +18,7 @@ import evalkit
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
@@ -66,7 +66,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(*arguments: object) -> int:
-    return _run(["export", *map(str, arguments)], False)
+    return run_command(["export", *map(str, arguments)])
 
 
 def integers(path: Path) -> dict[str, QuantizedTensor]:
@@ -323,7 +323,7 @@ def test_inspect_tells_where_every_byte_of_the_file_goes(
 ) -> None:
     assert export(runs / "pr634", "-o", tmp_path / "a", "--calibration-tokens", 0) == 0
     capsys.readouterr()
-    assert _run(["inspect", str(tmp_path / "a"), "--json", str(tmp_path / "a.json"), *each], False) == 0
+    assert run_command(["inspect", str(tmp_path / "a"), "--json", str(tmp_path / "a.json"), *each]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, text in enumerate(lines) if "bytes in file" in text)
     listed = [int(text.split("|")[-2].replace(",", "")) for text in lines[start + 2 :]]

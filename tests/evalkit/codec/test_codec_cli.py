@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 
 MODEL = ["--seq-len", "64", "--dtype", "float32", "--threads", "1"]
 TTT = ["--ttt", "--set", "ttt.chunk_tokens=64"]
@@ -26,7 +26,7 @@ def compressed(
     (folder / "in").write_bytes(raw)
     file = folder / "out.evk"
     arguments = [str(artifact), str(folder / "in"), "-o", str(file), "--tokenizer", str(tokenizer), *MODEL, *options]
-    assert _run(["compress", *arguments], False) == 0
+    assert run_command(["compress", *arguments]) == 0
     return file, capsys.readouterr().out
 
 
@@ -89,7 +89,7 @@ def test_exact_restores_every_byte(
     file, _ = compressed(tiny_artifact, EXACT[name], tokenizer_path, tmp_path, "--exact", capsys=capsys)
     target = tmp_path / "back"
     arguments = [str(tiny_artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer_path)]
-    assert _run(["decompress", *arguments], False) == 0
+    assert run_command(["decompress", *arguments]) == 0
     assert target.read_bytes() == EXACT[name]
 
 
@@ -131,6 +131,6 @@ def test_what_does_not_belong_together_is_refused_and_writes_nothing(
     for artifact, source, tokenizer in cases:
         target = tmp_path / "back"
         arguments = [str(artifact), str(source), "-o", str(target), "--tokenizer", str(tokenizer)]
-        assert _run(["decompress", *arguments], False) == 2, source
+        assert run_command(["decompress", *arguments]) == 2, source
         assert capsys.readouterr().err.startswith("evalkit: error: ")
         assert not target.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.cli.main import _run
+from evalkit.cli.main import run_command
 from evalkit.legality.sources import BigramSource
 from evalkit.tokens.shards import write_shard
 
@@ -28,7 +28,7 @@ def test_a_strangers_forecaster(name: str, code: int, axiom: str | None, tmp_pat
     tokens, _ = BigramSource.invented(32, 1).sample(700, 1, np.random.default_rng(0))
     write_shard(tmp_path / "val_000000.bin", tokens)
     arguments = ["--forecaster", f"{GALLERY / name}.py:make", "--tokens", str(tmp_path / "val_*.bin")]
-    assert _run(["check", *arguments, "--budget", "6", "--json", str(tmp_path / "out.json")], False) == code
+    assert run_command(["check", *arguments, "--budget", "6", "--json", str(tmp_path / "out.json")]) == code
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["covered"]["audit"]["span"] == 64
     assert document["verdict"] == "illegal" if code else document["verdict"] != "illegal"
@@ -40,7 +40,7 @@ def test_decoding_the_first_tokens_is_part_of_a_check(
 ) -> None:
     arguments = [str(tiny_artifact), "--text", str(text_path), "--tokenizer", str(tokenizer_path), "--seq-len", "64"]
     arguments += ["--dtype", "float32", "--threads", "1", "--limit-tokens", "300", "--budget", "4", "--decode", "80"]
-    assert _run(["check", *arguments, "--json", str(tmp_path / "out.json")], False) == 0
+    assert run_command(["check", *arguments, "--json", str(tmp_path / "out.json")]) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     decode = document["covered"]["decode"]
     assert decode["tokens"] == 80
@@ -53,12 +53,12 @@ def test_decoding_the_first_tokens_is_part_of_a_check(
 def test_a_probe_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "probe")
     emit = ["probe", "emit", "--kind", "uniform", "--tokens-count", "4097", "--multiple", "256", "--out", folder]
-    assert _run(emit, False) == 0
+    assert run_command(emit) == 0
     assert "6.927558 nats" in capsys.readouterr().out  # ln 1020: control ids are not drawn
-    assert _run(["probe", "judge", folder, "--val-loss", "6.95"], False) == 0
+    assert run_command(["probe", "judge", folder, "--val-loss", "6.95"]) == 0
     judge = ["probe", "judge", folder, "--val-loss", "6.95", "--prefix-loss", "7.05", "--json", f"{folder}.json"]
-    assert _run(judge, False) == 3
+    assert run_command(judge) == 3
     document = json.loads(Path(f"{folder}.json").read_text())
     assert [finding["axiom"] for finding in document["findings"]] == ["normalisation"]
     assert document["findings"][0]["position"] == 2049
-    assert _run(emit, False) == 2  # a used stream is no longer secret
+    assert run_command(emit) == 2  # a used stream is no longer secret
