@@ -8,7 +8,7 @@ import numpy as np
 
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream, spans
-from evalkit.legality.hosts import ChildHost, Fault, Floats, Host
+from evalkit.legality.hosts import Fault, Floats, Host
 from evalkit.legality.noise import (
     FLOAT32,
     P_SYSTEMATIC,
@@ -189,12 +189,14 @@ def _accuse(
     context.find(audit, "ledger", position, evidence, f"{text}: the ledger cannot be reproduced.")
 
 
-def beside_bait(context: Context, host: ChildHost) -> None:
+def beside_bait(context: Context, host: Host) -> None:
     """Run beside a bait: the whole stream lies in the process, where a careless harness would have left it.
 
     An honest forecaster never looks, so its scores are those of the first pass, where nothing later existed.
     """
     audit = "reach"
+    if not host.remote:
+        return  # our own code shares this process with the stream, and is read rather than baited
     try:
         host.fresh(int(context.tokens[0]), bait=context.tokens)
         run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)

@@ -34,6 +34,11 @@ from evalkit.legality.replay import span_means
 
 AUDIT = "suffix"
 REPLICATES = 48
+"""Calls per template at a position whose score has moved."""
+
+SWEEPS = 3
+"""Passes over the stream at most, each with other tokens in place of the later ones."""
+
 AGAIN = 256
 """Calls per template at a position that the first ones leave in doubt."""
 
@@ -47,6 +52,10 @@ class Moves:
         gain: Mean of perturbed minus real score: positive where knowing the real future lowers the score.
         nearest: Whether the next token itself was changed while this position was watched.
         rows: For each position the perturbed span that moved it most.
+        bounds: For each of these positions its span.
+        stops: Where the spans that were tested stop.
+        pairs: Pairs of a position and a perturbation behind it.
+        squares: Sum of the squared moves of all pairs, nats^2.
     """
 
     largest: Floats
@@ -56,6 +65,7 @@ class Moves:
     bounds: dict[int, tuple[int, int]] = field(default_factory=dict)
     stops: set[int] = field(default_factory=set)
     pairs: int = 0
+    squares: float = 0.0
 
 
 def replacement(real: Ids, context: Context, rng: np.random.Generator) -> Ids:
@@ -91,18 +101,13 @@ def pick_offsets(real: Ids, limit: int, bos: int, rng: np.random.Generator) -> I
     return np.sort(np.concatenate([first, rest]))
 
 
-def span_of(context: Context) -> int:
-    """Return the span of this audit: the ledger's."""
-    return context.options.span
-
-
 def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, seconds: float) -> None:
     """Pass over the stream once, perturbing every span; stop where the time is up."""
     began = time.monotonic()
     host.fresh(int(context.tokens[0]))
     per_row = context.base.seconds / max(len(context.base.spans), 1)
     end = len(context.tokens)
-    for start, stop in spans(host, end, span_of(context)):
+    for start, stop in spans(host, end, context.options.span):
         real = context.tokens[start:stop]
         if stop - start > 1:
             left = seconds - (time.monotonic() - began)
@@ -129,6 +134,7 @@ def watch(context: Context, moves: Moves, start: int, stop: int, offsets: Ids, r
     gap = np.where(moved(np.broadcast_to(real, gap.shape), real + gap), gap, 0.0)
     size = np.abs(gap)
     moves.pairs += int(before.sum())
+    moves.squares += float(np.sum(gap**2))
     moves.stops.add(stop)
     count = np.maximum(before.sum(axis=0), 1)
     for offset in range(stop - start - 1):
@@ -160,7 +166,7 @@ def confirm(
         by_start.setdefault(moves.bounds[index][0], []).append(index)
     host.fresh(int(context.tokens[0]))
     isolated = not context.recallable
-    for start, stop in spans(host, len(context.tokens), span_of(context)):
+    for start, stop in spans(host, len(context.tokens), context.options.span):
         real = context.tokens[start:stop]
         for index in by_start.pop(start, []):
             offset = index + 1 - start
@@ -206,8 +212,9 @@ def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generato
     """Tell leaks from noise and record findings."""
     tested = np.isfinite(moves.largest)
     sizes = np.where(tested, moves.largest, 0.0)
-    context.noise = NoiseProfile.measured(context.grid, moves.largest[tested])
-    noise = context.noise
+    rms = (moves.squares / max(moves.pairs, 1)) ** 0.5
+    noise = NoiseProfile.measured(context.grid, moves.largest[tested], call=context.call_noise, rms=rms)
+    context.noise = noise
     over = np.flatnonzero(sizes > noise.material())
     gain, gain_p = one_sided_gain(span_means(context, np.where(tested, moves.gain, 0.0)))
     context.cover(
@@ -217,6 +224,7 @@ def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generato
         pairs=moves.pairs,
         tolerance_nats=noise.material(),
         noise_median_nats=noise.median,
+        noise_of_content=noise.content,
         largest_nats=noise.largest,
         positions_over=len(over),
         mean_gain_nats=gain,
@@ -289,7 +297,8 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
     try:
         sweeps = 0
         began = time.monotonic()
-        while sweeps < 3 and (sweeps == 0 or (time.monotonic() - began) * (1 + 1 / sweeps) < seconds):
+        most = SWEEPS if context.recallable else 1  # a copy of the process for each call is dear
+        while sweeps < most and (sweeps == 0 or (time.monotonic() - began) * (1 + 1 / sweeps) < seconds):
             sweep(context, host, rng, moves, seconds - (time.monotonic() - began))
             sweeps += 1
     except Fault as fault:
