@@ -21,6 +21,9 @@ from evalkit.legality.options import FALSE_ALARM
 
 Difference = Literal["none", "noise", "drift", "breach"]
 
+LOUD = 0.005
+"""Nats (rms) of noise between two equal calls beyond which no audit resolves what matters: 8 times it is 0.04."""
+
 
 def span_means(context: Context, values: Floats) -> Floats:
     """Return the mean of ``values`` (one per scored position) over each span of the first pass."""
@@ -67,14 +70,14 @@ class Breach(NamedTuple):
 
     Attributes:
         kind: ``drift`` or ``breach``.
-        where: Which pass it was.
+        number: Which pass it was, the first one counted.
         numbers: How far the scores moved.
         position: Where they moved most.
         scores: The later forecaster's.
     """
 
     kind: Difference
-    where: str
+    number: int
     numbers: dict[str, float]
     position: int
     scores: Floats
@@ -94,7 +97,7 @@ def again(context: Context, host: Host, passes: int = 2) -> Breach | None:
             kind, numbers, position = judge(context, run.nats[: run.stop - 1])
             context.cover(audit, passes=number - 1, positions=run.stop - 1, difference=kind, **numbers)
             if kind in ("breach", "drift"):
-                return Breach(kind, f"pass {number} in one process", numbers, position, run.nats[: run.stop - 1])
+                return Breach(kind, number, numbers, position, run.nats[: run.stop - 1])
     except Fault as fault:
         context.failed(audit, fault, real=True)
     return None
@@ -116,7 +119,7 @@ def fresh(context: Context, host: Host, memory: Breach | None) -> None:
         agree = later is not None and not moved(run, later[: len(run)]).any()
         _accuse(context, audit, "a later fresh process", numbers, position, remembers=agree)
         if memory is not None and memory.kind == "breach":
-            _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=agree)
+            _accuse_later(context, memory, remembers=agree)
         return
     if kind == "drift":
         gap = difference(context.base.nats[: len(run)], run)
@@ -125,7 +128,7 @@ def fresh(context: Context, host: Host, memory: Breach | None) -> None:
             context.gap(f"fresh runs differ by {context.drift:.3g} nats rms, so smaller leaks cannot be seen")
     context.repeats = kind == "none"
     if memory is not None and (memory.kind == "breach" or (context.repeats and _remembers(context, host, memory))):
-        _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=True)
+        _accuse_later(context, memory, remembers=True)
 
 
 def _remembers(context: Context, host: Host, memory: Breach) -> bool:
@@ -137,7 +140,7 @@ def _remembers(context: Context, host: Host, memory: Breach) -> bool:
     shuffled = np.concatenate([context.tokens[:1], context.tokens[:0:-1]])
     try:
         host.fresh(int(shuffled[0]))
-        for _ in range(int(memory.where.split()[1]) - 1):
+        for _ in range(memory.number - 1):
             run_stream(host, shuffled, context.options.span, deadline=context.deadline)
             host.again(int(context.tokens[0]))
         run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
@@ -167,6 +170,12 @@ def _rerun(context: Context, host: Host, audit: str) -> tuple[Difference, dict[s
     kind, numbers, position = judge(context, scores)
     context.cover(audit, positions=len(scores), difference=kind, **numbers)
     return kind, numbers, position, scores
+
+
+def _accuse_later(context: Context, memory: Breach, *, remembers: bool) -> None:
+    """Record what :func:`again` has seen."""
+    where = f"pass {memory.number} in one process"
+    _accuse(context, "again", where, memory.numbers, memory.position, remembers=remembers)
 
 
 def _accuse(
@@ -252,6 +261,8 @@ def repeated_calls(context: Context, host: Host, rng: np.random.Generator) -> No
         _, learned = one_sided_gain(np.array([np.mean(change) for change in changes]))
         if learned > FALSE_ALARM:
             context.call_noise = float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))
+    if context.call_noise > LOUD:
+        context.gap(f"two equal calls differ by {context.call_noise:.3g} nats rms, so smaller fictions cannot be seen")
     context.cover(
         audit,
         positions=count,

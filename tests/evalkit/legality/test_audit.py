@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from evalkit.errors import InputError
-from evalkit.legality import AuditOptions, audit
+from evalkit.legality import AuditOptions, audit, substitution
 from evalkit.legality.childhost import ChildHost
-from evalkit.legality.hosts import Fault
+from evalkit.legality.context import Context
+from evalkit.legality.driver import run_stream
+from evalkit.legality.hosts import Fault, LocalHost
 from evalkit.legality.sources import BigramSource
 
 GALLERY = Path(__file__).parent / "gallery"
@@ -263,3 +265,18 @@ def test_importing_the_audits_is_cheap():
     root = Path(__file__).resolve().parents[3]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert out.stdout.strip() == "False"
+
+
+def test_the_ledgers_number_counts_for_the_token_that_occurred():
+    """Whatever a forecaster answers when it is asked again, a flattered ledger shows in the sum."""
+    tokens = np.arange(40) % V
+    context = Context(tokens=tokens, options=AuditOptions(span=8), deadline=float("inf"))
+    host = LocalHost(Counts)
+    host.fresh(int(tokens[0]))
+    run = run_stream(host, tokens, 8)
+    run.nats[19] -= 0.5
+    context.adopt(run, V, host.offers)
+    for mode, excess in (("span", np.exp(-run.nats[19]) * (1 - np.exp(-0.5))), ("single", 0.0)):
+        sums = substitution.Sums()
+        substitution.visit(context, host, np.array([20]), mode, float("inf"), sums)
+        assert sums.total == [pytest.approx(1.0 + excess)]
