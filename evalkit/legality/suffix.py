@@ -175,57 +175,63 @@ def watch(context: Context, moves: Moves, start: int, stop: int, offsets: Ids, r
 def confirm(
     context: Context, host: Host, moves: Moves, candidates: list[int], rng: np.random.Generator
 ) -> dict[int, dict[str, float]]:
-    """Look again at single positions: does the move repeat, and is it tied to the tokens or mere noise?
-
-    At each, 2 x 48 new calls: the later tokens are those of the real stream, or of the row that moved the score
-    most, each replaced at random with probability 0.1 and one of them always. A leak follows the template; noise that
-    depends on the content of the batch does not (Welch's t-test). What these leave in doubt gets 2 x 256 more.
-    """
+    """Examine single positions again, each in its span: see :func:`examine`."""
     verdicts: dict[int, dict[str, float]] = {}
     by_start: dict[int, list[int]] = {}
     for index in candidates:
         by_start.setdefault(moves.bounds[index][0], []).append(index)
     host.fresh(int(context.tokens[0]))
-    isolated = not context.recallable
     for start, stop in spans(host, len(context.tokens), context.options.span):
         real = context.tokens[start:stop]
         for index in by_start.pop(start, []):
-            offset = index + 1 - start
-            other = moves.rows[index]
-            pair = np.stack([real, other, real, other])
-            values = host.score(pair, isolated=isolated)[:, offset]
-            repeats = not moved(values[:2], values[2:]).any()
-            facts = {"repeats": float(repeats), "move": float(values[1] - values[0]), "p_value": 1.0}
-            if stop - start - offset - 1 >= 2:
-                for count, share in ((REPLICATES, 0.1), (AGAIN, 0.1), (AGAIN, 0.0)):
-                    # A leak through a choice among few (a temperature of a list) follows its template part of the time;
-                    # where most scores repeat to the bit it gets the template with one token replaced as well.
-                    in_doubt = P_SYSTEMATIC <= facts["p_value"] < 0.05
-                    single = share == 0.0 and context.noise.exact and context.grid == "float64"
-                    if facts["p_value"] < P_SYSTEMATIC or context.left() < 0:
-                        break
-                    if (count == AGAIN and share > 0.0 and not in_doubt) or (share == 0.0 and not single):
-                        continue
-                    rows = replicates(context, real, other, offset, count, share, rng)
-                    scores = host.score(rows, isolated=isolated)[:, offset]
-                    facts["tied"], facts["p_value"] = two_groups(scores[:count], scores[count:])
-            verdicts[index] = facts
+            pair = np.stack([real, moves.rows[index]])
+            verdicts[index] = examine(context, host, pair, index + 1 - start, rng)
         if not by_start or context.left() < 0:
             break
         advance(host, real)
     return verdicts
 
 
+def examine(context: Context, host: Host, pair: Ids, offset: int, rng: np.random.Generator) -> dict[str, float]:
+    """Ask whether a move repeats, and whether it is tied to the later tokens or mere noise.
+
+    ``pair`` holds the real span and the one that moved the score at ``offset`` most. In 2 x 48 new calls the later
+    tokens are those of one or the other, each replaced at random with probability 0.1 and one of them always. A leak
+    follows its template; noise that depends on the content of the batch does not (Welch's t-test). What these leave in
+    doubt gets 2 x 256 more.
+    """
+    isolated = not context.recallable
+    values = host.score(np.concatenate([pair, pair]), isolated=isolated)[:, offset]
+    repeats = not moved(values[:2], values[2:]).any()
+    facts = {"repeats": float(repeats), "move": float(values[1] - values[0]), "p_value": 1.0}
+
+    def follow(count: int, share: float) -> None:
+        if context.left() > 0:
+            rows = replicates(context, pair, offset, count, share, rng)
+            scores = host.score(rows, isolated=isolated)[:, offset]
+            facts["tied"], facts["p_value"] = two_groups(scores[:count], scores[count:])
+
+    if pair.shape[1] - offset - 1 >= 2:
+        follow(REPLICATES, 0.1)
+        if P_SYSTEMATIC <= facts["p_value"] < 0.05:
+            follow(AGAIN, 0.1)
+        # A leak through a choice among few (a temperature of a list) follows its template part of the time; where most
+        # scores repeat to the bit it gets the template with one token replaced as well.
+        if facts["p_value"] >= P_SYSTEMATIC and context.noise.exact and context.grid == "float64":
+            follow(AGAIN, 0.0)
+    return facts
+
+
 def replicates(
-    context: Context, real: Ids, other: Ids, offset: int, count: int, share: float, rng: np.random.Generator
+    context: Context, templates: Ids, offset: int, count: int, share: float, rng: np.random.Generator
 ) -> Ids:
     """Return ``count`` rows of each template, a ``share`` of the tokens after ``offset`` replaced, at least one."""
-    rows = np.repeat(np.stack([real, other]), count, axis=0)
+    rows = np.repeat(templates, count, axis=0)
     noise = rng.integers(0, context.vocab_size, size=rows.shape, dtype=np.int64)
-    later = np.arange(len(real)) > offset
+    later = np.arange(rows.shape[1]) > offset
     swap = rng.random(rows.shape) < share
     # at least one token beyond the next is another, so that no two calls are the same
-    swap[np.arange(len(rows)), rng.integers(offset + 2, len(real), size=len(rows))] = True
+    swap[np.arange(len(rows)), rng.integers(offset + 2, rows.shape[1], size=len(rows))] = True
     return np.where(later & swap, noise, rows)
 
 
