@@ -166,7 +166,8 @@ class _Audits:
         def run(jobs: tuple[Job, ...]) -> None:
             host: Host
             if isinstance(self.make, str):
-                host = ChildHost(self.make, call_seconds=min(options.call_seconds, options.budget_seconds))
+                patience = min(options.call_seconds, options.budget_seconds)
+                host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
             else:
                 host = LocalHost(self.make)
             try:

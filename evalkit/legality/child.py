@@ -11,6 +11,7 @@ unpickled on either side, so the stranger cannot reach the parent through its re
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -107,6 +108,22 @@ def load_factory(spec: str) -> Any:
     return factory
 
 
+def seal(path: str | bytes) -> str:
+    """Return a digest of the file that ``path`` leads to: it tells who knows the path, and nobody else."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+
+
+def watch_files(sealed: list[str], opened: list[str]) -> None:
+    """From now on note in ``opened`` the name of every sealed file that this process or its copies open."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], (str, bytes)) and seal(arguments[0]) in sealed:
+            opened.append(os.fsdecode(arguments[0]))
+
+    if sealed:
+        sys.addaudithook(hook)
+
+
 class Baited(np.ndarray):
     """An array that the garbage collector tracks, so that a search of its objects meets it."""
 
@@ -140,7 +157,9 @@ def checked(result: Any, method: str, shape: tuple[int, ...]) -> np.ndarray:
 class Session:
     """One forecaster at a time, the prefix it has observed, and the calls that are made on it."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, sealed: list[str]) -> None:
+        self.opened: list[str] = []
+        watch_files(sealed, self.opened)
         self.factory = load_factory(spec)
         self.instance: Any = None
         self.prefix = np.zeros(0, np.int64)
@@ -150,6 +169,7 @@ class Session:
         stream = DECOYS.get("int64")  # a local of the caller, for those that walk the frames
         self.instance = self.factory()
         del stream
+        self.check_files()
         size = getattr(self.instance, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or int(size) < 1:
             raise StrangerFault("import", f"vocab_size is {size!r}; a positive integer is needed")
@@ -181,9 +201,15 @@ class Session:
         stream = DECOYS.get("int64")
         result = getattr(self.instance, method)(tokens, start, stop)
         del stream
+        self.check_files()
         if tokens.tobytes() != sent:
             raise StrangerFault("rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed")
         return result
+
+    def check_files(self) -> None:
+        """Raise a fault if a file that holds the stream has been opened."""
+        if self.opened:
+            raise StrangerFault("file", f"it opened {self.opened[0]}, which holds the stream that it is to predict")
 
     def numbers(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the float64 values of one call."""
@@ -271,7 +297,7 @@ def serve(link: socket.socket, spec: str) -> None:
             os._exit(0)
         try:
             if header["do"] == "load":
-                session = Session(spec)
+                session = Session(spec, header["sealed"])
                 reply: dict[str, Any] = {}
                 values = None
             elif header["do"] == "push":

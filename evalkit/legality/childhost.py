@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ class ChildHost:
     Args:
         spec: ``FILE.py:FACTORY`` or ``package.module:FACTORY``.
         call_seconds: How long one call of the forecaster may take.
+        stream_files: Files that it must not open.
 
     Raises:
         InputError: the factory cannot be loaded.
@@ -42,7 +44,7 @@ class ChildHost:
 
     remote = True
 
-    def __init__(self, spec: str, *, call_seconds: float = 30.0) -> None:
+    def __init__(self, spec: str, *, call_seconds: float = 30.0, stream_files: Sequence[str] = ()) -> None:
         self.spec = spec
         self.call_seconds = call_seconds
         self.vocab_size = 0
@@ -67,7 +69,8 @@ class ChildHost:
         )
         theirs.close()
         try:
-            self._ask({"do": "load"}, patience=max(call_seconds, 60.0))
+            sealed = [child.seal(path) for path in stream_files]
+            self._ask({"do": "load", "sealed": sealed}, patience=max(call_seconds, 60.0))
         except Fault as fault:
             self.close()
             raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None

@@ -117,7 +117,9 @@ class Context:
         """Judge a failed call: a breach of the ledger on the real stream, else a gap in coverage."""
         if fault.kind == "import":
             raise InputError(str(fault))
-        if fault.kind == "hang":
+        if fault.kind == "file":
+            self.find(audit, "causality", fault.start, {"kind": fault.kind}, f"The forecaster reads ahead: {fault}.")
+        elif fault.kind == "hang":
             self.gap(f"{audit}: {fault} (position {fault.start}); the forecaster is slow or it hangs")
         elif real or fault.kind in ("rewrite", "shape", "dtype"):
             self.find(audit, "ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}.")

@@ -20,7 +20,8 @@ class Fault(EvalkitError):
     """A forecaster failed in a call: crashed, hung, or answered with something that is not a score.
 
     Attributes:
-        kind: "crash", "hang", "shape", "dtype", "rewrite", "import" or "protocol".
+        kind: "crash", "hang", "file" (it opened one that holds the stream), "shape", "dtype", "rewrite", "import" or
+            "protocol".
         row: Which row of the batch it happened in.
         start: First position of the span of the call.
     """

@@ -24,6 +24,7 @@ class AuditOptions:
         call_seconds: How long one call may take before the forecaster counts as hanging.
         workers: Processes, or passes of work, at a time (1 or 2). In-process forecasters use one.
         bytes_per_token: For sizes in bits per byte; None leaves them out.
+        stream_files: Files that hold the stream; a stranger's forecaster that opens one reads what it is to predict.
         bos: Id of the token that starts a document; a place where leaks live.
     """
 
@@ -35,6 +36,7 @@ class AuditOptions:
     call_seconds: float = 30.0
     workers: int = 2
     bytes_per_token: float | None = None
+    stream_files: tuple[str, ...] = ()
     bos: int = 1
 
     def __post_init__(self) -> None:
