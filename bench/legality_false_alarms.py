@@ -24,7 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=600)
-    parser.add_argument("--seconds", type=float, default=5.0, help="budget of one audit")
+    parser.add_argument("--seconds", type=float, default=20.0, help="budget of one audit: an upper limit")
+    parser.add_argument("--positions", type=int, default=64, help="sums over the vocabulary in each mode")
     parser.add_argument("--only", default="h_*", help="file pattern in the gallery")
     arguments = parser.parse_args()
     files = sorted(GALLERY.glob(f"{arguments.only}.py"))
@@ -32,7 +33,12 @@ def main() -> None:
     began = time.monotonic()
     for seed in range(arguments.runs):
         tokens, _ = BigramSource.invented(32, seed).sample(arguments.tokens, 1, np.random.default_rng(seed))
-        options = AuditOptions(budget_seconds=arguments.seconds, seed=seed, span=(16, 64, 100)[seed % 3])
+        options = AuditOptions(
+            budget_seconds=arguments.seconds,
+            positions=arguments.positions,
+            seed=seed,
+            span=(16, 64, 100)[seed % 3],
+        )
         report = audit(f"{files[seed % len(files)]}:make", tokens, options)
         verdicts[report.verdict] += 1
         if report.findings:

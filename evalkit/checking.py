@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,23 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     return report
 
 
-def check_forecaster(spec: str, tokens: np.ndarray[Any, Any], how: CheckOptions, *, bos: int = 1) -> LegalityReport:
+def check_forecaster(
+    spec: str, tokens: np.ndarray[Any, Any], how: CheckOptions, *, bos: int = 1, stream_files: Sequence[str] = ()
+) -> LegalityReport:
     """Check a stranger's forecaster, ``FILE.py:FACTORY`` or ``package.module:FACTORY``, in child processes.
+
+    Args:
+        spec: names the factory.
+        tokens: the stream.
+        how: span, budget and so on.
+        bos: token that opens a document.
+        stream_files: files that hold the stream, which the forecaster must not open.
 
     Raises:
         InputError: the factory cannot be loaded, or the stream is unusable.
     """
-    report = audit(spec, tokens, _audit_options(how, bytes_per_token=None, bos=bos))
+    options = _audit_options(how, bytes_per_token=None, bos=bos)
+    report = audit(spec, tokens, replace(options, stream_files=tuple(stream_files)))
     if how.code:
         _add(report, "budget", *budget(how.code))
     return report

@@ -100,7 +100,8 @@ def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> Le
     if options["limit_tokens"]:
         stream = stream.truncated(options["limit_tokens"] + 1)
     tokens = stream.read(0, min(len(stream), how.max_tokens))
-    return check_forecaster(spec, tokens, how, bos=tokenizer.bos_id if tokenizer else 1)
+    bos = tokenizer.bos_id if tokenizer else 1
+    return check_forecaster(spec, tokens, how, bos=bos, stream_files=stream.names)
 
 
 def describe(report: LegalityReport) -> str:

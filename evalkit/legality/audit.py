@@ -11,8 +11,9 @@ import numpy as np
 
 from evalkit.errors import InputError
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
+from evalkit.legality.childhost import ChildHost
 from evalkit.legality.context import Context
-from evalkit.legality.hosts import ChildHost, Host, LocalHost
+from evalkit.legality.hosts import Host, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import AXIOMS, LegalityReport
 from evalkit.prequential.forecaster import Forecaster
@@ -55,7 +56,7 @@ def audit(
         context.how = f"evalkit check --forecaster {make} --span {options.span}, "
     else:
         context.how = f"the same command with span {options.span}, "
-    _run(context, make)
+    _Audits(context, make).run()
     report = context.report
     report.seconds = time.monotonic() - began
     report.covered["audit"] = {
@@ -72,89 +73,111 @@ def audit(
     return report
 
 
-def _run(context: Context, make: Callable[[], Forecaster] | str) -> None:
-    options = context.options
-    seeds = [np.random.default_rng([options.seed, k]) for k in range(8)]
+class _Audits:
+    """The audits of one forecaster in their order, each bundle of them on a host of its own."""
 
-    def host() -> Host:
-        if isinstance(make, str):
-            return ChildHost(make, call_seconds=min(options.call_seconds, options.budget_seconds))
-        return LocalHost(make)
+    def __init__(self, context: Context, make: Callable[[], Forecaster] | str) -> None:
+        self.context = context
+        self.make = make
+        self.covered: dict[str, int] = {}
 
-    def with_host(*jobs: Job) -> None:
-        """Run jobs one after another on a host of their own."""
-        place = host()
-        try:
-            for job in jobs:
-                job(place)
-        finally:
-            place.close()
-
-    workers = options.workers if isinstance(make, str) else 1
-    with ThreadPoolExecutor(workers) as pool:
-
-        def together(*bundles: tuple[Job, ...]) -> None:
-            for future in [pool.submit(with_host, *bundle) for bundle in bundles]:
-                future.result()
-
-        alive: list[bool] = []
+    def run(self) -> None:
+        """Run all of them; where the first pass fails, no other makes sense."""
+        context = self.context
         memory: list[replay.Breach | None] = []
 
-        def start(place: Host) -> None:
-            alive.append(ledger.first_pass(context, place, FIRST_PASS * options.budget_seconds))
-            if alive[0]:
-                memory.append(replay.again(context, place) if place.remote else None)
+        def first(host: Host) -> None:
+            if ledger.first_pass(context, host, FIRST_PASS * context.options.budget_seconds):
+                memory.append(replay.again(context, host) if host.remote else None)
 
-        with_host(start)
-        if not alive[0]:
+        self._together((first,))
+        if not memory:
             if not context.report.findings:
                 context.gap("the first pass over the stream did not succeed")
             return
         if len(context.tokens) < 2:
             context.gap("no position could be scored in the time given")
             return
-        bait: tuple[Job, ...] = ()
-        if isinstance(make, str):
-            bait = (lambda h: replay.beside_bait(context, h),)  # type: ignore[arg-type, return-value]
-        # where calls are dear and whole rows are stated, the rows say more than two further passes would
-        dear = "distribution" in context.offers and context.base.seconds > 0.02 * options.budget_seconds
-        sources: tuple[Job, ...] = (lambda h: known.whole_stream(context, h, "uniform", seeds[1]),)
-        if not dear:
-            sources += (
-                lambda h: known.whole_stream(context, h, "ngram", seeds[2]),
-                lambda h: known.salted_stream(context, h, seeds[3]),
-            )
-        together(
-            (
-                lambda h: replay.fresh(context, h, memory[0]),
-                lambda h: replay.repeated_calls(context, h, seeds[0]),
-                *bait,
-            ),
-            sources,
+        self._passes(memory[0])
+        self._together((lambda host: suffix.audit(context, host, 0.4 * self._left(), self._rng(4)),))
+        self._sums()
+        _conclude(context, self.covered)
+
+    def _passes(self, memory: replay.Breach | None) -> None:
+        """Make further passes over the stream, and over streams from known sources."""
+        context = self.context
+        repeats: tuple[Job, ...] = (
+            lambda host: replay.fresh(context, host, memory),
+            lambda host: replay.repeated_calls(context, host, self._rng(0)),
+            lambda host: replay.beside_bait(context, host),
         )
-        if len(context.tokens) < len(context.stream) and "distribution" not in context.offers:
-            share = 0.5 * max(context.left(), 1.0)
-            with_host(lambda h: known.deep_salting(context, h, share, np.random.default_rng([options.seed, 9])))
-        with_host(lambda h: suffix.audit(context, h, 0.4 * max(context.left(), 1.0), seeds[4]))
-        covered: dict[str, int] = {}
+        sources: tuple[Job, ...] = (
+            lambda host: known.whole_stream(context, host, "uniform", self._rng(1)),
+            lambda host: known.whole_stream(context, host, "ngram", self._rng(2)),
+            lambda host: known.salted_stream(context, host, self._rng(3)),
+        )
+        # where calls are dear and whole rows are stated, the rows say more than two further passes would
+        dear = context.states_rows and context.base.seconds > 0.02 * context.options.budget_seconds
+        self._together(repeats, sources[:1] if dear else sources)
+        if len(context.tokens) < len(context.stream) and not context.states_rows:
+            seconds = 0.5 * self._left()
+            self._together((lambda host: known.salted_stream(context, host, self._rng(9), deep_seconds=seconds),))
 
-        def single(place: Host) -> None:
-            seconds = max(context.left(), 1.0) * 0.9
-            covered["single"] = substitution.audit(context, place, "single", seconds, seeds[5])
+    def _sums(self) -> None:
+        """Add up probabilities at single positions."""
+        context, covered = self.context, self.covered
 
-        def in_span(place: Host) -> None:
-            if "distribution" in context.offers:
-                seconds = max(context.left(), 1.0) * (0.4 if workers == 2 else 0.8)
-                covered["distribution"] = agreement.audit(context, place, seconds, seeds[6])
-            seconds = max(context.left(), 1.0) * (0.9 if workers == 2 else 0.4)
-            covered["span"] = substitution.audit(context, place, "span", seconds, seeds[7])
+        def salted(rows: int, share: float) -> None:
+            self._together((lambda host: known.salted_rows(context, host, share * self._left(), rows, self._rng(8)),))
 
+        def single(host: Host) -> None:
+            covered["single"] = substitution.audit(context, host, "single", 0.9 * self._left(), self._rng(5))
+
+        def in_span(host: Host) -> None:
+            side_by_side = self._workers == 2
+            if context.states_rows:
+                seconds = (0.4 if side_by_side else 0.8) * self._left()
+                covered["distribution"] = agreement.audit(context, host, seconds, self._rng(6))
+            seconds = (0.9 if side_by_side else 0.4) * self._left()
+            covered["span"] = substitution.audit(context, host, "span", seconds, self._rng(7))
+
+        if not context.states_rows:
+            salted(known.EVERY, 0.15)
         # with one worker the stated distribution comes first: it covers most where a call is dear
-        together(*(((single,), (in_span,)) if workers == 2 else ((in_span, single),)))
-    too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
-    if too_few and "distribution" not in context.offers and context.left() > 1.0:
-        with_host(lambda h: known.salted_rows(context, h, 0.9 * context.left(), np.random.default_rng(options.seed)))
-    _conclude(context, covered)
+        self._together(*(((single,), (in_span,)) if self._workers == 2 else ((in_span, single),)))
+        too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
+        if too_few and not context.states_rows and context.left() > 1.0:
+            salted(5 * known.EVERY, 0.9)
+
+    @property
+    def _workers(self) -> int:
+        return self.context.options.workers if isinstance(self.make, str) else 1
+
+    def _left(self) -> float:
+        return max(self.context.left(), 1.0)
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.context.options.seed, number])
+
+    def _together(self, *bundles: tuple[Job, ...]) -> None:
+        """Run bundles of jobs side by side where there are workers, the jobs of one after another on one host."""
+        options = self.context.options
+
+        def run(jobs: tuple[Job, ...]) -> None:
+            host: Host
+            if isinstance(self.make, str):
+                patience = min(options.call_seconds, options.budget_seconds)
+                host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
+            else:
+                host = LocalHost(self.make)
+            try:
+                for job in jobs:
+                    job(host)
+            finally:
+                host.close()
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            list(pool.map(run, bundles))
 
 
 def _conclude(context: Context, covered: dict[str, int]) -> None:

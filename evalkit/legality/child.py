@@ -11,9 +11,11 @@ unpickled on either side, so the stranger cannot reach the parent through its re
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import os
 import socket
 import struct
@@ -26,6 +28,9 @@ import numpy as np
 
 POPPED = 73
 """Exit status of a forked copy that was asked to end: anything else is a crash."""
+
+DTYPES = {"<i8": np.int64, "<f8": np.float64}
+"""What the arrays on the wire hold: token ids, and scores."""
 
 DECOYS: dict[str, Any] = {}
 """Where the bait of the reach audit lies; empty in every other audit."""
@@ -40,10 +45,12 @@ class StrangerFault(Exception):
         self.row = row
 
 
-def receive_exactly(link: socket.socket, count: int) -> bytes:
-    """Return exactly ``count`` bytes, or raise EOFError when the other side has gone."""
+def receive_exactly(link: socket.socket, count: int, deadline: float = math.inf) -> bytes:
+    """Return exactly ``count`` bytes; EOFError when the other side has gone, TimeoutError at the deadline."""
     parts: list[bytes] = []
     while count:
+        if deadline < math.inf:
+            link.settimeout(max(0.01, deadline - time.monotonic()))
         part = link.recv(min(count, 1 << 20))
         if not part:
             raise EOFError
@@ -52,14 +59,17 @@ def receive_exactly(link: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
-def receive(link: socket.socket) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Read one frame: the header and its array, if it has one."""
-    head, body = struct.unpack("<II", receive_exactly(link, 8))
-    header: dict[str, Any] = json.loads(receive_exactly(link, head))
-    payload = receive_exactly(link, body)
+def receive(link: socket.socket, deadline: float = math.inf) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Read one frame: the header and its array, if it has one.
+
+    The element type is one of two that are known, never what the other side's header would have it be.
+    """
+    head, body = struct.unpack("<II", receive_exactly(link, 8, deadline))
+    header: dict[str, Any] = json.loads(receive_exactly(link, head, deadline))
+    payload = receive_exactly(link, body, deadline)
     if "shape" not in header:
         return header, None
-    return header, np.frombuffer(payload, dtype=header["dtype"]).reshape(header["shape"])
+    return header, np.frombuffer(payload, dtype=DTYPES[header["dtype"]]).reshape(header["shape"])
 
 
 def send(link: socket.socket, header: dict[str, Any], array: np.ndarray | None = None) -> None:
@@ -98,6 +108,22 @@ def load_factory(spec: str) -> Any:
     return factory
 
 
+def seal(path: str | bytes) -> str:
+    """Return a digest of the file that ``path`` leads to: it tells who knows the path, and nobody else."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+
+
+def watch_files(sealed: list[str], opened: list[str]) -> None:
+    """From now on note in ``opened`` the name of every sealed file that this process or its copies open."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], (str, bytes)) and seal(arguments[0]) in sealed:
+            opened.append(os.fsdecode(arguments[0]))
+
+    if sealed:
+        sys.addaudithook(hook)
+
+
 class Baited(np.ndarray):
     """An array that the garbage collector tracks, so that a search of its objects meets it."""
 
@@ -116,10 +142,24 @@ def lay_bait(stream: np.ndarray) -> None:
         setattr(main, name, DECOYS["int64"])
 
 
+def checked(result: Any, method: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what ``method`` answered as float64, if it is an array (or a torch tensor) of floats of this shape."""
+    if hasattr(result, "detach") and result.is_floating_point():
+        result = result.detach().cpu().double()  # numpy takes neither bfloat16 nor tensors that carry a gradient
+    values = np.asarray(result)
+    if values.shape != shape:
+        raise StrangerFault("shape", f"{method} returned shape {list(values.shape)}, expected {list(shape)}")
+    if values.dtype.kind != "f":
+        raise StrangerFault("dtype", f"{method} returned {values.dtype}, expected floating point numbers")
+    return values.astype(np.float64)
+
+
 class Session:
     """One forecaster at a time, the prefix it has observed, and the calls that are made on it."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, sealed: list[str]) -> None:
+        self.opened: list[str] = []
+        watch_files(sealed, self.opened)
         self.factory = load_factory(spec)
         self.instance: Any = None
         self.prefix = np.zeros(0, np.int64)
@@ -129,6 +169,7 @@ class Session:
         stream = DECOYS.get("int64")  # a local of the caller, for those that walk the frames
         self.instance = self.factory()
         del stream
+        self.check_files()
         size = getattr(self.instance, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or int(size) < 1:
             raise StrangerFault("import", f"vocab_size is {size!r}; a positive integer is needed")
@@ -160,46 +201,43 @@ class Session:
         stream = DECOYS.get("int64")
         result = getattr(self.instance, method)(tokens, start, stop)
         del stream
+        self.check_files()
         if tokens.tobytes() != sent:
             raise StrangerFault("rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed")
         return result
 
-    def numbers(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-        """Return the float64 values of one call and the dtype they came in."""
-        result = np.asarray(self.call(method, row))
-        if result.shape != shape:
-            raise StrangerFault("shape", f"{method} returned shape {list(result.shape)}, expected {list(shape)}")
-        if result.dtype.kind != "f":
-            raise StrangerFault("dtype", f"{method} returned {result.dtype}, expected floating point numbers")
-        return result.astype(np.float64), result.dtype.name
+    def check_files(self) -> None:
+        """Raise a fault if a file that holds the stream has been opened."""
+        if self.opened:
+            raise StrangerFault("file", f"it opened {self.opened[0]}, which holds the stream that it is to predict")
 
-    def rows(self, method: str, rows: np.ndarray, isolated: bool) -> tuple[np.ndarray, str]:
+    def numbers(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the float64 values of one call."""
+        return checked(self.call(method, row), method, shape)
+
+    def rows(self, method: str, rows: np.ndarray, isolated: bool) -> np.ndarray:
         """Call ``method`` on every row; ``isolated`` runs each in a forked copy, as if no other had been."""
         width = rows.shape[1]
         vocab = int(self.instance.vocab_size)
         shape = (width,) if method == "score" else (width, vocab)
         values = np.empty((len(rows), *shape), np.float64)
-        dtype = "float64"
+        one = self.forked if isolated else self.numbers
         for index, row in enumerate(rows):
             try:
-                if isolated:
-                    values[index], dtype = self.forked(method, row, shape)
-                else:
-                    values[index], dtype = self.numbers(method, row, shape)
+                values[index] = one(method, row, shape)
             except StrangerFault as fault:
                 raise StrangerFault(fault.kind, str(fault), index) from None
             except Exception as error:
                 raise StrangerFault("crash", describe(error), index) from None
-        return values, dtype
+        return values
 
-    def forked(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    def forked(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Make one call in a forked copy of this process and return what it answered."""
         mine, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:
             try:
-                values, dtype = self.numbers(method, row, shape)
-                send(theirs, {"dtype_name": dtype}, values)
+                send(theirs, {}, self.numbers(method, row, shape))
             except StrangerFault as fault:
                 send(theirs, {"fault": fault.kind, "message": str(fault)})
             except BaseException as error:
@@ -215,7 +253,7 @@ class Session:
             os.waitpid(child, 0)
         if array is None:
             raise StrangerFault(header["fault"], header["message"])
-        return array, header["dtype_name"]
+        return array
 
     def answer(self, header: dict[str, Any], array: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray | None]:
         """Carry out one request."""
@@ -236,8 +274,7 @@ class Session:
             self.prefix = np.concatenate([self.prefix, array.astype(np.int64)])
             return {}, None
         if operation in ("score", "distribution") and array is not None:
-            values, dtype = self.rows(operation, array, bool(header.get("isolated")))
-            return {"dtype_name": dtype}, values
+            return {}, self.rows(operation, array, bool(header.get("isolated")))
         raise StrangerFault("protocol", f"unknown request {operation!r}")
 
 
@@ -258,10 +295,9 @@ def serve(link: socket.socket, spec: str) -> None:
             header, array = receive(link)
         except (EOFError, OSError):
             os._exit(0)
-        began = time.perf_counter()
         try:
             if header["do"] == "load":
-                session = Session(spec)
+                session = Session(spec, header["sealed"])
                 reply: dict[str, Any] = {}
                 values = None
             elif header["do"] == "push":
@@ -284,7 +320,6 @@ def serve(link: socket.socket, spec: str) -> None:
             reply, values = {"fault": fault.kind, "message": str(fault), "row": fault.row}, None
         except BaseException as error:
             reply, values = {"fault": "crash", "message": describe(error), "row": 0}, None
-        reply["seconds"] = time.perf_counter() - began
         with contextlib.suppress(BrokenPipeError):
             send(link, reply, values)
 

@@ -25,7 +25,28 @@ KEPT = 4
 
 @dataclass
 class Context:
-    """Shared state of one audit; the methods that write are safe to call from two threads."""
+    """Shared state of one audit; the methods that write are safe to call from two threads.
+
+    Attributes:
+        tokens: The part of the stream that the first pass got through; all audits but one keep to it.
+        options: Of the audit.
+        deadline: Of the whole audit, on the monotonic clock.
+        stream: The part of the stream that may be looked at.
+        report: What is found and covered.
+        base: The first pass: the ledger.
+        noise: What is known of the forecaster's noise; measured by the suffix audit.
+        grid: Float type of the scores.
+        vocab_size: Of the forecaster.
+        offers: Names of the protocol's methods that the forecaster has.
+        recallable: Whether a call may be repeated; else every call must be the first after its prefix.
+        drift: Root mean square of what fresh forecasters differ by, nats.
+        unstable: Whether fresh forecasters differ so much that the ledger cannot be reproduced.
+        repeats: Whether a fresh forecaster repeats every score to the bit.
+        call_noise: Root mean square of what two equal calls differ by, nats.
+        moved: Positions whose scores move with later tokens, once that is proven to be a leak.
+        suspects: Positions where tokens that did not occur were given much, the most suspect first.
+        how: Beginning of the words that tell how to see a finding again.
+    """
 
     tokens: Ids
     options: AuditOptions
@@ -43,9 +64,15 @@ class Context:
     repeats: bool = False
     call_noise: float = 0.0
     moved: set[int] = field(default_factory=set)
+    suspects: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     how: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def states_rows(self) -> bool:
+        """Whether the forecaster offers whole distributions."""
+        return "distribution" in self.offers
 
     def left(self) -> float:
         """Return the seconds that are left of the budget."""
@@ -90,7 +117,9 @@ class Context:
         """Judge a failed call: a breach of the ledger on the real stream, else a gap in coverage."""
         if fault.kind == "import":
             raise InputError(str(fault))
-        if fault.kind == "hang":
+        if fault.kind == "file":
+            self.find(audit, "causality", fault.start, {"kind": fault.kind}, f"The forecaster reads ahead: {fault}.")
+        elif fault.kind == "hang":
             self.gap(f"{audit}: {fault} (position {fault.start}); the forecaster is slow or it hangs")
         elif real or fault.kind in ("rewrite", "shape", "dtype"):
             self.find(audit, "ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}.")

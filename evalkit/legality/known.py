@@ -9,12 +9,15 @@ import numpy as np
 from evalkit.legality.context import Context
 from evalkit.legality.driver import advance, run_stream, spans
 from evalkit.legality.evalue import Evidence, bounded_bets, restarted
-from evalkit.legality.hosts import Fault, Host, Ids
+from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.options import FALSE_ALARM
 from evalkit.legality.sources import BigramSource, Source, UniformSource
 
-LEVEL = FALSE_ALARM / 5
-"""Five such tests run in one audit at most; together they stay below the stated probability of a false alarm."""
+LEVEL = FALSE_ALARM / 6
+"""Six such tests run in one audit at most; together they stay below the stated probability of a false alarm."""
+
+EVERY = 12
+"""One token in so many is salted where the context of the others is to stay close to the real one."""
 
 
 def report(context: Context, audit: str, evidence: Evidence, position: int, facts: dict[str, float]) -> None:
@@ -70,98 +73,80 @@ def whole_stream(context: Context, host: Host, kind: str, rng: np.random.Generat
     report(context, audit, evidence, evidence.start + 1, facts)
 
 
-def salted_stream(context: Context, host: Host, rng: np.random.Generator) -> None:
-    """Replace about one token in four of the real stream by draws from a known q, and score what results.
-
-    Given any prefix, p(v)/q(v) at a salted position has mean sum_v p(v): an estimate in place of what the
-    probabilities sum to, on text that is otherwise real.
-    """
-    audit = "salting"
-    source = BigramSource.fitted(context.tokens, context.vocab_size)
-    tokens = context.tokens.copy()
-    salted = np.flatnonzero(rng.random(len(tokens)) < 0.25)
-    salted = salted[salted > 0]
-    # half the bigram-free frequencies, half uniform: no ratio p/q exceeds 2V
-    q = 0.5 * source.unigram + 0.5 / context.vocab_size
-    tokens[salted] = np.minimum(np.searchsorted(np.cumsum(q), rng.random(len(salted))), context.vocab_size - 1)
-    try:
-        host.fresh(int(tokens[0]))
-        run = run_stream(host, tokens, context.options.span, deadline=context.deadline)
-    except Fault as fault:
-        context.failed(audit, fault, real=False)
-        return
-    salted = salted[salted < run.stop]
-    if len(salted) == 0:
-        return
-    with np.errstate(over="ignore"):
-        ratios = np.exp(-run.nats[salted - 1]) / q[tokens[salted]]
-    ratios = np.where(np.isnan(ratios), 0.0, np.minimum(ratios, 1e12))
-    evidence = bounded_bets(ratios)
-    error = float(np.std(ratios) / np.sqrt(len(ratios)))
-    facts = {
-        "positions": len(salted),
-        "mean_sum": float(np.mean(ratios)),
-        "standard_error": error,
-        "mean_nats": max(evidence.nats, 0.0),
-    }
-    report(context, audit, evidence, int(salted[min(evidence.at, len(salted) - 1)]), facts)
-
-
-def salt(row: Ids, before: int, source: BigramSource, rng: np.random.Generator) -> list[tuple[int, float]]:
-    """Replace one token in twelve of ``row`` by draws from a known q; return their places and ``q`` of each.
+def salt(row: Ids, before: int, source: BigramSource, places: Ids, rng: np.random.Generator) -> Floats:
+    """Replace the tokens of ``row`` at ``places`` by draws from a known q; return ``q`` of each.
 
     q is half uniform and half the bigram source given the token before: no ratio p/q exceeds 2V.
     """
-    drawn = []
-    for offset in range(int(rng.integers(12)), len(row), 12):
+    q = np.empty(len(places))
+    for index, offset in enumerate(places.tolist()):
         previous = int(row[offset - 1]) if offset else before
         token = int(rng.integers(source.vocab_size)) if rng.random() < 0.5 else source.draw(previous, rng)
         row[offset] = token
-        drawn.append((offset, 0.5 / source.vocab_size + 0.5 * source.probability(previous, token)))
-    return drawn
+        q[index] = 0.5 / source.vocab_size + 0.5 * source.probability(previous, token)
+    return q
 
 
-def deep_salting(context: Context, host: Host, seconds: float, rng: np.random.Generator) -> None:
-    """Salt one token in twelve in a single long pass: a mixer may turn to fiction only after thousands of tokens."""
-    audit = "deep salting"
-    tokens = context.stream.copy()
-    source = BigramSource.fitted(context.stream, context.vocab_size)
-    drawn = salt(tokens[1:], int(tokens[0]), source, rng)
+def ratios_of(nats: Floats, places: Ids, q: Floats) -> tuple[Floats, Ids]:
+    """Return p/q of the salted tokens that have a score, and where they are."""
+    with np.errstate(over="ignore"):
+        ratios = np.minimum(np.exp(-nats[places]) / q, 1e12)
+    scored = ~np.isnan(ratios)
+    return ratios[scored], places[scored]
+
+
+def weigh(context: Context, audit: str, ratios: Floats, places: Ids) -> None:
+    """Report what the draws say: given any prefix, p(v)/q(v) has mean ``sum_v p(v)``, and a code's is at most 1."""
+    if len(ratios) == 0:
+        return
+    evidence = bounded_bets(ratios)
+    facts = {
+        "positions": len(np.unique(places)),
+        "draws": len(ratios),
+        "last": int(places.max()),
+        "mean_sum": float(np.mean(ratios)),
+        "standard_error": float(np.std(ratios) / np.sqrt(len(ratios))),
+        "mean_nats": max(evidence.nats, 0.0),
+    }
+    report(context, audit, evidence, int(places[min(evidence.at, len(places) - 1)]), facts)
+
+
+def salted_stream(context: Context, host: Host, rng: np.random.Generator, *, deep_seconds: float | None = None) -> None:
+    """Replace one token in four of the audited text by draws from a known q, and score what results in one pass.
+
+    With ``deep_seconds`` the pass goes on through the whole stream for so long, and one token in twelve is replaced: a
+    mixer may turn to fiction only after thousands of tokens.
+    """
+    deep = deep_seconds is not None
+    audit = "deep salting" if deep else "salting"
+    tokens = (context.stream if deep else context.tokens).copy()
+    source = BigramSource.fitted(tokens, context.vocab_size)
+    every = EVERY if deep else 4
+    places = np.arange(int(rng.integers(every)), len(tokens) - 1, every)
+    q = salt(tokens[1:], int(tokens[0]), source, places, rng)
+    deadline = context.deadline if deep_seconds is None else time.monotonic() + deep_seconds
     try:
         host.fresh(int(tokens[0]))
-        run = run_stream(host, tokens, context.options.span, deadline=time.monotonic() + seconds)
+        run = run_stream(host, tokens, context.options.span, deadline=deadline)
     except Fault as fault:
         context.failed(audit, fault, real=False)
         return
-    with np.errstate(over="ignore"):
-        p = np.exp(-run.nats[: run.stop - 1])
-    pairs = [(offset, min(float(p[offset]) / q, 1e12)) for offset, q in drawn if offset < len(p)]
-    pairs = [(offset, ratio) for offset, ratio in pairs if not np.isnan(ratio)]
-    if not pairs:
-        return
-    values = np.array([ratio for _, ratio in pairs])
-    evidence = bounded_bets(values)
-    facts = {
-        "positions": len(values),
-        "last": pairs[-1][0] + 1,
-        "mean_sum": float(values.mean()),
-        "standard_error": float(values.std() / np.sqrt(len(values))),
-        "mean_nats": max(evidence.nats, 0.0),
-    }
-    report(context, audit, evidence, pairs[min(evidence.at, len(pairs) - 1)][0] + 1, facts)
+    ratios, places = ratios_of(run.nats, places, q)
+    weigh(context, audit, ratios, places + 1)
 
 
-def salted_rows(context: Context, host: Host, seconds: float, rng: np.random.Generator) -> None:
-    """Salt one token in twelve, again and again, in spans that are otherwise real: for dear calls.
+def salted_rows(context: Context, host: Host, seconds: float, most: int, rng: np.random.Generator) -> None:
+    """Salt one token in twelve, other ones in every row, in up to ``most`` rows of each span that are otherwise real.
 
     One call gives a draw of ``p(v)/q(v)`` at every salted position of its span, where a full sum takes a call for
-    every token. The contexts stay close to the real ones, so a fiction shows at its real size.
+    every token; twelve rows give one at every position. The contexts stay close to the real ones, so a fiction shows
+    at its real size. Where p(v) is far above q(v) the full sums are asked for first.
     """
     audit = "salted rows"
     deadline = time.monotonic() + seconds
     source = BigramSource.fitted(context.tokens, context.vocab_size)
-    ratios: list[float] = []
-    places: list[int] = []
+    ratios: list[Floats] = []
+    places: list[Ids] = []
     try:
         host.fresh(int(context.tokens[0]))
         per_row = context.base.seconds / max(len(context.base.spans), 1)
@@ -171,25 +156,21 @@ def salted_rows(context: Context, host: Host, seconds: float, rng: np.random.Gen
                 break
             spans_left = max(len(context.base.spans) - number, 1)
             real = context.tokens[start:stop]
-            rows = np.repeat(real[None, :], max(1, min(64, int(left / spans_left / max(per_row, 1e-6)) - 1)), axis=0)
-            for row in rows:
-                drawn = salt(row, int(context.tokens[start - 1]), source, rng)
-                with np.errstate(over="ignore"):
-                    p = np.exp(-host.score(row[None, :], isolated=not context.recallable)[0])
-                ratios.extend(min(float(p[offset]) / q, 1e12) for offset, q in drawn if not np.isnan(p[offset]))
-                places.extend(start + offset for offset, _ in drawn if not np.isnan(p[offset]))
+            count = max(1, min(most, int(left / spans_left / max(per_row, 1e-6)) - 1))
+            rows = np.repeat(real[None, :], count, axis=0)
+            offsets = [np.arange(number % EVERY, len(real), EVERY) for number in range(count)]
+            before = int(context.tokens[start - 1])
+            q = [salt(row, before, source, own, rng) for row, own in zip(rows, offsets, strict=True)]
+            scores = host.score(rows, isolated=not context.recallable)
+            for nats, own, own_q in zip(scores, offsets, q, strict=True):
+                found, where = ratios_of(nats, own, own_q)
+                ratios.append(found)
+                places.append(start + where)
             advance(host, real)
     except Fault as fault:
         context.failed(audit, fault, real=False)
-    if not ratios:
-        return
-    values = np.array(ratios)
-    evidence = bounded_bets(values)
-    facts = {
-        "positions": len(set(places)),
-        "draws": len(values),
-        "mean_sum": float(values.mean()),
-        "standard_error": float(values.std() / np.sqrt(len(values))),
-        "mean_nats": max(evidence.nats, 0.0),
-    }
-    report(context, audit, evidence, places[min(evidence.at, len(places) - 1)], facts)
+    if ratios:
+        every_ratio, every_place = np.concatenate(ratios), np.concatenate(places)
+        ranked = every_place[np.argsort(-every_ratio, kind="stable")]
+        context.suspects = ranked[np.sort(np.unique(ranked, return_index=True)[1])]
+        weigh(context, audit, every_ratio, every_place)

@@ -16,7 +16,8 @@ from scipy import stats
 
 from evalkit.legality.hosts import Floats
 
-Grid = Literal["float64", "float32", "bfloat16", "float16"]
+Grid = Literal["float64", "float32", "bfloat16", "float16", "bfloat16 probabilities", "float16 probabilities"]
+"""Float type of the scores, or, where it is coarser, of the probabilities that they were computed from."""
 
 SAME = 1e-9
 """Relative difference up to which two float64 scores are the same number: 10^6 roundings of 2^-53."""
@@ -36,29 +37,51 @@ ROUNDING = 0.3
 P_SYSTEMATIC = 1e-9
 """Level of each single test of noise; with at most a few hundred tests the whole stays below 1e-6."""
 
-_BITS: dict[Grid, int] = {"float64": 52, "float32": 23, "bfloat16": 7, "float16": 10}
+Z_SYSTEMATIC = 6.0
+"""Deviations of a normal variable that are exceeded with probability P_SYSTEMATIC."""
+
+_BITS: dict[str, int] = {"float64": 52, "float32": 23, "bfloat16": 7, "float16": 10}
 
 
-def grid_of(values: Floats) -> Grid:
-    """Return the coarsest float type that holds every one of ``values`` exactly."""
-    finite = values[np.isfinite(values)]
+def grid_of(nats: Floats) -> Grid:
+    """Return the coarsest float type that holds every one of ``nats``, or every probability ``exp(-nats)``."""
+    finite = nats[np.isfinite(nats)]
     if finite.size == 0:
         return "float64"
-    single = finite.astype(np.float32)
-    if not np.array_equal(single.astype(np.float64), finite):
-        return "float64"
-    if not np.any(single.view(np.uint32) & np.uint32(0xFFFF)):
+    if _holds("bfloat16", finite):
         return "bfloat16"
+    if _holds("float16", finite):
+        return "float16"
     with np.errstate(over="ignore"):
-        if np.array_equal(finite.astype(np.float16).astype(np.float64), finite):
-            return "float16"
-    return "float32"
+        p = np.exp(-finite)
+    # the logarithm was rounded to float32 at best: 1e-6 nats for scores below 16
+    if _holds("bfloat16", p, EXACT):
+        return "bfloat16 probabilities"
+    if _holds("float16", p, EXACT):
+        return "float16 probabilities"
+    return "float32" if np.array_equal(finite.astype(np.float32), finite) else "float64"
 
 
-def step(values: Floats, grid: Grid) -> Floats:
-    """Return the distance between neighbours on ``grid`` around each of ``values``."""
-    size = np.maximum(np.abs(np.where(np.isfinite(values), values, 1.0)), 2.0**-14)
-    return np.asarray(2.0 ** (np.floor(np.log2(size)) - _BITS[grid]))
+def _holds(grid: str, values: Floats, relative: float = 0.0) -> bool:
+    """Return whether rounding to ``grid`` leaves ``values`` what they are, to a relative difference."""
+    with np.errstate(over="ignore"):
+        if grid == "float16":
+            near = values.astype(np.float16).astype(np.float64)
+        else:  # the upper half of a float32, rounded to nearest
+            bits = values.astype(np.float32).view(np.uint32) + np.uint32(0x8000)
+            near = (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    return bool(np.all(np.abs(near - values) <= relative * np.abs(values)))
+
+
+def step(nats: Floats, grid: Grid) -> Floats:
+    """Return the distance in nats between neighbours on ``grid`` around each of ``nats``."""
+    name, _, of_probabilities = grid.partition(" ")
+    values = np.where(np.isfinite(nats), nats, 1.0)
+    if of_probabilities:
+        values = np.exp(-values)
+    size = np.maximum(np.abs(values), 2.0**-14)
+    distance = 2.0 ** (np.floor(np.log2(size)) - _BITS[name])
+    return np.asarray(np.log1p(distance / np.maximum(values, 1e-300)) if of_probabilities else distance)
 
 
 def difference(a: Floats, b: Floats) -> Floats:
@@ -85,24 +108,31 @@ class NoiseProfile:
         upper: The size of the noise: the 90th percentile of the same, or a quarter of the largest once all of them
             are taken for noise (a sum over the vocabulary is allowed eight times this).
         largest: The largest of the same, breaches included.
+        call: Root mean square of how far two equal calls lie apart.
+        content: The same for two calls whose later tokens differ, beyond what equal calls do.
     """
 
     grid: Grid = "float64"
     median: float = 0.0
     upper: float = 0.0
     largest: float = 0.0
+    call: float = 0.0
+    content: float = 0.0
 
     @classmethod
-    def measured(cls, grid: Grid, largest_moves: Floats) -> NoiseProfile:
-        """Summarise the largest move of each position."""
+    def measured(cls, grid: Grid, largest_moves: Floats, *, call: float = 0.0, rms: float = 0.0) -> NoiseProfile:
+        """Summarise the largest move of each position, and the root mean square ``rms`` of all moves."""
+        content = float(np.sqrt(max(rms**2 - call**2, 0.0)))
         if largest_moves.size == 0:
-            return cls(grid=grid)
+            return cls(grid=grid, call=call, content=content)
         finite = np.where(np.isfinite(largest_moves), largest_moves, ROUNDING)
         return cls(
             grid=grid,
             median=float(np.median(finite)),
             upper=float(np.quantile(finite, 0.9)),
             largest=float(np.max(finite)),
+            call=call,
+            content=content,
         )
 
     @property
@@ -113,6 +143,17 @@ class NoiseProfile:
     def material(self) -> float:
         """Return the move in nats below which no test is made: it cannot be told from arithmetic."""
         return EXACT if self.exact and self.grid == "float64" else FLOAT32
+
+    def bias(self, weights: Floats) -> float:
+        """Return how far above 0 the mean of many log sums may lie, although every score's noise is symmetric.
+
+        Noise of a call's content may depend on a token alone, and is then the same at every position: it averages
+        over tokens only, which ``weights`` (their mean probabilities) tell; Z_SYSTEMATIC deviations of that mean are
+        allowed. Noise of equal calls averages out. A mean of ``exp(-noise)`` lies half its variance above 1.
+        """
+        variance = (self.call**2 + self.content**2) / 2
+        token = self.content * float(np.sqrt(np.sum(weights**2) / 2))
+        return 3 * FLOAT32 + variance / 2 + Z_SYSTEMATIC * token
 
     def innocent(self) -> NoiseProfile:
         """Return the profile once the moves are taken for noise: the largest of them then tells its size."""

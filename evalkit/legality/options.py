@@ -18,20 +18,25 @@ class AuditOptions:
         span: Tokens per span; a forecaster's ``next_boundary`` may cut a span shorter.
         budget_seconds: Wall time that the audits may take together.
         seed: Seed of every random choice; the same seed makes the same audit.
+        positions: Positions at which a substitution audit asks for every token of the vocabulary; None for as many as
+            the budget allows. With a number, and a budget that is not used up, no verdict depends on the clock.
         max_tokens: Length of the part of the stream that is looked at, from its start.
         call_seconds: How long one call may take before the forecaster counts as hanging.
         workers: Processes, or passes of work, at a time (1 or 2). In-process forecasters use one.
         bytes_per_token: For sizes in bits per byte; None leaves them out.
+        stream_files: Files that hold the stream; a stranger's forecaster that opens one reads what it is to predict.
         bos: Id of the token that starts a document; a place where leaks live.
     """
 
     span: int = 64
     budget_seconds: float = 40.0
     seed: int = 0
+    positions: int | None = None
     max_tokens: int = 8192
     call_seconds: float = 30.0
     workers: int = 2
     bytes_per_token: float | None = None
+    stream_files: tuple[str, ...] = ()
     bos: int = 1
 
     def __post_init__(self) -> None:
@@ -39,6 +44,8 @@ class AuditOptions:
             raise InputError(f"span is {self.span}; a span holds at least one token")
         if not self.budget_seconds > 0:
             raise InputError(f"the budget is {self.budget_seconds} seconds; it must be positive")
+        if self.positions is not None and self.positions < 1:
+            raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for as many as fit")
         if self.max_tokens < 2:
             raise InputError(f"max_tokens is {self.max_tokens}; at least 2 are needed to score one")
         if self.workers not in (1, 2):

@@ -8,7 +8,7 @@ import numpy as np
 
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream, spans
-from evalkit.legality.hosts import ChildHost, Fault, Floats, Host
+from evalkit.legality.hosts import Fault, Floats, Host
 from evalkit.legality.noise import (
     FLOAT32,
     P_SYSTEMATIC,
@@ -20,6 +20,9 @@ from evalkit.legality.noise import (
 from evalkit.legality.options import FALSE_ALARM
 
 Difference = Literal["none", "noise", "drift", "breach"]
+
+LOUD = 0.005
+"""Nats (rms) of noise between two equal calls beyond which no audit resolves what matters: 8 times it is 0.04."""
 
 
 def span_means(context: Context, values: Floats) -> Floats:
@@ -67,14 +70,14 @@ class Breach(NamedTuple):
 
     Attributes:
         kind: ``drift`` or ``breach``.
-        where: Which pass it was.
+        number: Which pass it was, the first one counted.
         numbers: How far the scores moved.
         position: Where they moved most.
         scores: The later forecaster's.
     """
 
     kind: Difference
-    where: str
+    number: int
     numbers: dict[str, float]
     position: int
     scores: Floats
@@ -94,7 +97,7 @@ def again(context: Context, host: Host, passes: int = 2) -> Breach | None:
             kind, numbers, position = judge(context, run.nats[: run.stop - 1])
             context.cover(audit, passes=number - 1, positions=run.stop - 1, difference=kind, **numbers)
             if kind in ("breach", "drift"):
-                return Breach(kind, f"pass {number} in one process", numbers, position, run.nats[: run.stop - 1])
+                return Breach(kind, number, numbers, position, run.nats[: run.stop - 1])
     except Fault as fault:
         context.failed(audit, fault, real=True)
     return None
@@ -116,7 +119,7 @@ def fresh(context: Context, host: Host, memory: Breach | None) -> None:
         agree = later is not None and not moved(run, later[: len(run)]).any()
         _accuse(context, audit, "a later fresh process", numbers, position, remembers=agree)
         if memory is not None and memory.kind == "breach":
-            _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=agree)
+            _accuse_later(context, memory, remembers=agree)
         return
     if kind == "drift":
         gap = difference(context.base.nats[: len(run)], run)
@@ -125,7 +128,7 @@ def fresh(context: Context, host: Host, memory: Breach | None) -> None:
             context.gap(f"fresh runs differ by {context.drift:.3g} nats rms, so smaller leaks cannot be seen")
     context.repeats = kind == "none"
     if memory is not None and (memory.kind == "breach" or (context.repeats and _remembers(context, host, memory))):
-        _accuse(context, "again", memory.where, memory.numbers, memory.position, remembers=True)
+        _accuse_later(context, memory, remembers=True)
 
 
 def _remembers(context: Context, host: Host, memory: Breach) -> bool:
@@ -137,7 +140,7 @@ def _remembers(context: Context, host: Host, memory: Breach) -> bool:
     shuffled = np.concatenate([context.tokens[:1], context.tokens[:0:-1]])
     try:
         host.fresh(int(shuffled[0]))
-        for _ in range(int(memory.where.split()[1]) - 1):
+        for _ in range(memory.number - 1):
             run_stream(host, shuffled, context.options.span, deadline=context.deadline)
             host.again(int(context.tokens[0]))
         run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
@@ -169,6 +172,12 @@ def _rerun(context: Context, host: Host, audit: str) -> tuple[Difference, dict[s
     return kind, numbers, position, scores
 
 
+def _accuse_later(context: Context, memory: Breach, *, remembers: bool) -> None:
+    """Record what :func:`again` has seen."""
+    where = f"pass {memory.number} in one process"
+    _accuse(context, "again", where, memory.numbers, memory.position, remembers=remembers)
+
+
 def _accuse(
     context: Context, audit: str, where: str, numbers: dict[str, float], position: int, *, remembers: bool
 ) -> None:
@@ -189,12 +198,14 @@ def _accuse(
     context.find(audit, "ledger", position, evidence, f"{text}: the ledger cannot be reproduced.")
 
 
-def beside_bait(context: Context, host: ChildHost) -> None:
+def beside_bait(context: Context, host: Host) -> None:
     """Run beside a bait: the whole stream lies in the process, where a careless harness would have left it.
 
     An honest forecaster never looks, so its scores are those of the first pass, where nothing later existed.
     """
     audit = "reach"
+    if not host.remote:
+        return  # our own code shares this process with the stream, and is read rather than baited
     try:
         host.fresh(int(context.tokens[0]), bait=context.tokens)
         run = run_stream(host, context.tokens, context.options.span, deadline=context.deadline)
@@ -250,6 +261,8 @@ def repeated_calls(context: Context, host: Host, rng: np.random.Generator) -> No
         _, learned = one_sided_gain(np.array([np.mean(change) for change in changes]))
         if learned > FALSE_ALARM:
             context.call_noise = float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))
+    if context.call_noise > LOUD:
+        context.gap(f"two equal calls differ by {context.call_noise:.3g} nats rms, so smaller fictions cannot be seen")
     context.cover(
         audit,
         positions=count,

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from evalkit.legality.context import Context
 from evalkit.legality.driver import advance, spans
+from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
 
@@ -30,28 +30,38 @@ ROUNDS = 3
 
 @dataclass(kw_only=True)
 class Sums:
-    """Probability sums by position, with the tolerance of each."""
+    """Probability sums by position, with the tolerance of each.
+
+    Attributes:
+        position: Where; no position twice.
+        total: Sum of the probabilities there.
+        tolerance: How far above 1 that sum may lie.
+        weights: Sum over the positions of the probability of each token, ``[vocab_size]``.
+        seconds: What all of them cost.
+    """
 
     position: list[int] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
     tolerance: list[float] = field(default_factory=list)
+    weights: Floats = field(default_factory=lambda: np.zeros(1))
     seconds: float = 0.0
 
 
-def tolerance(scores: Floats, noise: NoiseProfile) -> float:
+def tolerance(scores: Floats, noise: NoiseProfile, drift: float = 0.0) -> float:
     """Return how far above 1 the sum of ``exp(-scores)`` may lie by arithmetic alone.
 
     1e-4 is float32's share (see :data:`~evalkit.legality.noise.FLOAT32`); on a coarse grid every score may be one
-    step low (half a step of its own, as much for what it was computed from); content noise counts eightfold.
+    step low (half a step of its own, as much for what it was computed from); content noise, noise of equal calls (all
+    rows may share one state of a random generator) and what fresh forecasters differ by count eightfold.
     """
     allowed = FLOAT32
-    if noise.grid in ("bfloat16", "float16"):
+    if noise.grid not in ("float64", "float32"):
         allowed += float(np.sum(np.exp(-scores) * np.expm1(step(scores, noise.grid))))
-    return allowed + 8.0 * noise.upper
+    return allowed + 8.0 * (noise.upper + noise.call + drift)
 
 
 def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = RUN) -> Ids:
-    """Return about ``count`` positions: an unbroken run, seams, repeated contexts, document starts, random ones."""
+    """Return about ``count`` positions: an unbroken run, suspects, seams, document starts, the best, random ones."""
     end = len(context.tokens)
     if count >= end - 1:
         return np.arange(1, end, dtype=np.int64)
@@ -62,7 +72,8 @@ def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = R
     seams = np.array([start for start, _ in context.base.spans] + [stop - 1 for _, stop in context.base.spans])
     best = np.argsort(context.base.nats)[: max(8, end // 50)] + 1
     rest = max(count - len(chosen), 0)
-    for pool, share in ((seams, 0.2), (bos, 0.1), (best, 0.2)):
+    suspects = context.suspects[: math.ceil(0.3 * rest)]
+    for pool, share in ((suspects, 1.0), (seams, 0.2), (bos, 0.1), (best, 0.1)):
         picked = rng.permutation(pool)[: math.ceil(share * rest)]
         chosen.update(int(p) for p in picked if 0 < p < end)
     free = [p for p in rng.permutation(np.arange(1, end)).tolist() if p not in chosen]
@@ -70,19 +81,19 @@ def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = R
     return np.array(sorted(chosen), np.int64)
 
 
-def measure(context: Context, host: Host, start: int, stop: int, position: int) -> tuple[float, float]:
-    """Return the sum over the vocabulary at ``position`` in the span from the prefix to ``stop``, and its tolerance."""
+def ask(context: Context, host: Host, start: int, stop: int, position: int) -> Floats:
+    """Return the score of every token at ``position`` in the span from the prefix to ``stop``, ``[vocab_size]``."""
     rows = np.repeat(context.tokens[None, start:stop], context.vocab_size, axis=0)
     rows[:, position - start] = np.arange(context.vocab_size)
-    scores = host.score(rows, isolated=not context.recallable)[:, position - start]
-    with np.errstate(over="ignore"):
-        total = float(np.sum(np.exp(-scores))) if not np.isnan(scores).any() else math.inf
-    # noise that all rows share (one state of a random generator for each) moves the sum by as much
-    return total, tolerance(scores, context.noise) + 8.0 * context.call_noise
+    return host.score(rows, isolated=not context.recallable)[:, position - start]
 
 
 def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: float, sums: Sums) -> None:
-    """Take a fresh forecaster along the stream and measure at ``positions`` (ascending) until the deadline."""
+    """Take a fresh forecaster along the stream and measure at ``positions`` (ascending) until the deadline.
+
+    In the ledger's span the real token counts with the number that the ledger has: a forecaster that answers
+    otherwise where it is asked again gains nothing by it.
+    """
     began = time.monotonic()
     host.fresh(int(context.tokens[0]))
     end = len(context.tokens)
@@ -97,10 +108,15 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
                 if time.monotonic() > deadline:
                     sums.seconds += time.monotonic() - began
                     return
-                total, allowed = measure(context, host, start, stop, position)
+                scores = ask(context, host, start, stop, position)
+                if mode == "span":
+                    scores[context.tokens[position]] = context.base.nats[position - 1]
+                with np.errstate(over="ignore"):
+                    p = np.where(np.isnan(scores), np.inf, np.exp(-scores))
                 sums.position.append(position)
-                sums.total.append(total)
-                sums.tolerance.append(allowed)
+                sums.total.append(float(np.sum(p)))
+                sums.tolerance.append(tolerance(scores, context.noise, context.drift))
+                sums.weights = sums.weights + np.minimum(p, 1.0)
         if stop > last:
             break
         advance(host, context.tokens[start:stop])
@@ -167,13 +183,10 @@ def conclude(context: Context, audit: str, sums: Sums) -> None:
             f"The probabilities of the {context.vocab_size} tokens sum to {total[index]:.6g}; "
             f"{len(over)} of {len(position)} tested positions are above 1, {mean:.4g} nats per token on average.",
         )
-    scattered = float(np.max(allowed)) > 2 * FLOAT32
-    if len(over) == 0 and scattered and len(position) >= 8 and float(np.std(excess)) > 0:
-        # noise may depend on the token alone, and is then the same at every position
-        bias = 3 * FLOAT32 + context.noise.upper
-        spread = float(np.std(excess, ddof=1)) / math.sqrt(len(position))
-        p_value = float(stats.t.sf((float(np.mean(excess)) - bias) / spread, len(position) - 1))
-        context.cover(audit, mean_p_value=p_value)
+    if len(over) == 0 and np.all(total > 0):
+        bias = context.noise.bias(sums.weights / max(float(np.sum(sums.weights)), 1e-300))
+        p_value = symmetric_bets(np.log(total) - bias).p_value
+        context.cover(audit, mean_p_value=p_value, mean_tolerance=bias)
         if p_value < P_SYSTEMATIC:
             context.find(
                 audit,
@@ -202,9 +215,9 @@ def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.rand
         cost = calibrate(context, host, mode)
         for _ in range(ROUNDS):
             left = deadline - time.monotonic()
-            count = int((0.8 * left - context.base.seconds) / max(cost, 1e-6))
-            missing = len(context.tokens) - 1 - len(sums.position)
-            if count < 1 or missing == 0 or (sums.position and left < 0.3 * seconds):
+            missing = min(len(context.tokens) - 1, context.options.positions or math.inf) - len(sums.position)
+            count = int(min((0.8 * left - context.base.seconds) / max(cost, 1e-6), missing))
+            if count < 1 or (sums.position and left < 0.3 * seconds):
                 break
             # an estimate made on a busy machine may be far too high: what time is left goes to further positions
             new = np.setdiff1d(plan(context, count + len(sums.position), rng), np.array(sums.position, np.int64))

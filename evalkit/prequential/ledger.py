@@ -36,6 +36,10 @@ class Ledger:
         self._temporary = tempfile.TemporaryDirectory(prefix="evalkit-ledger-") if folder is None else None
         self.folder = folder if folder is not None else Path(self._temporary.name)  # type: ignore[union-attr]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
+        """Take up what the folder holds, and open its files for more."""
         self.next_position = 1
         self.chain = _GENESIS
         self._span_stops: list[int] = []
@@ -112,7 +116,7 @@ class Ledger:
         _truncate(self.folder / "bytes.i32", 4 * (position - 1))
         lines = (self.folder / "spans.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (self.folder / "spans.jsonl").write_text("".join(lines[:keep]), encoding="utf-8")
-        self.__init__(self.folder)  # type: ignore[misc]
+        self._open()
 
     def scores(self) -> npt.NDArray[np.float64]:
         """Return every score in nats, ``[len(self)]``, mapped from disk."""

@@ -77,8 +77,9 @@ def test_a_changed_number_cuts_the_ledger_there(tmp_path: Path) -> None:
     assert Ledger(tmp_path).next_position == 6
 
 
-def test_rewinding_to_a_seam(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+@pytest.mark.parametrize("temporary", [False, True])
+def test_rewinding_to_a_seam(temporary: bool, tmp_path: Path) -> None:
+    ledger = Ledger(None if temporary else tmp_path)
     nll = fill(ledger)
     with pytest.raises(InputError, match="no seam"):
         ledger.rewind(8)

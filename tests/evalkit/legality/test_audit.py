@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from evalkit.errors import InputError
-from evalkit.legality import AuditOptions, audit
-from evalkit.legality.hosts import ChildHost, Fault
+from evalkit.legality import AuditOptions, audit, substitution
+from evalkit.legality.childhost import ChildHost
+from evalkit.legality.context import Context
+from evalkit.legality.driver import run_stream
+from evalkit.legality.hosts import Fault, LocalHost
 from evalkit.legality.sources import BigramSource
 
 GALLERY = Path(__file__).parent / "gallery"
@@ -158,6 +161,43 @@ def test_a_hanging_forecaster_is_left_behind(tmp_path):
     assert report.seconds < 10
 
 
+def test_what_ends_a_process_is_said_again_and_not_taken_for_a_crash(tmp_path):
+    """An audit that hangs leaves a dead process to the next one, which must not accuse it of crashing."""
+    (tmp_path / "failing.py").write_text(FAILING.format(what="time.sleep(1000)"))
+    host = ChildHost(f"{tmp_path}/failing.py:make", call_seconds=0.5)
+    host.fresh(1)
+    host.observe(np.zeros(100, np.int64))
+    for _ in range(2):
+        with pytest.raises(Fault, match="no answer to score") as raised:
+            host.score(np.zeros((1, 4), np.int64))
+        assert raised.value.kind == "hang"
+    with pytest.raises(Fault, match="no answer to score"):
+        host.fresh(1)
+
+
+def test_a_batch_of_slow_calls_is_not_a_hanging_one(tmp_path):
+    (tmp_path / "slow.py").write_text(FAILING.format(what="time.sleep(0.02)"))
+    with ChildHost(f"{tmp_path}/slow.py:make", call_seconds=0.5) as host:
+        host.fresh(1)
+        host.observe(np.zeros(100, np.int64))
+        assert host.score(np.zeros((60, 1), np.int64)).shape == (60, 1)  # 1.2 s of calls
+
+
+@pytest.mark.parametrize("kind", ["requires_grad_()", "bfloat16()", "float()"])
+def test_torch_tensors_are_taken_for_what_they_hold(tmp_path, kind):
+    (tmp_path / "tensors.py").write_text(
+        "import torch\n"
+        "class Tensors:\n"
+        "    vocab_size = 4\n"
+        "    def score(self, tokens, start, stop):\n"
+        f"        return torch.full((stop - start,), 1.375).{kind}\n"
+        "make = Tensors\n"
+    )
+    with ChildHost(f"{tmp_path}/tensors.py:make") as host:
+        host.fresh(0)
+        assert host.score(np.array([[1, 2]])).tolist() == [[1.375, 1.375]]
+
+
 def test_the_child_sees_the_prefix_and_the_span_and_nothing_else(tmp_path):
     (tmp_path / "spy.py").write_text(
         "import numpy as np\n"
@@ -199,11 +239,8 @@ def test_isolated_calls_and_fresh_forecasters_leave_no_trace(tmp_path):
         assert host.score(np.repeat(row, 3, axis=0), isolated=True).ravel().tolist() == [1, 1, 1]
         assert host.score(row).item() == 1
         assert host.score(row).item() == 2
-        with host.marked():
-            assert host.score(row).item() == 3
-        assert host.score(row).item() == 3
         host.again(0)
-        assert host.score(row).item() == 4
+        assert host.score(row).item() == 3
         host.fresh(0)
         assert host.score(row).item() == 1
 
@@ -228,3 +265,18 @@ def test_importing_the_audits_is_cheap():
     root = Path(__file__).resolve().parents[3]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert out.stdout.strip() == "False"
+
+
+def test_the_ledgers_number_counts_for_the_token_that_occurred():
+    """Whatever a forecaster answers when it is asked again, a flattered ledger shows in the sum."""
+    tokens = np.arange(40) % V
+    context = Context(tokens=tokens, options=AuditOptions(span=8), deadline=float("inf"))
+    host = LocalHost(Counts)
+    host.fresh(int(tokens[0]))
+    run = run_stream(host, tokens, 8)
+    run.nats[19] -= 0.5
+    context.adopt(run, V, host.offers)
+    for mode, excess in (("span", np.exp(-run.nats[19]) * (1 - np.exp(-0.5))), ("single", 0.0)):
+        sums = substitution.Sums()
+        substitution.visit(context, host, np.array([20]), mode, float("inf"), sums)
+        assert sums.total == [pytest.approx(1.0 + excess)]

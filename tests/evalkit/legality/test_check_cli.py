@@ -35,6 +35,42 @@ def test_a_strangers_forecaster(name: str, code: int, axiom: str | None, tmp_pat
     assert axiom is None or axiom in {finding["axiom"] for finding in document["findings"]}
 
 
+READER = """
+import glob
+import numpy as np
+
+class Reader:
+    vocab_size = 32
+    tokens = None
+    def score(self, tokens, start, stop):
+        if start > {after} and self.tokens is None:
+            self.tokens = np.fromfile(glob.glob(r"{folder}/*.bin")[0], "<u2")
+        return np.full(stop - start, np.log(32))
+    def observe(self, tokens, start, stop):
+        pass
+
+make = Reader
+"""
+
+
+@pytest.mark.parametrize("after", [0, 300])
+def test_a_forecaster_that_opens_the_stream_is_convicted(after: int, tmp_path: Path) -> None:
+    """Behind a link as well; and a file that is not the stream may be opened."""
+    tokens, _ = BigramSource.invented(32, 1).sample(500, 1, np.random.default_rng(0))
+    for folder in ("val", "linked", "train"):
+        (tmp_path / folder).mkdir()
+    write_shard(tmp_path / "val" / "val_000000.bin", tokens)
+    write_shard(tmp_path / "train" / "train_000000.bin", tokens[:100])
+    (tmp_path / "linked" / "data.bin").symlink_to(tmp_path / "val" / "val_000000.bin")
+    for folder, code in (("linked", 3), ("train", 0)):
+        (tmp_path / "reader.py").write_text(READER.format(after=after, folder=tmp_path / folder))
+        arguments = ["--forecaster", f"{tmp_path}/reader.py:make", "--tokens", f"{tmp_path}/val/*.bin"]
+        assert _run(["check", *arguments, "--json", str(tmp_path / "out.json")], False) == code
+        findings = json.loads((tmp_path / "out.json").read_text())["findings"]
+        assert {finding["axiom"] for finding in findings} == ({"causality"} if code else set())
+        assert all(finding["position"] > after for finding in findings)
+
+
 def test_decoding_the_first_tokens_is_part_of_a_check(
     tiny_artifact: Path, tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

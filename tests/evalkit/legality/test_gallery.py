@@ -16,22 +16,11 @@ from evalkit.legality.sources import BigramSource
 GALLERY = Path(__file__).parent / "gallery"
 VIOLATORS = sorted(p.stem for p in GALLERY.glob("[vx]*.py"))
 HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
-BUDGET = 5.0
-SLOW = {  # these answer slowly, or only once per process: the same verdict takes longer
-    "v12_last_epoch",
-    "v13_fitted_temperature",
-    "v18_warm_up",
-    "v20_two_orders",
-    "v10_learns_too_early",
-    "h_adaptive_temperature",
-    "h_hedge",
-    "h_learns_in_score",
-    "x_favours_first_asked",
-    "x_file_memory",
-    "x_first_call_only",
-    "x_reach_collector",
-    "x_reach_past_the_end",
-}
+BUDGET = 60.0
+"""Far more seconds than the audits of these positions take, so that the clock decides no verdict."""
+
+POSITIONS = {"violator": 192, "honest": 64}
+"""Sums over the vocabulary: an unbroken run of 128 and 64 more where a fiction is to be met."""
 
 
 def axiom_of(name: str) -> str:
@@ -44,12 +33,9 @@ def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tokens
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
-    options = AuditOptions(budget_seconds=BUDGET * (2.5 if name in SLOW else 1.0), seed=seed, bytes_per_token=2.4)
+    positions = POSITIONS["honest" if name in HONEST else "violator"]
+    options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
     return audit(f"{GALLERY / name}.py:make", stream, options)
-
-
-def cases(names: list[str]) -> list:
-    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
 
 
 def test_the_gallery_is_large_enough():
@@ -57,7 +43,7 @@ def test_the_gallery_is_large_enough():
     assert len(HONEST) >= 12
 
 
-@pytest.mark.parametrize("name", cases(VIOLATORS))
+@pytest.mark.parametrize("name", VIOLATORS)
 def test_violator_is_illegal(name, tmp_path, monkeypatch):
     report = judged(name, tmp_path, monkeypatch)
     assert report.verdict == "illegal", report.summary()
@@ -68,7 +54,7 @@ def test_violator_is_illegal(name, tmp_path, monkeypatch):
         assert "To see it again" in finding.message
 
 
-@pytest.mark.parametrize("name", cases(HONEST))
+@pytest.mark.parametrize("name", HONEST)
 def test_honest_twin_is_not_accused(name, tmp_path, monkeypatch):
     report = judged(name, tmp_path, monkeypatch)
     assert report.findings == [], report.summary()

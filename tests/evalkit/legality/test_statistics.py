@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.legality.evalue import bounded_bets, restarted
+from evalkit.legality.evalue import bounded_bets, restarted, symmetric_bets
 from evalkit.legality.noise import NoiseProfile, grid_of, one_sided_gain, step, two_groups
 from evalkit.legality.sources import BigramSource, UniformSource
 
@@ -51,6 +51,38 @@ def test_false_alarms_stay_below_their_level():
     assert bets < 0.05 + 5 * math.sqrt(0.05 * 0.95 / 2000)
 
 
+@pytest.mark.parametrize("noise", ["normal", "two values", "heavy tails", "changing size", "shifted down"])
+def test_symmetric_noise_is_not_accused(noise):
+    rng = np.random.default_rng(3)
+    shape = (2000, 150)
+    signs = rng.choice([-1.0, 1.0], shape)
+    values = {
+        "normal": 1e-3 * rng.normal(size=shape),
+        "two values": 0.25 * signs,
+        "heavy tails": 1e-3 * rng.standard_cauchy(shape),
+        "changing size": signs * 10.0 ** rng.uniform(-6, 1, (1, 150)),
+        "shifted down": 1e-3 * signs - 1e-3 * rng.random((1, 150)),
+    }[noise]
+    assert np.mean([symmetric_bets(row).p_value < 0.05 for row in values]) < 0.05 + 5 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_many_positions_show_what_none_of_them_does():
+    rng = np.random.default_rng(4)
+    values = 1e-3 + 2e-3 * rng.normal(size=400)
+    assert np.mean(values < 0) > 0.25
+    assert symmetric_bets(values).p_value < 1e-9
+    assert symmetric_bets(-values).p_value > 0.1
+    assert symmetric_bets(np.zeros(0)).p_value == 1.0
+
+
+def test_noise_of_tokens_is_granted_what_it_averages_to():
+    spread = NoiseProfile(content=2e-3).bias(np.full(1000, 1e-3))
+    one = NoiseProfile(content=2e-3).bias(np.eye(1000)[0])
+    assert spread == pytest.approx(3e-4 + 1e-6 + 6 * 2e-3 / math.sqrt(2000))
+    assert one == pytest.approx(3e-4 + 1e-6 + 6 * 2e-3 / math.sqrt(2))
+    assert NoiseProfile(call=2e-3).bias(np.eye(2)[0]) == pytest.approx(3e-4 + 1e-6)  # it averages out
+
+
 def test_bets_find_a_sum_above_one_in_noisy_ratios():
     rng = np.random.default_rng(1)
     ratios = 1.5 * rng.exponential(1.0, 800)
@@ -90,6 +122,12 @@ def test_grids_are_recognised():
     assert grid_of(single.astype(np.float64)) == "float32"
     assert grid_of(coarse.astype(np.float64)) == "bfloat16"
     assert grid_of(values.astype(np.float16).astype(np.float64)) == "float16"
+    p = np.exp(-np.minimum(values, 8.0))
+    cut = (p.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    for name, kept in (("bfloat16", cut), ("float16", p.astype(np.float16))):
+        assert grid_of(-np.log(kept.astype(np.float64))) == f"{name} probabilities"
+        assert grid_of(-np.log(kept.astype(np.float32)).astype(np.float64)) == f"{name} probabilities"
+    assert step(np.array([-np.log(0.75)]), "bfloat16 probabilities")[0] == pytest.approx(np.log1p(2.0**-8 / 0.75))
     assert step(np.array([3.0]), "bfloat16")[0] == 2.0**-6
     assert step(np.array([3.0]), "float32")[0] == np.spacing(np.float32(3.0))
 

@@ -1,0 +1,194 @@
+"""The host of a stranger's forecaster: a child process that is only sent what it may see."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from evalkit.errors import InputError
+from evalkit.legality import child
+from evalkit.legality.hosts import Fault, Floats, Ids
+
+BATCH_SECONDS = 0.1
+"""Share of the patience with one call that a batch of calls is meant to take."""
+
+BATCH_VALUES = 1 << 22
+"""Scores that come back in one message at most: 32 MB."""
+
+
+class ChildHost:
+    """A stranger's forecaster in a child process that is only sent what it may see.
+
+    The process imports the stranger's module once; every fresh forecaster lives in a forked copy of that state, so
+    nothing that an earlier one kept in memory is left.
+
+    Args:
+        spec: ``FILE.py:FACTORY`` or ``package.module:FACTORY``.
+        call_seconds: How long one call of the forecaster may take.
+        stream_files: Files that it must not open.
+
+    Raises:
+        InputError: the factory cannot be loaded.
+    """
+
+    remote = True
+
+    def __init__(self, spec: str, *, call_seconds: float = 30.0, stream_files: Sequence[str] = ()) -> None:
+        self.spec = spec
+        self.call_seconds = call_seconds
+        self.vocab_size = 0
+        self.offers: frozenset[str] = frozenset()
+        self.length = 0
+        self._depth = 0
+        self._end: Fault | None = None
+        self._seconds_per_row: dict[tuple[str, bool, int], float] = {}
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        mine, theirs = socket.socketpair()
+        self._link = mine
+        one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(one_thread, "1"), "PYTHONHASHSEED": "0"}
+        self._process = subprocess.Popen(
+            [sys.executable, child.__file__, str(theirs.fileno()), spec],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=self._noise,
+            stderr=self._noise,
+            env=environment,
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            sealed = [child.seal(path) for path in stream_files]
+            self._ask({"do": "load", "sealed": sealed}, patience=max(call_seconds, 60.0))
+        except Fault as fault:
+            self.close()
+            raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None
+
+    def _ask(
+        self, header: dict[str, Any], array: Ids | None = None, *, patience: float | None = None
+    ) -> tuple[dict[str, Any], Floats | None]:
+        """Send one request and return its answer.
+
+        Raises:
+            Fault: what went wrong in the child; once the process has ended, what ended it.
+        """
+        if self._end is not None:
+            raise self._end
+        patience = patience or self.call_seconds
+        deadline = time.monotonic() + patience
+        try:
+            self._link.settimeout(patience)
+            child.send(self._link, header, array)
+            reply, values = child.receive(self._link, deadline)
+        except TimeoutError:
+            self._end = Fault("hang", f"no answer to {header['do']} within {patience:.0f} s", start=self.length)
+        except (EOFError, OSError, ValueError, KeyError):
+            message = f"the process of the forecaster died during {header['do']}{self._last_words()}"
+            self._end = Fault("crash", message, start=self.length)
+        if self._end is not None:
+            self.close()
+            raise self._end
+        if "fault" in reply:
+            kind = str(reply["fault"])
+            if kind == "died":
+                kind, self._depth = "crash", self._depth - 1
+            raise Fault(kind, str(reply["message"]), row=int(reply.get("row", 0)), start=self.length)
+        return reply, values
+
+    def _last_words(self) -> str:
+        """Return the end of what the process printed, for messages."""
+        with contextlib.suppress(OSError, ValueError):
+            self._noise.seek(0)
+            text = self._noise.read()[-400:].decode("utf-8", "replace").strip()
+            if text:
+                return f"; it last printed: {text.splitlines()[-1][:200]}"
+        return ""
+
+    def fresh(self, first: int, *, bait: Ids | None = None) -> None:
+        """See :class:`Host`."""
+        while self._depth:
+            self._ask({"do": "pop"})
+            self._depth -= 1
+        self._ask({"do": "push"})
+        self._depth += 1
+        if bait is not None:
+            self._ask({"do": "bait"}, bait)
+        self.again(first)
+
+    def again(self, first: int) -> None:
+        """See :class:`Host`."""
+        self.length = 0
+        reply, _ = self._ask({"do": "make"})
+        self.vocab_size = int(reply["vocab_size"])
+        self.offers = frozenset(reply["offers"])
+        self._ask({"do": "begin"}, np.array([first], np.int64))
+        self.length = 1
+
+    def score(self, rows: Ids, *, isolated: bool = False) -> Floats:
+        """See :class:`Host`."""
+        return self._values("score", rows, isolated)
+
+    def distribution(self, rows: Ids, *, isolated: bool = False) -> Floats:
+        """See :class:`Host`."""
+        return self._values("distribution", rows, isolated)
+
+    def _values(self, method: str, rows: Ids, isolated: bool) -> Floats:
+        """Ask for rows in batches so small that a batch of slow calls is not taken for one that hangs."""
+        shape: tuple[int, ...] = (rows.shape[1],)
+        if method == "distribution":
+            shape = (rows.shape[1], self.vocab_size)
+        kind = (method, isolated, rows.shape[1])
+        values = np.empty((len(rows), *shape))
+        first = 0
+        while first < len(rows):
+            seconds = self._seconds_per_row.get(kind, self.call_seconds)
+            limit = min(BATCH_SECONDS * self.call_seconds / seconds, BATCH_VALUES / max(values[0].size, 1))
+            batch = rows[first : first + max(1, int(limit))]
+            began = time.monotonic()
+            _, answer = self._ask({"do": method, "isolated": isolated}, batch)
+            self._seconds_per_row[kind] = max(time.monotonic() - began, 1e-6) / len(batch)
+            if answer is None or answer.shape != (len(batch), *shape):
+                raise Fault("protocol", f"{method} came back in the wrong shape", start=self.length)
+            values[first : first + len(batch)] = answer
+            first += len(batch)
+        return values
+
+    def observe(self, span: Ids) -> None:
+        """See :class:`Host`."""
+        self._ask({"do": "observe"}, span)
+        self.length += len(span)
+
+    def boundary(self) -> int | None:
+        """See :class:`Host`."""
+        if "next_boundary" not in self.offers:
+            return None
+        return int(self._ask({"do": "boundary"})[0]["stop"])
+
+    def close(self) -> None:
+        """End the process and everything it forked."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        self._link.close()
+        self._noise.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
