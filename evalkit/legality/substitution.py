@@ -24,6 +24,10 @@ NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substituti
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
 
+ENOUGH = 8
+"""Where every call takes a copy of the process: sums above their tolerance after which no more are added up, and
+positions at which they are at all once another audit has convicted."""
+
 ROUNDS = 3
 """Times that an audit plans anew with what time is left."""
 
@@ -45,6 +49,11 @@ class Sums:
     tolerance: list[float] = field(default_factory=list)
     weights: Floats = field(default_factory=lambda: np.zeros(1))
     seconds: float = 0.0
+
+    @property
+    def over(self) -> int:
+        """How many sums lie above their tolerance."""
+        return sum(total - 1.0 > allowed for total, allowed in zip(self.total, self.tolerance, strict=True))
 
 
 def tolerance(scores: Floats, noise: NoiseProfile, drift: float = 0.0) -> float:
@@ -94,7 +103,6 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
     In the ledger's span the real token counts with the number that the ledger has: a forecaster that answers
     otherwise where it is asked again gains nothing by it.
     """
-    began = time.monotonic()
     host.fresh(int(context.tokens[0]))
     end = len(context.tokens)
     wanted = set(positions.tolist())
@@ -106,7 +114,6 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
         for position in range(start, stop):
             if position in wanted:
                 if time.monotonic() > deadline:
-                    sums.seconds += time.monotonic() - began
                     return
                 scores = ask(context, host, start, stop, position)
                 if mode == "span":
@@ -117,10 +124,11 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
                 sums.total.append(float(np.sum(p)))
                 sums.tolerance.append(tolerance(scores, context.noise, context.drift))
                 sums.weights = sums.weights + np.minimum(p, 1.0)
+                if not context.recallable and sums.over >= ENOUGH:
+                    return
         if stop > last:
             break
         advance(host, context.tokens[start:stop])
-    sums.seconds += time.monotonic() - began
 
 
 def calibrate(context: Context, host: Host, mode: Mode) -> float:
@@ -211,17 +219,22 @@ def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.rand
     name = NAMES[mode]
     sums = Sums()
     deadline = time.monotonic() + seconds
+    convicted = bool(context.report.findings) and not context.recallable
+    most = ENOUGH if convicted else context.options.positions or math.inf
     try:
         cost = calibrate(context, host, mode)
         for _ in range(ROUNDS):
             left = deadline - time.monotonic()
-            missing = min(len(context.tokens) - 1, context.options.positions or math.inf) - len(sums.position)
+            missing = min(len(context.tokens) - 1, most) - len(sums.position)
             count = int(min((0.8 * left - context.base.seconds) / max(cost, 1e-6), missing))
-            if count < 1 or (sums.position and left < 0.3 * seconds):
+            enough = not context.recallable and sums.over >= ENOUGH
+            if count < 1 or enough or (sums.position and left < 0.3 * seconds):
                 break
             # an estimate made on a busy machine may be far too high: what time is left goes to further positions
             new = np.setdiff1d(plan(context, count + len(sums.position), rng), np.array(sums.position, np.int64))
+            began = time.monotonic()
             visit(context, host, new, mode, deadline, sums)
+            sums.seconds += time.monotonic() - began
             cost = sums.seconds / max(len(sums.position), 1)
         if not sums.position:
             context.cover(name, positions=0, seconds_per_position=cost)

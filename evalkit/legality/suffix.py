@@ -216,8 +216,9 @@ def examine(context: Context, host: Host, pair: Ids, offset: int, rng: np.random
         if P_SYSTEMATIC <= facts["p_value"] < 0.05:
             follow(AGAIN, 0.1)
         # A leak through a choice among few (a temperature of a list) follows its template part of the time; where most
-        # scores repeat to the bit it gets the template with one token replaced as well.
-        if facts["p_value"] >= P_SYSTEMATIC and context.noise.exact and context.grid == "float64":
+        # scores repeat to the bit, and calls are cheap, it gets the template with one token replaced as well.
+        exact = context.recallable and context.noise.exact and context.grid == "float64"
+        if facts["p_value"] >= P_SYSTEMATIC and exact:
             follow(AGAIN, 0.0)
     return facts
 
@@ -261,7 +262,8 @@ def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generato
         return
     ranked = over[np.argsort(-sizes[over])]
     room = [i for i in ranked if moves.bounds[int(i)][1] - int(i) - 1 >= 3]
-    chosen = [int(i) for i in dict.fromkeys([*ranked[:6], *room[:6], *rng.permutation(room)[:6]])]
+    most = 6 if context.recallable else 2
+    chosen = [int(i) for i in dict.fromkeys([*ranked[:most], *room[:most], *rng.permutation(room)[:most]])]
     facts = confirm(context, host, moves, chosen, rng)
     sure = [
         index

@@ -19,7 +19,7 @@ HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
 BUDGET = 60.0
 """Far more seconds than the audits of these positions take, so that the clock decides no verdict."""
 
-POSITIONS = {"violator": 192, "honest": 64}
+POSITIONS = {"violator": 192, "honest": 32}
 """Sums over the vocabulary: an unbroken run of 128 and 64 more where a fiction is to be met."""
 
 

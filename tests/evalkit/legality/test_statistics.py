@@ -80,6 +80,8 @@ def test_noise_of_tokens_is_granted_what_it_averages_to():
     one = NoiseProfile(content=2e-3).bias(np.eye(1000)[0])
     assert spread == pytest.approx(3e-4 + 1e-6 + 6 * 2e-3 / math.sqrt(2000))
     assert one == pytest.approx(3e-4 + 1e-6 + 6 * 2e-3 / math.sqrt(2))
+    rounded = NoiseProfile(grid="bfloat16").bias(np.full(1000, 1e-3))  # scores of 6.9 nats: steps of 2^-5
+    assert rounded == pytest.approx(3e-4 + 6 * 2**-5 / math.sqrt(6000))
     assert NoiseProfile(call=2e-3).bias(np.eye(2)[0]) == pytest.approx(3e-4 + 1e-6)  # it averages out
 
 
