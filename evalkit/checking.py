@@ -36,7 +36,8 @@ class CheckOptions:
     Attributes:
         span: tokens a span.
         budget_seconds: wall time for the audits.
-        max_tokens: length of the part of the stream that is audited.
+        max_tokens: length of the part of the stream that every audit looks at; a stranger's scores of what follows are
+            salted as far as the budget reaches.
         decode_tokens: compress and decompress this many tokens as well; 0 leaves it out.
         code: code files that ship with the artifact, for the size.
         seed: of every random choice.
@@ -72,7 +73,7 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
         report = audit(
             _no_arguments(session.make_forecaster),
             tokens,
-            _audit_options(how, bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
+            _audit_options(how, len(session.stream), bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
         )
         report.covered |= late.covered
     for name, facts in report.covered.items():
@@ -90,33 +91,41 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
 
 
 def check_forecaster(
-    spec: str, tokens: np.ndarray[Any, Any], how: CheckOptions, *, bos: int = 1, stream_files: Sequence[str] = ()
+    spec: str,
+    tokens: np.ndarray[Any, Any],
+    how: CheckOptions,
+    *,
+    bos: int = 1,
+    stream_files: Sequence[str] = (),
+    stream_tokens: int = 0,
 ) -> LegalityReport:
     """Check a stranger's forecaster, ``FILE.py:FACTORY`` or ``package.module:FACTORY``, in child processes.
 
     Args:
         spec: names the factory.
-        tokens: the stream.
+        tokens: the stream, or its beginning.
         how: span, budget and so on.
         bos: token that opens a document.
         stream_files: files that hold the stream, which the forecaster must not open.
+        stream_tokens: length of the whole stream, where ``tokens`` are its beginning.
 
     Raises:
         InputError: the factory cannot be loaded, or the stream is unusable.
     """
-    options = _audit_options(how, bytes_per_token=None, bos=bos)
+    options = _audit_options(how, stream_tokens, bytes_per_token=None, bos=bos)
     report = audit(spec, tokens, replace(options, stream_files=tuple(stream_files)))
     if how.code:
         _add(report, "budget", *budget(how.code))
     return report
 
 
-def _audit_options(how: CheckOptions, *, bytes_per_token: float | None, bos: int) -> AuditOptions:
+def _audit_options(how: CheckOptions, stream_tokens: int, *, bytes_per_token: float | None, bos: int) -> AuditOptions:
     return AuditOptions(
         span=how.span,
         budget_seconds=how.budget_seconds,
         seed=how.seed,
         max_tokens=how.max_tokens,
+        stream_tokens=stream_tokens,
         bytes_per_token=bytes_per_token,
         bos=max(bos, 0),
     )

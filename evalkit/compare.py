@@ -45,6 +45,7 @@ class Comparison:
         t: Welch's statistic for a difference of 0; None with fewer than two runs on a side or without any variation.
         degrees: degrees of freedom (Welch-Satterthwaite).
         p_lower: one-sided p-value that the new runs are lower.
+        p_two_sided: p-value that the runs differ either way.
         low: lower end of the 95% interval of the difference.
         high: upper end.
         margin: of the record rule, in this metric; None where the rule does not speak of it.
@@ -62,6 +63,7 @@ class Comparison:
     t: float | None
     degrees: float | None
     p_lower: float | None
+    p_two_sided: float | None
     low: float | None
     high: float | None
     margin: float | None
@@ -154,12 +156,13 @@ def compare_values(
     from scipy import stats
 
     a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    t = degrees = p_lower = low = high = p_margin = None
+    t = degrees = p_lower = p_two_sided = low = high = p_margin = None
     difference = float(a.mean() - b.mean())
     if len(a) > 1 and len(b) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0):
         test = stats.ttest_ind(a, b, equal_var=False, alternative="less")
         t, degrees, p_lower = float(test.statistic), float(test.df), float(test.pvalue)
-        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        two_sided = stats.ttest_ind(a, b, equal_var=False)
+        p_two_sided, interval = float(two_sided.pvalue), two_sided.confidence_interval(0.95)
         low, high = float(interval.low), float(interval.high)
         if margin is not None:
             p_margin = float(stats.ttest_ind(a + margin, b, equal_var=False, alternative="less").pvalue)
@@ -175,6 +178,7 @@ def compare_values(
         t=t,
         degrees=degrees,
         p_lower=p_lower,
+        p_two_sided=p_two_sided,
         low=low,
         high=high,
         margin=margin,

@@ -90,7 +90,7 @@ class ScoreOptions:
         if self.context == "streaming" and (self.ttt or self.mixer == "published"):
             raise InputError("--context streaming goes with --mixer none or hedge and without --ttt")
         if self.limit_tokens < 0:
-            raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 1 or more")
+            raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 0 (all) or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
         if self.reliability < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from evalkit.cli.options import model_options, score_options, text_options
 from evalkit.errors import InputError
@@ -13,6 +14,12 @@ from evalkit.files import check_writable, write_json
 if TYPE_CHECKING:
     from evalkit.checking import CheckOptions
     from evalkit.legality.report import LegalityReport
+
+DEEP_TOKENS = 1 << 20
+"""Tokens of a stream that a stranger's forecaster may be asked about at all."""
+
+STREAM_OPTIONS = ("tokens", "text", "limit_tokens", "tokenizer")
+"""Those of the shared options that say what to check on, not how an artifact is scored."""
 
 STRANGERS_SPAN = 64
 """Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
@@ -70,6 +77,10 @@ def command(
     if forecaster is not None:
         if artifact is not None or no_model:
             raise InputError("--forecaster checks a stranger's code: leave out the artifact and --no-model")
+        unused = [option for option in (*options, "decode") if option not in STREAM_OPTIONS and _was_given(option)]
+        if unused:
+            names = ", ".join(f"--{option.replace('_', '-')}" for option in unused).replace("--settings", "--set")
+            raise InputError(f"{names}: for an artifact; a stranger's forecaster is taken as its factory makes it")
         report = _check_stranger(forecaster, how, options)
     else:
         if artifact is None and not no_model:
@@ -81,6 +92,10 @@ def command(
         write_json(json_path, report.as_dict())
     click.echo(describe(report))
     return 3 if report.verdict == "illegal" else 0
+
+
+def _was_given(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
@@ -99,9 +114,14 @@ def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> Le
         stream = tokenize_file(options["text"], tokenizer)
     if options["limit_tokens"]:
         stream = stream.truncated(options["limit_tokens"] + 1)
-    tokens = stream.read(0, min(len(stream), how.max_tokens))
-    bos = tokenizer.bos_id if tokenizer else 1
-    return check_forecaster(spec, tokens, how, bos=bos, stream_files=stream.names)
+    return check_forecaster(
+        spec,
+        stream.read(0, min(len(stream), max(how.max_tokens, DEEP_TOKENS))),
+        how,
+        bos=tokenizer.bos_id if tokenizer else 1,
+        stream_files=stream.names,
+        stream_tokens=len(stream),
+    )
 
 
 def describe(report: LegalityReport) -> str:
@@ -109,9 +129,11 @@ def describe(report: LegalityReport) -> str:
     lines = [report.summary()]
     audited = report.covered.get("audit", {})
     if audited:
+        deep = report.covered.get("deep salting", {}).get("last", 0)
         lines.append(
             f"audited {audited['audited_tokens']:,} of {audited['stream_tokens']:,} tokens in spans of "
-            f"{audited['span']:,}; false alarms: at most {audited['false_alarm_probability']:.0e} a check"
+            f"{audited['span']:,}{f', sums estimated up to token {deep:,}' if deep else ''}; "
+            f"false alarms: at most {audited['false_alarm_probability']:.0e} a check"
         )
     decode = report.covered.get("decode")
     if decode:

@@ -127,6 +127,7 @@ def _welch(c: Comparison) -> str:
         [
             ("Welch test", f"t = {c.t:.4f}, {c.degrees:.2f} degrees of freedom"),
             ("lower", f"p = {c.p_lower:.4g}, one-sided: {verdict} at {RECORD_P}"),
+            ("different", f"p = {c.p_two_sided:.4g}, two-sided"),
             ("95% interval", f"{c.low:+.6f} to {c.high:+.6f} nats per token"),
             (f"{RECORD_NATS} nats lower", f"p = {c.p_margin:.4g}, one-sided: the rule of {RECORD_NATS} nats at "
                                           f"p < {RECORD_P} is {met}"),

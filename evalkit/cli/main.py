@@ -85,8 +85,13 @@ def _run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return 2
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        where = f" ({context.command_path} --help shows what there is)" if context else ""
+        print(f"evalkit: error: {error.format_message()}{where}", file=sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):
         print("evalkit: interrupted", file=sys.stderr)

@@ -20,7 +20,12 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     decorators = [
         click.option("--tokens", metavar="GLOB", help="Token shards to score (quote the glob)."),
         click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
-        click.option("--limit-tokens", type=int, default=0, help="Score at most this many tokens (default: all)."),
+        click.option(
+            "--limit-tokens",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Score at most this many tokens (default: 0, which is all).",
+        ),
     ]
     return _apply(command, decorators)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from evalkit.cli.options import model_options, require_one, score_options, text_options
 from evalkit.cli.output import QUIET
 from evalkit.constants import SIZE_CAP
+from evalkit.errors import InputError
 from evalkit.files import check_writable, write_json
 from evalkit.log import LOG
 from evalkit.progress import format_seconds
@@ -61,6 +63,8 @@ def command(
     profile = Profile() if profiled else None
     check_writable(json_path)
     check_writable(nll_path)
+    if json_path and nll_path and os.path.abspath(json_path) == os.path.abspath(nll_path):
+        raise InputError(f"--json and --dump-nll both name {json_path}; give each a file of its own")
     with ExitStack() as stack:
         with profile.phase("load") if profile else nullcontext():
             from evalkit.compose import open_session

@@ -32,7 +32,8 @@ def audit(
     Args:
         make: A factory of our own, run in this process; or ``FILE.py:FACTORY`` or ``package.module:FACTORY``, a
             stranger's, run in child processes that see only what they may.
-        tokens: The stream, token ids; the first is given, the rest are scored.
+        tokens: The stream, token ids; the first is given, the rest are scored. What lies beyond ``max_tokens`` is
+            salted as far as the budget reaches: a forecaster may turn to fiction only after thousands of tokens.
         options: Span, budget and so on.
 
     Raises:
@@ -45,10 +46,10 @@ def audit(
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
-    visible = stream[: options.max_tokens].astype(np.int64)
+    whole = stream.astype(np.int64)
     context = Context(
-        tokens=visible,
-        stream=visible,
+        tokens=whole[: options.max_tokens],
+        stream=whole,
         options=options,
         deadline=began + options.budget_seconds,
     )
@@ -61,7 +62,7 @@ def audit(
     report.seconds = time.monotonic() - began
     report.covered["audit"] = {
         "span": options.span,
-        "stream_tokens": len(stream),
+        "stream_tokens": max(len(stream), options.stream_tokens),
         "audited_tokens": len(context.tokens),
         "false_alarm_probability": FALSE_ALARM,
         "in_child_process": isinstance(make, str),
@@ -119,8 +120,10 @@ class _Audits:
         # where calls are dear and whole rows are stated, the rows say more than two further passes would
         dear = context.states_rows and context.base.seconds > 0.02 * context.options.budget_seconds
         self._together(repeats, sources[:1] if dear else sources)
-        if len(context.tokens) < len(context.stream) and not context.states_rows:
-            seconds = 0.5 * self._left()
+        if len(context.tokens) < len(context.stream):
+            # a forecaster so slow that the first pass broke off shows elsewhere even less
+            cut = len(context.tokens) < min(context.options.max_tokens, len(context.stream))
+            seconds = (0.5 if cut and not context.states_rows else 0.2) * self._left()
             self._together((lambda host: known.salted_stream(context, host, self._rng(9), deep_seconds=seconds),))
 
     def _sums(self) -> None:

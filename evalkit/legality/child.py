@@ -162,6 +162,7 @@ class Session:
         watch_files(sealed, self.opened)
         self.factory = load_factory(spec)
         self.instance: Any = None
+        self.vocab_size = 0
         self.prefix = np.zeros(0, np.int64)
 
     def make(self) -> dict[str, Any]:
@@ -178,7 +179,8 @@ class Session:
             for name in ("score", "observe", "distribution", "next_boundary")
             if callable(getattr(self.instance, name, None))
         ]
-        return {"vocab_size": int(size), "offers": offers}
+        self.vocab_size = int(size)
+        return {"vocab_size": self.vocab_size, "offers": offers}
 
     def visible(self, row: np.ndarray) -> np.ndarray:
         """Return a fresh array of the prefix and the span: exactly what may be seen."""
@@ -202,6 +204,8 @@ class Session:
         result = getattr(self.instance, method)(tokens, start, stop)
         del stream
         self.check_files()
+        if self.instance.vocab_size != self.vocab_size:
+            raise StrangerFault("shape", f"vocab_size went from {self.vocab_size} to {self.instance.vocab_size}")
         if tokens.tobytes() != sent:
             raise StrangerFault("rewrite", f"{method}({start}, {stop}) wrote to the tokens that it was handed")
         return result
@@ -218,8 +222,7 @@ class Session:
     def rows(self, method: str, rows: np.ndarray, isolated: bool) -> np.ndarray:
         """Call ``method`` on every row; ``isolated`` runs each in a forked copy, as if no other had been."""
         width = rows.shape[1]
-        vocab = int(self.instance.vocab_size)
-        shape = (width,) if method == "score" else (width, vocab)
+        shape = (width,) if method == "score" else (width, self.vocab_size)
         values = np.empty((len(rows), *shape), np.float64)
         one = self.forked if isolated else self.numbers
         for index, row in enumerate(rows):

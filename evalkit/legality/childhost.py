@@ -130,7 +130,9 @@ class ChildHost:
         """See :class:`Host`."""
         self.length = 0
         reply, _ = self._ask({"do": "make"})
-        self.vocab_size = int(reply["vocab_size"])
+        before, self.vocab_size = self.vocab_size, int(reply["vocab_size"])
+        if before not in (0, self.vocab_size):
+            raise Fault("shape", f"a fresh forecaster's vocab_size is {self.vocab_size}, where it was {before}")
         self.offers = frozenset(reply["offers"])
         self._ask({"do": "begin"}, np.array([first], np.int64))
         self.length = 1

@@ -119,7 +119,10 @@ def salted_stream(context: Context, host: Host, rng: np.random.Generator, *, dee
     """
     deep = deep_seconds is not None
     audit = "deep salting" if deep else "salting"
-    tokens = (context.stream if deep else context.tokens).copy()
+    tokens = context.tokens.copy()
+    if deep_seconds is not None:
+        per_second = len(context.base.nats) / max(context.base.seconds, 1e-6)
+        tokens = context.stream[: len(tokens) + int(2 * deep_seconds * per_second)].copy()
     source = BigramSource.fitted(tokens, context.vocab_size)
     every = EVERY if deep else 4
     places = np.arange(int(rng.integers(every)), len(tokens) - 1, every)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from evalkit.errors import InputError
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream
 from evalkit.legality.hosts import Fault, Host
@@ -22,16 +23,18 @@ def first_pass(context: Context, host: Host, seconds: float) -> bool:
     """
     try:
         host.fresh(int(context.tokens[0]))
-        largest = int(context.tokens.max())
-        if largest >= host.vocab_size:
-            context.find(
-                AUDIT,
-                "ledger",
-                int(np.argmax(context.tokens)),
-                {"token": largest, "vocab_size": host.vocab_size},
-                f"The stream holds token {largest}; the forecaster's vocabulary has {host.vocab_size}.",
-            )
-            return False
+    except Fault as fault:
+        if fault.kind == "crash":
+            raise InputError(f"the factory made no forecaster: {' '.join(str(fault).split())}") from None
+        context.failed(AUDIT, fault, real=True)
+        return False
+    largest = int(context.stream.max())
+    if largest >= host.vocab_size:
+        raise InputError(
+            f"the stream holds token {largest} at position {int(np.argmax(context.stream))}, the forecaster's "
+            f"vocabulary has {host.vocab_size}: give the shards that it was made for"
+        )
+    try:
         span = context.options.span
         # A forecaster that learns at seams is judged there: the pass may take five times its share to get past one.
         seam = host.boundary() or 0

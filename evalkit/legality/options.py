@@ -20,7 +20,8 @@ class AuditOptions:
         seed: Seed of every random choice; the same seed makes the same audit.
         positions: Positions at which a substitution audit asks for every token of the vocabulary; None for as many as
             the budget allows. With a number, and a budget that is not used up, no verdict depends on the clock.
-        max_tokens: Length of the part of the stream that is looked at, from its start.
+        max_tokens: Length of the part of the stream that every audit looks at, from its start.
+        stream_tokens: Length of the whole stream, where the tokens at hand are only its beginning.
         call_seconds: How long one call may take before the forecaster counts as hanging.
         workers: Processes, or passes of work, at a time (1 or 2). In-process forecasters use one.
         bytes_per_token: For sizes in bits per byte; None leaves them out.
@@ -33,6 +34,7 @@ class AuditOptions:
     seed: int = 0
     positions: int | None = None
     max_tokens: int = 8192
+    stream_tokens: int = 0
     call_seconds: float = 30.0
     workers: int = 2
     bytes_per_token: float | None = None
@@ -46,6 +48,8 @@ class AuditOptions:
             raise InputError(f"the budget is {self.budget_seconds} seconds; it must be positive")
         if self.positions is not None and self.positions < 1:
             raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for as many as fit")
+        if self.seed < 0:
+            raise InputError(f"the seed is {self.seed}; expected 0 or more")
         if self.max_tokens < 2:
             raise InputError(f"max_tokens is {self.max_tokens}; at least 2 are needed to score one")
         if self.workers not in (1, 2):

@@ -14,6 +14,7 @@ import math
 import re
 import secrets
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,7 +157,7 @@ def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
             if _sha256(folder / name / SHARD) != record["sha256"][name]:
                 raise InputError(f"{folder / name / SHARD} is not the shard that was emitted")
         whole, first = open_shard(folder / WHOLE / SHARD), open_shard(folder / PREFIX / SHARD)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} holds no readable probe ({error}); make one with evalkit probe emit") from None
     if hashlib.sha256(salt + log_q.astype("<f8").tobytes()).hexdigest() != record["commitment"]:
         raise InputError(f"{folder / SEALED} does not match the commitment in {RECORD}")
@@ -261,8 +262,10 @@ def _positions(nll: str | Path | npt.NDArray[np.float64]) -> npt.NDArray[np.floa
         try:
             loaded = np.load(nll, allow_pickle=False)
             nll = loaded if isinstance(loaded, np.ndarray) else loaded["nll"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{nll} is not an npz with an array nll: {error}") from None
+        except OSError as error:
+            raise InputError(f"{nll}: {error.strerror or error}") from None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise InputError(f"{nll} is no npz with an array nll, as score --dump-nll writes it, and no npy") from None
     values = np.asarray(nll, np.float64).reshape(-1)
     if np.isnan(values).any():
         raise InputError("some of the scores are not numbers")

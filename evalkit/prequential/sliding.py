@@ -19,6 +19,9 @@ from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 
+MAX_SEQ_LEN = 1 << 17
+"""Longest window in tokens: shorter streams are padded to it, so a slip of the keyboard would ask for all memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingConfig:
@@ -43,8 +46,8 @@ class SlidingConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.seq_len < 1:
-            raise InputError(f"--seq-len is {self.seq_len}; expected at least 1 token")
+        if not 1 <= self.seq_len <= MAX_SEQ_LEN:
+            raise InputError(f"--seq-len is {self.seq_len}; expected 1 to {MAX_SEQ_LEN} tokens")
         if not 1 <= self.stride <= self.seq_len:
             raise InputError(f"--stride is {self.stride}; expected 1 to --seq-len, which is {self.seq_len}")
         if self.batch_windows < 1:

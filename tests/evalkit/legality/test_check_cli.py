@@ -65,7 +65,7 @@ def test_a_forecaster_that_opens_the_stream_is_convicted(after: int, tmp_path: P
     for folder, code in (("linked", 3), ("train", 0)):
         (tmp_path / "reader.py").write_text(READER.format(after=after, folder=tmp_path / folder))
         arguments = ["--forecaster", f"{tmp_path}/reader.py:make", "--tokens", f"{tmp_path}/val/*.bin"]
-        assert _run(["check", *arguments, "--json", str(tmp_path / "out.json")], False) == code
+        assert run_command(["check", *arguments, "--json", str(tmp_path / "out.json")]) == code
         findings = json.loads((tmp_path / "out.json").read_text())["findings"]
         assert {finding["axiom"] for finding in findings} == ({"causality"} if code else set())
         assert all(finding["position"] > after for finding in findings)
