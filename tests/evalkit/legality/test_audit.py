@@ -98,10 +98,9 @@ def test_shortest_streams():
         audit(Counts, np.zeros(5), OPTIONS)
 
 
-def test_a_token_outside_the_vocabulary_is_a_finding():
-    report = audit(Counts, np.array([1, 2, V, 3]), OPTIONS)
-    assert [f.axiom for f in report.findings] == ["ledger"]
-    assert report.findings[0].position == 2
+def test_a_token_outside_the_vocabulary_is_an_input_error():
+    with pytest.raises(InputError, match=f"token {V} at position 2"):
+        audit(Counts, np.array([1, 2, V, 3]), OPTIONS)
 
 
 @pytest.mark.parametrize(
