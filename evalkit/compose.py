@@ -265,6 +265,20 @@ class Session:
         )
         return replace_fields(config, self.options.settings.get("streaming", {}), "streaming")
 
+    def subject(self) -> dict[str, Any]:
+        """What is scored and how, as far as a legality check of it must agree: all but the text and the hardware."""
+        options, window = self.options, self.sliding
+        return {
+            "artifact_sha256": self.artifact.sha256 if self.artifact else None,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "mixer": options.mixer,
+            "ttt": options.ttt,
+            "context": options.context if self.artifact else None,
+            "seq_len": window.seq_len if window else None,
+            "stride": window.stride if window else None,
+            "settings": {section: dict(items) for section, items in options.settings.items()},
+        }
+
     def identity(self) -> dict[str, Any]:
         """Everything that determines the scores, for the key of an interrupted run."""
         return {
