@@ -296,6 +296,8 @@ def build_targets(folder: Path) -> list[Target]:
     np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
     valid = Report(path=path, values=_valid_report())
 
+    check = json.dumps(_valid_check(valid.values)).encode()
+
     def documents(file: Path) -> None:
         for _ in read_documents(file):
             pass
@@ -304,11 +306,13 @@ def build_targets(folder: Path) -> list[Target]:
         Target("torch artifact", 0.14, artifacts["torch-xz"], make_torch, through_file(".ptz", read_artifact)),
         Target("torch index", 0.12, artifacts["torch-zlib"], make_index, through_file(".idx", read_artifact)),
         Target("native container", 0.12, artifacts["native"], make_native, through_file(".evk", read_artifact)),
-        Target("shard", 0.16, shard, make_shard, through_file(".bin", read_shard)),
+        Target("shard", 0.14, shard, make_shard, through_file(".bin", read_shard)),
         Target("compressed file", 0.16, coded, make_coded, read_coded),
         Target("documents", 0.1, lines, make_lines, through_file(".jsonl", documents)),
         Target("documents, zstd", 0.06, zstandard.compress(lines), make_zst, through_file(".jsonl.zst", documents)),
         Target("report", 0.08, report, lambda rng: mutate_json(rng, report), through_file(".json", read_report_file)),
+        Target("check", 0.02, check, lambda rng: mutate_json(rng, check),
+               through_file(".check", lambda file: build_page(valid, PageOptions(check=file)))),
         Target("per-token file", 0.06, scores.getvalue(), lambda rng: mutate(rng, scores.getvalue()),
                through_file(".npz", lambda file: read_token_scores(file, valid))),
     ]  # fmt: skip
@@ -404,6 +408,19 @@ def _restart_peak_mib() -> float:
     """Forget the peak so far; return what is held now, MiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak_mib()
+
+
+def _valid_check(report: dict[str, Any]) -> dict[str, Any]:
+    names = ("mixer", "ttt", "seq_len", "stride", "settings")
+    subject = {name: report[name] for name in names} | {"artifact_sha256": "0", "tokenizer_sha256": "0"}
+    finding = {"axiom": "causality", "position": 7, "evidence": {"nats": 0.1}, "message": "moved"}
+    return {
+        "verdict": "illegal",
+        "findings": [finding],
+        "covered": {"subject": subject},
+        "uncovered": ["x"],
+        "seconds": 1.0,
+    }
 
 
 def _worker(index: int, seed: int, first: int, count: int, seconds: float, folder: str, pipe: Any, beat: Any) -> None:

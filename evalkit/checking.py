@@ -76,6 +76,7 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
             _audit_options(how, len(session.stream), bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
         )
         report.covered |= late.covered
+    report.covered["subject"] = session.subject()
     for name, facts in report.covered.items():
         LOG.debug("audit %s: %s", name, facts)
     LOG.debug("audits took %.2f s", report.seconds)

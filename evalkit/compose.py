@@ -153,7 +153,7 @@ class Session:
             with profile.phase("compile"):
                 self._compile_mixer()
             profile.time_methods(mixer, "mix", ("score", "commit", "score_batch", "observe_chunk"))
-        profile.time_methods(forecaster, "score", ("score",))
+        profile.time_methods(forecaster, "score", ("score", "distribution"))
         profile.time_methods(forecaster, "train" if self.options.ttt else "score", ("observe",))
         timed: Forecaster = forecaster
         return timed
@@ -264,6 +264,20 @@ class Session:
             threads=sliding.threads,
         )
         return replace_fields(config, self.options.settings.get("streaming", {}), "streaming")
+
+    def subject(self) -> dict[str, Any]:
+        """What is scored and how, as far as a legality check of it must agree: all but the text and the hardware."""
+        options, window = self.options, self.sliding
+        return {
+            "artifact_sha256": self.artifact.sha256 if self.artifact else None,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "mixer": options.mixer,
+            "ttt": options.ttt,
+            "context": options.context if self.artifact else None,
+            "seq_len": window.seq_len if window else None,
+            "stride": window.stride if window else None,
+            "settings": {section: dict(items) for section, items in options.settings.items()},
+        }
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the scores, for the key of an interrupted run."""

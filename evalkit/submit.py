@@ -19,7 +19,7 @@ from typing import Any
 from evalkit.compare import compare_values, require_same_tokens
 from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
-from evalkit.report.load import Report, read_json
+from evalkit.report.load import Report, read_check
 from evalkit.table import format_pairs, format_table
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
@@ -257,10 +257,7 @@ def _verdicts(reports: Sequence[Report], checks: tuple[Path, ...]) -> list[str |
     for i, report in enumerate(reports):
         verdict = {True: "legal", False: "illegal", None: None}.get(report.values.get("legal"))
         if checks:
-            value = read_json(checks[i], "check")
-            verdict = value.get("verdict") if isinstance(value, dict) else None
-            if verdict not in ("legal", "illegal", "unproven"):
-                raise InputError(f"{checks[i]} is not what evalkit check --json wrote: it has no verdict")
+            verdict = read_check(checks[i], report)["verdict"]
         if verdict == "illegal" or report.values.get("legal") is False:
             raise InputError(f"{report.path} is illegal; it cannot be submitted (evalkit check says why)")
         verdicts.append(verdict)

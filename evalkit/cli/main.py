@@ -48,6 +48,19 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"evalkit.cli.{name}_command").command
         return prepare(command, f"EVALKIT_{name.upper()}")
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; suggest one for a slip of the keyboard."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            for name in get_close_matches(args[0], COMMANDS, 1):
+                error.message += f" Did you mean '{name}'?"
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):

@@ -15,17 +15,24 @@ if TYPE_CHECKING:
     from evalkit.compose import ScoreOptions
 
 
+limit_tokens_option = click.option(
+    "--limit-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Score at most this many tokens (default: 0, which is all).",
+)
+stride_option = click.option(
+    "--stride", type=int, default=64, show_default=True, help="Distance between windows in tokens."
+)
+ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
+
+
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--tokens`` and ``--text``."""
     decorators = [
         click.option("--tokens", metavar="GLOB", help="Token shards to score (quote the glob)."),
         click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
-        click.option(
-            "--limit-tokens",
-            type=click.IntRange(min=0),
-            default=0,
-            help="Score at most this many tokens (default: 0, which is all).",
-        ),
+        limit_tokens_option,
     ]
     return _apply(command, decorators)
 
@@ -45,7 +52,7 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             help=f"Override a setting, such as model.rope_base=50000. Sections: {', '.join(SECTIONS)}.",
         ),
         click.option("--seq-len", type=int, default=0, help="Window in tokens (default: the recipe's)."),
-        click.option("--stride", type=int, default=64, show_default=True, help="Distance between windows in tokens."),
+        stride_option,
         click.option(
             "--mixer",
             type=click.Choice(MIXERS),
@@ -53,7 +60,7 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             show_default=True,
             help="Mix in online experts; 'published' is PR849's mixer, which is no probability model.",
         ),
-        click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training)."),
+        ttt_option,
         click.option(
             "--context",
             type=click.Choice(CONTEXTS),

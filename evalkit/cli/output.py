@@ -51,8 +51,8 @@ def shows_tracebacks() -> bool:
 
 
 def progress_stream() -> TextIO | None:
-    """Return stderr for a progress line, or None where none belongs: ``--quiet``, or not a terminal."""
-    return sys.stderr if LOG.isEnabledFor(NORMAL) and sys.stderr.isatty() else None
+    """Return stderr for the progress of a training, which knows whether it is a terminal; None with ``--quiet``."""
+    return sys.stderr if LOG.isEnabledFor(NORMAL) else None
 
 
 def _sets(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import overrides_of, training_options
+from evalkit.cli.options import limit_tokens_option, overrides_of, stride_option, training_options, ttt_option
 from evalkit.cli.output import progress_stream
 from evalkit.constants import SIZE_CAP
 
@@ -24,12 +24,19 @@ EXAMPLE = """Example:
     type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
     default="evalkit",
     show_default=True,
+    help="evalkit's own, or the published layouts.",
 )
 @click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the quantiser's smallest steps.")
-@click.option("--limit-tokens", type=int, default=0, help="Score at most this many tokens (default: all).")
-@click.option("--stride", type=int, default=64, show_default=True)
-@click.option("--mixer", type=click.Choice(["none", "hedge"]), default="none", show_default=True)
-@click.option("--ttt", is_flag=True, help="Also score with test-time training.")
+@limit_tokens_option
+@stride_option
+@click.option(
+    "--mixer",
+    type=click.Choice(["none", "hedge"]),
+    default="none",
+    show_default=True,
+    help="Score a second time, with online experts mixed in.",
+)
+@ttt_option
 @click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds for each legality check; 0: none.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Compress and decompress N tokens in each check.")
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")

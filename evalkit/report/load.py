@@ -101,6 +101,31 @@ def read_report(path: str | Path) -> Report:
     return Report(path=path, values=values)
 
 
+def read_check(path: Path, report: Report) -> dict[str, Any]:
+    """Return what ``evalkit check --json`` wrote about the scores of a report.
+
+    Raises:
+        InputError: the file is no check, or is about another artifact, mixer, window or setting.
+    """
+    value = read_json(path, "check")
+    if not isinstance(value, dict) or value.get("verdict") not in ("legal", "illegal", "unproven"):
+        raise InputError(f"{path} is not what evalkit check --json wrote: it has no verdict")
+    covered = value.get("covered")
+    subject = covered.get("subject") if isinstance(covered, dict) else None
+    if not isinstance(subject, dict):
+        raise InputError(f"{path} does not say what was checked; check the artifact again with evalkit check --json")
+    scored = report.values | {
+        f"{name}_sha256": (report.values.get(name) or {}).get("sha256") for name in ("artifact", "tokenizer")
+    }
+    for name, checked in subject.items():
+        if checked != scored.get(name):
+            raise InputError(
+                f"{path} checked {name} {checked}, report {report.path} has {scored.get(name)}; check with the options "
+                f"of the score"
+            )
+    return value
+
+
 def read_token_scores(path: str | Path, report: Report) -> TokenScores:
     """Return what ``--dump-nll`` wrote, checked against its report.
 

@@ -15,7 +15,7 @@ import numpy as np
 from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
 from evalkit.report import series
-from evalkit.report.load import Report, TokenScores, open_report_stream, read_json
+from evalkit.report.load import Report, TokenScores, open_report_stream, read_check
 from evalkit.report.passages import choose_passages, passage_spans
 
 
@@ -166,9 +166,7 @@ def _check(path: Path | None, report: Report, left_out: list[str]) -> dict[str, 
     if path is None:
         left_out.append("legality findings: give --check (evalkit check --json)")
         return None
-    value = read_json(path, "check")
-    if not isinstance(value, dict) or value.get("verdict") not in ("legal", "illegal", "unproven"):
-        raise InputError(f"{path} is not what evalkit check --json wrote: it has no verdict")
+    value = read_check(path, report)
     return {key: value.get(key) for key in ("verdict", "findings", "uncovered", "seconds", "covered")}
 
 

@@ -42,6 +42,10 @@ def test_usage_errors_exit_with_2(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_slip_of_the_keyboard_gets_a_suggestion() -> None:
+    assert "Did you mean 'score'?" in run("socre").stderr
+
+
 def test_version() -> None:
     from evalkit import __version__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import evalkit
 from evalkit.cli.main import COMMANDS
+from evalkit.report.load import read_check, read_report
 
 HEAVY = "[m for m in ('torch', 'numba', 'scipy', 'numpy', 'sentencepiece', 'constriction') if m in sys.modules]"
 
@@ -42,7 +44,9 @@ def test_unknown_names_are_attribute_errors() -> None:
         evalkit.scor  # noqa: B018
 
 
-def test_score_and_check_as_documented(tiny_artifact: Path, tokenizer_path: Path, scored: tuple[Path, Path]) -> None:
+def test_score_and_check_as_documented(
+    tiny_artifact: Path, tokenizer_path: Path, scored: tuple[Path, Path], tmp_path: Path
+) -> None:
     options = evalkit.ScoreOptions(
         artifact=str(tiny_artifact),
         tokenizer=str(tokenizer_path),
@@ -58,6 +62,9 @@ def test_score_and_check_as_documented(tiny_artifact: Path, tokenizer_path: Path
     legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=3))
     assert legality.verdict in ("legal", "unproven")
     assert legality.findings == []
+    (tmp_path / "r.json").write_text(json.dumps(report.to_dict()))
+    (tmp_path / "c.json").write_text(legality.to_json())
+    assert read_check(tmp_path / "c.json", read_report(tmp_path / "r.json"))["verdict"] == legality.verdict
     artifact = evalkit.load_artifact(tiny_artifact)
     assert isinstance(artifact, evalkit.Artifact)
     with pytest.raises(evalkit.InputError, match="does not exist"):

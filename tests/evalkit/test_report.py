@@ -18,7 +18,7 @@ from evalkit.prequential.windows import plan_windows
 from evalkit.report import series
 from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
 from evalkit.report.passages import choose_passages, passage_spans
-from tests.evalkit.reports import write_report
+from tests.evalkit.reports import subject_of, write_report
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def data_of(page: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    check = {"verdict": "illegal", "seconds": 1.0, "covered": {}, "uncovered": ["x </script><b>y</b>"],
+    check = {"verdict": "illegal", "seconds": 1.0, **subject_of(scored[0]), "uncovered": ["x </script><b>y</b>"],
              "findings": [{"axiom": "causality", "position": 7, "evidence": {}, "message": "moved"}]}  # fmt: skip
     (folder / "check.json").write_text(json.dumps(check))
     arguments = ["report", str(scored[0]), "--check", str(folder / "check.json"), "-o", str(folder / "page.html")]
@@ -169,6 +169,19 @@ def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path:
         shutil.copy(scored[0].with_suffix(".npz"), tmp_path / "r.npz")
         assert run_command(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "p.html")]) == 2
         assert "evalkit score writes it" in capsys.readouterr().err
+
+
+def test_a_check_of_another_score_is_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    check, page = tmp_path / "check.json", tmp_path / "p.html"
+    for change in ({"mixer": "published"}, {"stride": 7}, {"artifact_sha256": "0" * 64}):
+        subject = subject_of(scored[0])["covered"]["subject"] | change
+        check.write_text(json.dumps({"verdict": "legal", "covered": {"subject": subject}}))
+        assert run_command(["report", str(scored[0]), "--check", str(check), "-o", str(page)]) == 2
+        assert next(iter(change)) in capsys.readouterr().err
+        assert not page.exists()
+    check.write_text('{"verdict": "legal"}')
+    assert run_command(["report", str(scored[0]), "--check", str(check), "-o", str(page)]) == 2
+    assert "what was checked" in capsys.readouterr().err
 
 
 def test_documents_without_bytes_have_no_bits_per_byte() -> None:

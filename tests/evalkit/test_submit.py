@@ -11,7 +11,7 @@ import pytest
 
 from evalkit.cli.main import run_command
 from evalkit.report.load import read_report, read_token_scores
-from tests.evalkit.reports import write_report
+from tests.evalkit.reports import subject_of, write_report
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str
     big.write_bytes(bytes(16_000_000))
     assert "over the cap" in refused("--code", str(big))
     check = tmp_path / "check.json"
-    check.write_text('{"verdict": "illegal"}')
+    check.write_text(json.dumps({"verdict": "illegal"} | subject_of(Path(seeds[0]))))
     assert "cannot be submitted" in refused(*["--check", str(check)] * 3)
     assert "1 --check files for 3 reports" in refused("--check", str(check))
     other = tmp_path / "other.ptz"
