@@ -75,14 +75,28 @@ def audit(
 
 
 class _Audits:
-    """The audits of one forecaster in their order, each bundle of them on a host of its own."""
+    """The audits of one forecaster in their order.
+
+    Hosts are kept from one bundle of audits to the next: importing a stranger's code may take longer than an audit, and
+    every fresh forecaster is a copy of what was imported, whatever earlier ones did.
+    """
 
     def __init__(self, context: Context, make: Callable[[], Forecaster] | str) -> None:
         self.context = context
         self.make = make
         self.covered: dict[str, int] = {}
+        self._hosts: list[Host] = []
+        self._idle: list[Host] = []
 
     def run(self) -> None:
+        """Run all of them, and end every process."""
+        try:
+            self._run()
+        finally:
+            for host in self._hosts:
+                host.close()
+
+    def _run(self) -> None:
         """Run all of them; where the first pass fails, no other makes sense."""
         context = self.context
         memory: list[replay.Breach | None] = []
@@ -119,7 +133,8 @@ class _Audits:
         )
         # where calls are dear and whole rows are stated, the rows say more than two further passes would
         dear = context.states_rows and context.base.seconds > 0.02 * context.options.budget_seconds
-        self._together(repeats, sources[:1] if dear else sources)
+        # the sources take the host of the first pass, so that the repetitions get a process that imports anew
+        self._together(sources[:1] if dear else sources, repeats)
         if len(context.tokens) < len(context.stream):
             # a forecaster so slow that the first pass broke off shows elsewhere even less
             cut = len(context.tokens) < min(context.options.max_tokens, len(context.stream))
@@ -164,23 +179,26 @@ class _Audits:
 
     def _together(self, *bundles: tuple[Job, ...]) -> None:
         """Run bundles of jobs side by side where there are workers, the jobs of one after another on one host."""
-        options = self.context.options
+        hosts = [self._idle.pop() if self._idle else self._start() for _ in bundles]
 
-        def run(jobs: tuple[Job, ...]) -> None:
-            host: Host
-            if isinstance(self.make, str):
-                patience = min(options.call_seconds, options.budget_seconds)
-                host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
-            else:
-                host = LocalHost(self.make)
-            try:
-                for job in jobs:
-                    job(host)
-            finally:
-                host.close()
+        def run(host: Host, jobs: tuple[Job, ...]) -> None:
+            for job in jobs:
+                job(host)
 
         with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(run, bundles))
+            list(pool.map(run, hosts, bundles))
+        self._idle.extend(host for host in hosts if host.alive)
+
+    def _start(self) -> Host:
+        options = self.context.options
+        host: Host
+        if isinstance(self.make, str):
+            patience = min(options.call_seconds, options.budget_seconds)
+            host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
+        else:
+            host = LocalHost(self.make)
+        self._hosts.append(host)
+        return host
 
 
 def _conclude(context: Context, covered: dict[str, int]) -> None:

@@ -75,6 +75,11 @@ class ChildHost:
             self.close()
             raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None
 
+    @property
+    def alive(self) -> bool:
+        """See :class:`Host`."""
+        return self._end is None
+
     def _ask(
         self, header: dict[str, Any], array: Ids | None = None, *, patience: float | None = None
     ) -> tuple[dict[str, Any], Floats | None]:

@@ -50,6 +50,11 @@ class Host(Protocol):
     offers: frozenset[str]
     remote: bool
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process can still be asked."""
+        ...
+
     def fresh(self, first: int, *, bait: Ids | None = None) -> None:
         """Start a forecaster with no memory of any other; ``first`` is the given token at position 0.
 
@@ -89,6 +94,7 @@ class LocalHost:
     """
 
     remote = False
+    alive = True
 
     def __init__(self, make: Callable[[], Forecaster]) -> None:
         self.make = make
