@@ -28,7 +28,7 @@ from train.metrics import MetricsLog, Progress, draw_losses
 from train.objective import Objective
 from train.optimizers.optimizer import DTYPES, Optimizer
 from train.parameters import pack, role_of, unpack
-from train.qat import grid_distance, pull_to_grid, soft_alpha
+from train.qat import grid_distance, kept_distance, pull_to_grid, soft_alpha
 from train.schedules import Clock, muon_momentum
 from train.validation import Validation, Validator
 
@@ -169,8 +169,9 @@ class Trainer:
         nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
         norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
-            rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
-            pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
+            remaining = clock.remaining_steps(self.step)
+            keep = 1.0 if remaining is None else kept_distance(remaining, config.qat)
+            pull_to_grid(unpack(config.model, self._detached()), keep, config.qat)
         self.step += 1
         self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
         return nats, norm

@@ -125,13 +125,26 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     return config.crown_q / 12.0 * total
 
 
+def kept_distance(remaining_steps: float, config: QatConfig) -> float:
+    """Return the factor of one step on distances to the grid: (1 - 1 / remaining)^grid_pull.
+
+    Over the steps from QAT's start to the end the factors multiply to ((remaining left) / (remaining at the start))^
+    grid_pull: the same course whatever the length of the run, and 0 at its end.
+    """
+    return float(max(1.0 - 1.0 / max(remaining_steps, 1.0), 0.0) ** config.grid_pull)
+
+
 @torch.no_grad()
-def pull_to_grid(weights: Mapping[str, Tensor], rate: float, config: QatConfig) -> None:
-    """Move weights ``rate`` (at most 1) of the way to their nearest grid points, in place."""
+def pull_to_grid(weights: Mapping[str, Tensor], keep: float, config: QatConfig) -> None:
+    """Shrink the distance of weights to their nearest grid points to ``keep`` of what it is, in place.
+
+    A proximal step (ProxQuant: Bai et al., 2019). It leaves the rounded weights, hence the loss, as they are, and makes
+    a weight that sits between two grid points settle on one instead of oscillating (Nagel et al., 2022).
+    """
     for name, w in weights.items():
         bits = bits_of(name, config)
         if bits:
-            w.lerp_(round_to_grid(w, bits, config), min(rate, 1.0))
+            w.lerp_(round_to_grid(w, bits, config), 1.0 - keep)
 
 
 def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> float:

@@ -14,11 +14,12 @@ from typing import TextIO
 import torch
 
 from evalkit.recipes import load_recipe
-from train.config import RunConfig, resolve
+from train.config import RunConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 from train.distributed import launched
 from train.folder import RunFolder
 from train.loop import Trainer, TrainResult
+from train.resolve import resolve
 from train.validation import Validator
 
 

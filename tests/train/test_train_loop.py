@@ -17,13 +17,14 @@ from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import RunConfig, resolve
+from train.config import RunConfig
 from train.data import TokenStream, find_shards
 from train.distributed import Ranks
 from train.files import load_tensors
 from train.folder import RunFolder, load_run
 from train.loop import Trainer, TrainResult
 from train.metrics import read_metrics
+from train.resolve import resolve
 from train.run import run_training, train_model
 
 QUICK = SMALL | {"train.spans": "1", "qat.start_scale": "0.8"}
@@ -171,8 +172,6 @@ import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from evalkit.recipes import load_recipe
-from train.config import RunConfig
 from train.run import run_training
 run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
 """

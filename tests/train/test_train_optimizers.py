@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from evalkit.recipes import load_recipe
-from train.config import OptimizerConfig, resolve
+from train.config import OptimizerConfig
 from train.distributed import Ranks
 from train.init import initial_weights
 from train.objective import Objective
@@ -11,6 +11,7 @@ from train.optimizers.muon import Muon
 from train.optimizers.newton_schulz import SINGULAR_VALUE_BAND, aspect_scale, newton_schulz
 from train.optimizers.optimizer import Optimizer, owner_of
 from train.parameters import BANKS, pack, unpack
+from train.resolve import resolve
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
