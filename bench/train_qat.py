@@ -36,6 +36,7 @@ RECIPES = ("pr333", "pr592", "pr344", "pr634", "pr849")
 VARIANTS: dict[str, dict[str, str]] = {
     "off": {"qat.enabled": "false"},
     "rounding alone": {"qat.grid_pull": "0"},
+    "pull 0.5": {"qat.grid_pull": "0.5"},
     "pull 1": {"qat.grid_pull": "1"},
     "pull 2": {"qat.grid_pull": "2"},
     "pull 4": {"qat.grid_pull": "4"},

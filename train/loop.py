@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -26,10 +23,11 @@ from train.folder import RunFolder
 from train.init import initial_weights
 from train.metrics import MetricsLog, Progress, draw_losses
 from train.objective import Objective
-from train.optimizers.optimizer import DTYPES, Optimizer
-from train.parameters import pack, role_of, unpack
+from train.optimizers.optimizer import Optimizer
+from train.parameters import DTYPES, pack, role_of, unpack
 from train.qat import grid_distance, kept_distance, pull_to_grid, soft_alpha
 from train.schedules import Clock, muon_momentum
+from train.signals import StopSignals
 from train.validation import Validation, Validator
 
 
@@ -70,7 +68,7 @@ class Trainer:
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
         folder: where to write.
-        progress: terminal for the progress line.
+        progress: where the progress line goes.
     """
 
     def __init__(
@@ -105,7 +103,7 @@ class Trainer:
         self.step = 0
         self.qat_start_scale: float | None = None
         self.train_nats = math.nan
-        self._signalled = False
+        self._signals = StopSignals()
         self._interrupted = False
         self._progress = Progress(progress if ranks.is_first else None)
         self._log = MetricsLog(None, resumed_step=0)
@@ -207,7 +205,7 @@ class Trainer:
             and (self._objective.compiled or self._ranks.device.type == "cuda")
         ):
             self.warm_up(warmup)
-        with self._signals():
+        with self._signals:
             self._loop()
         self._progress.close()
         if self._interrupted:
@@ -230,7 +228,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signalled))
+            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signals.received))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -398,23 +396,3 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.masters.items():
                 value.copy_(masters[name])
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the run after the step at hand; the second one kills."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, _frame: object) -> None:
-            self._signalled = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

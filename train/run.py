@@ -48,7 +48,7 @@ def run_training(
         steps: budget in steps; without ``max_seconds``, no clock budget.
         max_seconds: budget in seconds of training.
         resume: go on from the folder's checkpoint if it has one.
-        progress: terminal for the progress line.
+        progress: where the progress line goes.
 
     Raises:
         InputError: anything the user can put right. A checkpoint that was written stays usable.

@@ -60,7 +60,7 @@ def command(
         steps=steps,
         max_seconds=max_seconds,
         resume=resume,
-        progress=None if quiet or not sys.stderr.isatty() else sys.stderr,
+        progress=None if quiet else sys.stderr,
     )
     rows = [
         ("run", f"{result.folder.path}: {result.status}"),
