@@ -2,8 +2,9 @@
 
     python bench/train_qat.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
 
-Each recipe is trained once up to the step where QAT begins; from that state it is finished with QAT off, with plain
-rounding in the forward pass, and with variants of it. Finished variants in DIR are not repeated.
+Each recipe is trained once up to the step where QAT begins; from that state it is finished with QAT off, with rounding
+in the forward pass alone, as the recipe has it, and with soft rounding. Finished variants in DIR are not repeated, and
+``--only`` trains some recipes; without it, the table in RESULTS.md is written anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from results import replace_table
 from torch import Tensor
 
 from evalkit.artifact.layouts import held_values
@@ -36,16 +38,13 @@ RECIPES = ("pr333", "pr592", "pr344", "pr634", "pr849")
 VARIANTS: dict[str, dict[str, str]] = {
     "off": {"qat.enabled": "false"},
     "rounding alone": {"qat.grid_pull": "0"},
-    "pull 0.5": {"qat.grid_pull": "0.5"},
-    "pull 1": {"qat.grid_pull": "1"},
-    "pull 2": {"qat.grid_pull": "2"},
-    "pull 4": {"qat.grid_pull": "4"},
-    "soft": {"qat.grid_pull": "0", "qat.rounding": "soft"},
-    "soft, pull 1": {"qat.grid_pull": "1", "qat.rounding": "soft"},
-    "soft, pull 2": {"qat.grid_pull": "2", "qat.rounding": "soft"},
-    "ste": {"qat.grid_pull": "0", "qat.rounding": "ste"},
-    "ste, pull 2": {"qat.grid_pull": "2", "qat.rounding": "ste"},
+    "as the recipe": {},
+    "soft rounding": {"qat.rounding": "soft"},
 }
+HEADER = """\
+| recipe | late QAT | distance, raw | distance, exported | float | rounded | exported |
+|---|---|---:|---:|---:|---:|---:|
+"""
 CPU = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -92,7 +91,7 @@ class Bench:
     def finish(self, recipe: str, variant: str) -> Path:
         """Train a variant to the end and return its run folder."""
         config = self.config(recipe, VARIANTS[variant])
-        folder = RunFolder(path=self.out / recipe / variant.replace(", ", "-").replace(" ", "-"))
+        folder = RunFolder(path=self.out / recipe / variant.replace(" ", "-"))
         if not folder.summary.exists():
             shutil.rmtree(folder.path, ignore_errors=True)
             folder.open(config, self.stream(config).identity(), resume=False)
@@ -145,8 +144,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma list")
-    parser.add_argument("--variants", default="off;rounding alone", help="list with semicolons")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="train these and write no table")
     parser.add_argument("--steps", type=int, default=300, help="steps of each run")
     parser.add_argument("--scale", default="128x4", help="WIDTHxDEPTH of every model")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
@@ -156,14 +154,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
-    for recipe in arguments.recipes.split(","):
-        for variant in arguments.variants.split(";"):
+    rows = []
+    for recipe in arguments.only or RECIPES:
+        for variant in VARIANTS:
+            if variant == "soft rounding" and load_recipe(recipe).sections["qat"].get("rounding") == "soft":
+                continue
             m = bench.measure(recipe, variant)
-            print(
+            rows.append(
                 f"| {recipe} | {variant} | {m['raw distance']:.3f} | {m['distance']:.3f} | {m['float']:.4f} | "
-                f"{m['rounded']:.4f} | {m['exported']:.4f} |",
-                flush=True,
+                f"{m['rounded']:.4f} | {m['exported']:.4f} |"
             )
+            print(rows[-1], flush=True)
+    if not arguments.only:
+        replace_table("qat", HEADER + "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,13 @@ RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 def unigram_nats(data: Path, val_tokens: int) -> float:
     """Return the validation loss of add-one unigram frequencies of the training shards, nats per token."""
     train, val = find_shards(data, DataConfig())
-    counts = sum(np.bincount(open_shard(path), minlength=1024) for path in train) + 1.0
-    targets = load_validation(val, vocab_size=1024, limit=val_tokens)[1:]
-    return float(-np.log(counts / counts.sum())[targets].mean())
+    counts = np.ones(1024)
+    for path in train:
+        counts += np.bincount(open_shard(path), minlength=1024)
+    tokens = load_validation(val, vocab_size=1024, limit=val_tokens)
+    if tokens is None:
+        raise SystemExit(f"{data} holds no validation shard")
+    return float(-np.log(counts / counts.sum())[tokens[1:]].mean())
 
 
 def main() -> None:

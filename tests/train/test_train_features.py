@@ -52,6 +52,7 @@ TRAINING_OFF: dict[str, Any] = {
     "qat.rounding": "ste",
     "qat.row_clip": "amax",
     "qat.crown_q": 0.0,
+    "qat.grid_pull": 0.0,
 }
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 

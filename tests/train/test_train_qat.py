@@ -257,7 +257,15 @@ def test_soft_rounding_alone_moves_weights_towards_the_grid(
 def test_straight_through_lowers_the_loss_of_rounded_weights(data: Path, tmp_path: Path) -> None:
     losses = []
     for enabled in ("true", "false"):
-        config = config_for("banks", "ste", qat__enabled=enabled, qat__mlp_bits="3", qat__attention_bits="3", **STEPS)
+        config = config_for(
+            "banks",
+            "ste",
+            qat__enabled=enabled,
+            qat__mlp_bits="3",
+            qat__attention_bits="3",
+            qat__grid_pull="0",
+            **STEPS,
+        )
         folder = tmp_path / enabled
         train_model(config, data=data, tokenizer=None, out=folder)
         weights = load_run(folder).weights
