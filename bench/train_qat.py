@@ -82,7 +82,7 @@ class Bench:
             trainer = Trainer(
                 config, stream=self.stream(config), validator=None, ranks=CPU, folder=folder, progress=None
             )
-            while trainer.qat_start_scale is None:
+            while trainer.qat_start_step is None:
                 trainer.save_checkpoint()
                 trainer.train_step()
             folder.checkpoint.rename(path)

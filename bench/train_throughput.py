@@ -102,15 +102,15 @@ def main() -> None:
             progress=None,
         )
 
-        def our_step(qat_start_scale: float | None) -> None:
-            trainer.qat_start_scale = qat_start_scale
+        def our_step(*, quantised: bool) -> None:
+            trainer.qat_start_step = trainer.step if quantised else None
             trainer.train_step()
 
         best = best_seconds(
             {
                 "plain PyTorch loop": plain_step,
-                "evalkit, QAT off": lambda: our_step(None),
-                "evalkit, soft-round QAT and CROWN-Q on": lambda: our_step(1.0),
+                "evalkit, QAT off": lambda: our_step(quantised=False),
+                "evalkit, soft-round QAT and CROWN-Q on": lambda: our_step(quantised=True),
             },
             a.repeats,
             device,

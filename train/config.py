@@ -274,11 +274,10 @@ class QatConfig:
         start_fraction: begin once this fraction of the run is over; 0 waits for ``start_scale``.
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
-        soft_alpha_end: sharpness when the learning rate reaches zero.
-        grid_pull: how weights come to lie on the grid while QAT is on: after each step their distance to the nearest
-            grid point is multiplied by ((steps left after it) / (steps left before it))^grid_pull, so that it ends at
-            zero whatever the length of the run. 0 leaves them where training puts them; straight-through rounding
-            alone lowers the loss of the rounded weights and moves no weight towards the grid.
+        soft_alpha_end: sharpness at the end of the run.
+        grid_pull: exponent of the course on which weights are drawn to the grid: each step shrinks their distance to
+            the nearest grid point so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the
+            end of the run. Larger is later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
         crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker:
             inert).
@@ -297,7 +296,7 @@ class QatConfig:
     rounding: Literal["ste", "soft"] = "ste"
     soft_alpha_start: float = 1.0
     soft_alpha_end: float = 16.0
-    grid_pull: float = 0.5
+    grid_pull: float = 2.0
     crown_q: float = 0.0
     crown_q_reduction: Literal["sum", "mean"] = "sum"
 

@@ -101,7 +101,7 @@ class Trainer:
         self.averages = WeightAverages(self.masters, config.averaging)
         self.clock = Clock(config)
         self.step = 0
-        self.qat_start_scale: float | None = None
+        self.qat_start_step: int | None = None
         self.train_nats = math.nan
         self._signals = StopSignals()
         self._interrupted = False
@@ -158,18 +158,17 @@ class Trainer:
         """Take one step; return this rank's loss in nats and the gradient norm."""
         config, clock = self.config, self.clock
         scale, stretch = clock.lr_scale(self.step), clock.stretch(self.step)
-        if self.qat_start_scale is None and self._qat_due(scale):
-            self.qat_start_scale = scale
+        if self.qat_start_step is None and self._qat_due(scale):
+            self.qat_start_step = self.step
             self._log.write(step=self.step, event="qat_start", lr_scale=scale)
-        quantised = self.qat_start_scale is not None
-        alpha = soft_alpha(config.qat, scale, config.qat.start_scale or self.qat_start_scale or 1.0)
+        quantised = self.qat_start_step is not None
+        before, after = self._qat_progress(0), self._qat_progress(1)
+        alpha = soft_alpha(config.qat, before)
         self.optimizer.zero_grad()
         nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
         norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
-            remaining = clock.remaining_steps(self.step)
-            keep = 1.0 if remaining is None else kept_distance(remaining, config.qat)
-            pull_to_grid(unpack(config.model, self._detached()), keep, config.qat)
+            pull_to_grid(unpack(config.model, self._detached()), kept_distance(before, after, config.qat), config.qat)
         self.step += 1
         self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
         return nats, norm
@@ -179,6 +178,14 @@ class Trainer:
         by_scale = qat.start_scale > 0 and scale < qat.start_scale
         by_time = qat.start_fraction > 0 and self.clock.fraction(self.step) >= qat.start_fraction
         return qat.enabled and (by_scale or by_time)
+
+    def _qat_progress(self, ahead: int) -> float:
+        """Return how much of QAT's part of the run is over, in [0, 1], when ``ahead`` more steps are done."""
+        remaining = self.clock.remaining_steps(self.step)
+        if self.qat_start_step is None or remaining is None:
+            return 0.0
+        done = self.step - self.qat_start_step
+        return (done + ahead) / (done + max(remaining, 1.0))
 
     # The run.
 
@@ -260,7 +267,7 @@ class Trainer:
                 bpb_estimate=bpb,
                 grad_norm=grad_norm,
                 lr_scale=clock.lr_scale(self.step - 1),
-                quantised=self.qat_start_scale is not None,
+                quantised=self.qat_start_step is not None,
                 seconds=round(clock.seconds, 3),
                 tokens_per_second=speed,
             )
@@ -359,7 +366,7 @@ class Trainer:
             "seconds": self.clock.seconds,
             "timer": self.clock.timer.state_dict(),
             "train_nats": self.train_nats,
-            "qat_start_scale": self.qat_start_scale,
+            "qat_start_step": self.qat_start_step,
             "masters": self._detached(),
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(),
@@ -385,7 +392,7 @@ class Trainer:
         self.step = int(state["step"])
         self.clock.seconds = self._saved_at_seconds = float(state["seconds"])
         self.clock.timer.load_state_dict(state["timer"])
-        self.qat_start_scale = state["qat_start_scale"]
+        self.qat_start_step = state["qat_start_step"]
         self.train_nats = float(state["train_nats"])
         torch.set_rng_state(state["rng"])
 

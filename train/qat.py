@@ -125,13 +125,15 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     return config.crown_q / 12.0 * total
 
 
-def kept_distance(remaining_steps: float, config: QatConfig) -> float:
-    """Return the factor of one step on distances to the grid: (1 - 1 / remaining)^grid_pull.
+def kept_distance(before: float, after: float, config: QatConfig) -> float:
+    """Return the factor of one step on distances to the grid, which makes them follow 1 - progress^grid_pull.
 
-    Over the steps from QAT's start to the end the factors multiply to ((remaining left) / (remaining at the start))^
-    grid_pull: the same course whatever the length of the run, and 0 at its end.
+    Args:
+        before: progress of QAT's part of the run before the step, in [0, 1).
+        after: progress after it, in [0, 1].
+        config: the exponent.
     """
-    return float(max(1.0 - 1.0 / max(remaining_steps, 1.0), 0.0) ** config.grid_pull)
+    return max(1.0 - after**config.grid_pull, 0.0) / (1.0 - before**config.grid_pull)
 
 
 @torch.no_grad()
@@ -147,9 +149,11 @@ def pull_to_grid(weights: Mapping[str, Tensor], keep: float, config: QatConfig) 
             w.lerp_(round_to_grid(w, bits, config), 1.0 - keep)
 
 
-def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> float:
-    """Return the sharpness at a learning-rate scale: from start to end as the scale falls to zero."""
-    progress = min(max(1.0 - lr_scale / max(scale_at_start, _TINY), 0.0), 1.0)
+def soft_alpha(config: QatConfig, progress: float) -> float:
+    """Return the sharpness of soft rounding when ``progress`` (in [0, 1]) of QAT's part of the run is over.
+
+    PR849 has it follow the learning rate, which falls along a line and so gives the same.
+    """
     return config.soft_alpha_start + (config.soft_alpha_end - config.soft_alpha_start) * progress
 
 
