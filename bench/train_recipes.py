@@ -2,7 +2,8 @@
 
     python bench/train_recipes.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
 
-Writes train_results.md and train_recipes.png beside this file. Runs finished in DIR are not repeated.
+Runs finished in DIR are not repeated, and ``--only`` trains some of them. Once all six are there, their table in
+RESULTS.md and train_recipes.png are drawn anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import replace_table
 
 from evalkit.tokens.shards import open_shard
 from train.config import DataConfig
@@ -22,23 +24,18 @@ from train.metrics import read_metrics
 from train.run import run_training
 
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
-MARKS = ("<!-- recipes -->", "<!-- end of recipes -->")
 
 
 def unigram_nats(data: Path, val_tokens: int) -> float:
     """Return the validation loss of add-one unigram frequencies of the training shards, nats per token."""
     train, val = find_shards(data, DataConfig())
-    counts = sum(np.bincount(open_shard(path), minlength=1024) for path in train) + 1.0
-    targets = load_validation(val, vocab_size=1024, limit=val_tokens)[1:]
-    return float(-np.log(counts / counts.sum())[targets].mean())
-
-
-def replace_between(path: Path, marks: tuple[str, str], body: str) -> None:
-    """Put ``body`` between two marks of a file, or at its end."""
-    text = path.read_text() if path.exists() else "# Training\n"
-    before, _, rest = text.partition(marks[0])
-    after = rest.partition(marks[1])[2] if rest else "\n"
-    path.write_text(f"{before.rstrip()}\n\n{marks[0]}\n{body}\n{marks[1]}{after}")
+    counts = np.ones(1024)
+    for path in train:
+        counts += np.bincount(open_shard(path), minlength=1024)
+    tokens = load_validation(val, vocab_size=1024, limit=val_tokens)
+    if tokens is None:
+        raise SystemExit(f"{data} holds no validation shard")
+    return float(-np.log(counts / counts.sum())[tokens[1:]].mean())
 
 
 def main() -> None:
@@ -46,6 +43,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="train these and write no table")
     parser.add_argument("--steps", type=int, default=300, help="steps of each run")
     parser.add_argument("--scale", default="128x4", help="WIDTHxDEPTH of every model")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
@@ -54,35 +52,45 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    here = Path(__file__).resolve().parent
+    for recipe in arguments.only or RECIPES:
+        train(recipe, arguments)
+    if not arguments.only:
+        write_table(arguments)
+
+
+def train(recipe: str, arguments: argparse.Namespace) -> None:
+    """Train one recipe, unless its run folder is finished."""
+    out = arguments.out / recipe
+    if (out / "summary.json").exists():
+        return
+    keys = {
+        "train.batch_tokens": str(arguments.batch_tokens),
+        "train.spans": "1",
+        "train.seq_len": str(arguments.seq_len),
+        "train.val_tokens": str(arguments.val_tokens),
+        "train.validate_every": str(max(1, arguments.steps // 6)),
+    }
+    run_training(
+        recipe,
+        arguments.data,
+        arguments.tokenizer,
+        out,
+        keys,
+        scale=arguments.scale,
+        steps=arguments.steps,
+        resume=out.exists(),
+    )
+
+
+def write_table(arguments: argparse.Namespace) -> None:
+    """Write the table and the picture of six finished runs."""
     unigram = unigram_nats(arguments.data, arguments.val_tokens)
     rows: list[str] = []
     curves: dict[str, list[tuple[int, float]]] = {}
     for recipe in RECIPES:
-        out = arguments.out / recipe
-        if not (out / "summary.json").exists():
-            keys = {
-                "train.batch_tokens": str(arguments.batch_tokens),
-                "train.spans": "1",
-                "train.seq_len": str(arguments.seq_len),
-                "train.val_tokens": str(arguments.val_tokens),
-                "train.validate_every": str(max(1, arguments.steps // 6)),
-            }
-            run_training(
-                recipe,
-                arguments.data,
-                arguments.tokenizer,
-                out,
-                keys,
-                scale=arguments.scale,
-                steps=arguments.steps,
-                resume=out.exists(),
-            )
-        summary = read_json(out / "summary.json")
-        lines = read_metrics(out / "metrics.jsonl")
-        curves[recipe] = list(
-            {line["step"]: line["val_nats"] for line in lines if line.get("weights") == "raw"}.items()
-        )
+        summary = read_json(arguments.out / recipe / "summary.json")
+        lines = read_metrics(arguments.out / recipe / "metrics.jsonl")
+        curves[recipe] = [(line["step"], line["val_nats"]) for line in lines if line.get("weights") == "raw"]
         losses = {kind: loss["val_nats"] for kind, loss in summary["validation"].items()}
         cells = [f"{losses[kind]:.4f}" if kind in losses else "-" for kind in ("raw", "ema", "swa")]
         kind, distance = summary["exported"], summary["grid_distance"]
@@ -91,22 +99,22 @@ def main() -> None:
             f"{unigram - losses[kind]:.3f} | {'-' if distance is None else f'{distance:.3f}'} | "
             f"{summary['seconds']:.0f} |"
         )
-        print(rows[-1], flush=True)
-    body = (
-        f"## Six recipes at {arguments.scale}, {arguments.steps} steps of {arguments.batch_tokens} tokens\n\n"
-        f"`python bench/train_recipes.py --steps {arguments.steps} --scale {arguments.scale}`, "
-        f"{arguments.threads} CPU thread(s), validation on {arguments.val_tokens} tokens. "
-        f"A unigram model of the training shards has {unigram:.4f} nats per token "
-        f"({unigram / math.log(2):.3f} bits). Grid distance is the root mean square distance of the exported "
-        "weights to the QAT grid in steps (evenly spread weights: 0.289).\n\n"
+    table = (
+        f"`python bench/train_recipes.py --steps {arguments.steps} --scale {arguments.scale}`: "
+        f"{arguments.steps} steps of {arguments.batch_tokens} tokens on the corpus, {arguments.threads} CPU thread(s), "
+        f"validation in nats per token on\n{arguments.val_tokens} tokens of it. A unigram model of the training shards "
+        f"has {unigram:.4f} nats per token ({unigram / math.log(2):.3f} bits). Grid distance:\nroot mean square "
+        "distance of the exported weights to the QAT grid, in steps (evenly spread weights: 0.289).\n\n"
         "| recipe | raw | EMA | SWA | exported | bits/byte | nats below unigram | grid distance | seconds |\n"
         "|---|---:|---:|---:|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n\n![curves](train_recipes.png)"
     )
-    replace_between(here / "train_results.md", MARKS, body)
-    draw(here / "train_recipes.png", curves, unigram)
+    replace_table("recipes", table)
+    draw(Path(__file__).resolve().parent / "train_recipes.png", curves, unigram)
+    print("\n".join(rows))
 
 
 def draw(path: Path, curves: dict[str, list[tuple[int, float]]], unigram: float) -> None:
+    """Draw validation loss over steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import resolve
 from train.data import TokenStream
 from train.distributed import Ranks
 from train.folder import RunFolder
 from train.init import initial_weights
 from train.loop import Trainer
+from train.resolve import resolve
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -102,15 +102,15 @@ def main() -> None:
             progress=None,
         )
 
-        def our_step(qat_start_scale: float | None) -> None:
-            trainer.qat_start_scale = qat_start_scale
+        def our_step(*, quantised: bool) -> None:
+            trainer.qat_start_step = trainer.step if quantised else None
             trainer.train_step()
 
         best = best_seconds(
             {
                 "plain PyTorch loop": plain_step,
-                "evalkit, QAT off": lambda: our_step(None),
-                "evalkit, soft-round QAT and CROWN-Q on": lambda: our_step(1.0),
+                "evalkit, QAT off": lambda: our_step(quantised=False),
+                "evalkit, soft-round QAT and CROWN-Q on": lambda: our_step(quantised=True),
             },
             a.repeats,
             device,

@@ -1,22 +1,19 @@
 """What a recipe says about training: one frozen dataclass for each section of its TOML file.
 
-A recipe names only what differs from the defaults here. ``--set section.key=value`` overrides any field, and
-:func:`to_toml` writes the resolved recipe into the run folder, so that a run can be repeated from its folder
-alone.
+A recipe names only what differs from the defaults here, and ``--set section.key=value`` overrides any field
+(:mod:`train.resolve`). The attributes below are the reference of the keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
-from evalkit.recipes import Recipe
 
 Precision = Literal["bfloat16", "float32"]
 AverageKind = Literal["raw", "ema", "swa"]
@@ -26,6 +23,26 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise an :class:`InputError` that names the setting, its value and what was expected."""
     if not condition:
         raise InputError(f"{name} is {value}; expected {expected}")
+
+
+def _require_all(config: object, test: Callable[[Any], bool], expected: str, *names: str) -> None:
+    """Require the same of several fields of a section."""
+    section = next(name for name, kind in SECTIONS.items() if isinstance(config, kind))
+    for name in names:
+        value = getattr(config, name)
+        require(test(value), f"{section}.{name}", value, expected)
+
+
+def _at_least(config: object, low: int, *names: str) -> None:
+    _require_all(config, lambda value: value >= low, f"{low} or more", *names)
+
+
+def _below_one(config: object, *names: str) -> None:
+    _require_all(config, lambda value: 0 <= value < 1, "in [0, 1)", *names)
+
+
+def _positive(config: object, *names: str) -> None:
+    _require_all(config, lambda value: value > 0, "above 0", *names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,26 +96,9 @@ class TrainConfig:
     as_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_tokens",
-            "spans",
-            "seq_len",
-            "steps",
-            "log_every",
-            "sync_every",
-            "val_batch_tokens",
-        ):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in (
-            "max_seconds",
-            "warmup_steps",
-            "validate_every",
-            "val_tokens",
-            "checkpoint_every",
-            "checkpoint_seconds",
-            "threads",
-        ):
-            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        _at_least(self, 1, "batch_tokens", "spans", "seq_len", "steps", "log_every", "sync_every", "val_batch_tokens")
+        _at_least(self, 0, "max_seconds", "warmup_steps", "threads", "validate_every", "val_tokens")
+        _at_least(self, 0, "checkpoint_every", "checkpoint_seconds")
         require(
             self.batch_tokens % (self.spans * self.seq_len) == 0,
             "train.batch_tokens",
@@ -165,14 +165,11 @@ class OptimizerConfig:
     reduce_precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("matrix_lr", "scalar_lr", "embed_lr", "head_lr", "clip_norm", "momentum_warmup"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
-        for name in ("momentum", "momentum_start", "adam_beta1", "adam_beta2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
-        for name in ("matrix_weight_decay", "adam_weight_decay"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
-        require(self.ns_steps >= 1, "optimizer.ns_steps", self.ns_steps, "at least 1")
-        require(self.adam_eps > 0, "optimizer.adam_eps", self.adam_eps, "positive")
+        _at_least(self, 0, "matrix_lr", "scalar_lr", "embed_lr", "head_lr", "clip_norm", "momentum_warmup")
+        _below_one(self, "momentum", "momentum_start", "adam_beta1", "adam_beta2")
+        _below_one(self, "matrix_weight_decay", "adam_weight_decay")
+        _at_least(self, 1, "ns_steps")
+        _positive(self, "adam_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +194,8 @@ class ScheduleConfig:
     stretch: bool = True
 
     def __post_init__(self) -> None:
-        require(self.warmdown >= 0, "schedule.warmdown", self.warmdown, "0 or more")
-        require(self.reference_steps >= 1, "schedule.reference_steps", self.reference_steps, "at least 1")
+        _at_least(self, 0, "warmdown")
+        _at_least(self, 1, "reference_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +220,7 @@ class InitConfig:
     attention_gate: Literal["zeros", "orthogonal"] = "zeros"
 
     def __post_init__(self) -> None:
-        require(self.embedding_std > 0, "init.embedding_std", self.embedding_std, "positive")
+        _positive(self, "embedding_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,26 +244,14 @@ class AveragingConfig:
     export: AverageKind = "raw"
 
     def __post_init__(self) -> None:
-        require(0 <= self.ema_decay < 1, "averaging.ema_decay", self.ema_decay, "in [0, 1)")
-        require(self.swa_every >= 0, "averaging.swa_every", self.swa_every, "0 or more")
-        require(
-            not (self.swa_every and self.swa_source == "ema" and not self.ema_decay),
-            "averaging.swa_source",
-            self.swa_source,
-            "raw, because averaging.ema_decay is 0",
-        )
-        require(
-            self.export != "ema" or self.ema_decay > 0,
-            "averaging.export",
-            "ema",
-            "averaging.ema_decay above 0",
-        )
-        require(
-            self.export != "swa" or self.swa_every > 0,
-            "averaging.export",
-            "swa",
-            "averaging.swa_every above 0",
-        )
+        _below_one(self, "ema_decay")
+        _at_least(self, 0, "swa_every")
+        if self.swa_every and not self.ema_decay:
+            require(self.swa_source == "raw", "averaging.swa_source", "ema", "raw, because averaging.ema_decay is 0")
+        if self.export == "ema":
+            require(self.ema_decay > 0, "averaging.export", "ema", "averaging.ema_decay above 0")
+        if self.export == "swa":
+            require(self.swa_every > 0, "averaging.export", "swa", "averaging.swa_every above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,11 +274,10 @@ class QatConfig:
         start_fraction: begin once this fraction of the run is over; 0 waits for ``start_scale``.
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
-        soft_alpha_end: sharpness when the learning rate reaches zero.
-        grid_pull: decoupled decay towards the nearest grid point while QAT is on, w <- w - lr grid_pull (w -
-            Q(w)) with Muon's scheduled lr (after Nagel et al., 2022); 0 leaves it out. Straight-through
-            training lowers the loss of the rounded weights without moving weights towards the grid; this
-            does.
+        soft_alpha_end: sharpness at the end of the run.
+        grid_pull: exponent of the course on which weights are drawn to the grid: each step shrinks their distance to
+            the nearest grid point so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the
+            end of the run. Larger is later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
         crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker:
             inert).
@@ -312,13 +296,14 @@ class QatConfig:
     rounding: Literal["ste", "soft"] = "ste"
     soft_alpha_start: float = 1.0
     soft_alpha_end: float = 16.0
-    grid_pull: float = 0.0
+    grid_pull: float = 2.0
     crown_q: float = 0.0
     crown_q_reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
-        for name in ("mlp_bits", "attention_bits", "projection_bits"):
-            require(_is_width(getattr(self, name)), f"qat.{name}", getattr(self, name), "0, or 2 to 8")
+        _require_all(self, _is_width, "0, or 2 to 8", "mlp_bits", "attention_bits", "projection_bits")
+        _require_all(self, lambda value: 0 <= value <= 1, "in [0, 1]", "start_scale", "start_fraction")
+        _at_least(self, 0, "clip_floor", "crown_q", "grid_pull")
         for item in self.layer_bits:
             _, _, bits = item.rpartition("=")
             require(
@@ -328,9 +313,6 @@ class QatConfig:
                 "pattern=bits such as blocks.10.attn.*=6, with 0 or 2 to 8 bits",
             )
         require(0 < self.quantile <= 1, "qat.quantile", self.quantile, "in (0, 1]")
-        require(self.clip_floor >= 0, "qat.clip_floor", self.clip_floor, "0 or more")
-        require(0 <= self.start_scale <= 1, "qat.start_scale", self.start_scale, "in [0, 1]")
-        require(0 <= self.start_fraction <= 1, "qat.start_fraction", self.start_fraction, "in [0, 1]")
         require(
             not self.enabled or self.start_scale > 0 or self.start_fraction > 0,
             "qat.start_scale",
@@ -343,8 +325,6 @@ class QatConfig:
             self.soft_alpha_start,
             f"above 0 and at most qat.soft_alpha_end {self.soft_alpha_end}",
         )
-        for name in ("crown_q", "grid_pull"):
-            require(getattr(self, name) >= 0, f"qat.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +343,7 @@ class DataConfig:
     max_shards: int = 0
 
     def __post_init__(self) -> None:
-        require(self.max_shards >= 0, "data.max_shards", self.max_shards, "0 or more")
+        _at_least(self, 0, "max_shards")
 
 
 def _is_width(bits: int) -> bool:
@@ -429,9 +409,6 @@ class RunConfig:
         return cls(recipe=recipe, model=ModelConfig.from_dict(dict(sections["model"])), other=other, **parsed)
 
 
-Section = TypeVar("Section")
-
-
 def parse_section(name: str, values: Mapping[str, Any]) -> Any:
     """Return the dataclass of section ``name``.
 
@@ -443,10 +420,10 @@ def parse_section(name: str, values: Mapping[str, Any]) -> Any:
     for key in values:
         if key not in hints:
             raise InputError(f"{name}.{key} is not a setting; the settings of {name} are {', '.join(hints)}")
-    return kind(**{key: _coerce(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+    return kind(**{key: coerce(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
 
 
-def _coerce(name: str, value: Any, kind: Any) -> Any:
+def coerce(name: str, value: Any, kind: Any) -> Any:
     """Turn a value from TOML or the command line into ``kind``."""
     if get_origin(kind) is Literal:
         require(value in get_args(kind), name, value, " or ".join(get_args(kind)))
@@ -469,85 +446,3 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
         raise InputError(
             f"{name} is {value!r}; expected {'a whole number' if kind is int else 'a finite number'}"
         ) from None
-
-
-def resolve(
-    recipe: Recipe,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    scale: str | None = None,
-    steps: int | None = None,
-    max_seconds: float | None = None,
-) -> RunConfig:
-    """Return the run that a recipe and the command line describe.
-
-    The order is: the recipe, its ``[as_run]`` section if ``train.as_run`` is set, ``scale``, ``overrides``,
-    and last ``steps`` and ``max_seconds``. Steps without a clock budget switch the clock off, because the
-    recipe's seconds are those of eight GPUs.
-
-    Args:
-        recipe: where to start.
-        overrides: ``section.key`` to value.
-        scale: see :func:`train.scaling.scale_model`.
-        steps: budget in steps.
-        max_seconds: budget in seconds.
-
-    Raises:
-        InputError: a key or value is unusable; the message lists the keys there are.
-    """
-    from train.scaling import scale_model
-
-    overrides = dict(overrides or {})
-    sections: dict[str, dict[str, Any]] = {
-        name: dict(value) for name, value in recipe.sections.items() if isinstance(value, dict)
-    }
-    as_run = sections.pop("as_run", {})
-    wanted = overrides.get("train.as_run", sections.get("train", {}).get("as_run", False))
-    if _coerce("train.as_run", wanted, bool):
-        _apply(sections, {f"{name}.{key}": v for name, values in as_run.items() for key, v in values.items()})
-    model_keys = {k.removeprefix("model."): v for k, v in overrides.items() if k.startswith("model.")}
-    model = dataclasses.replace(recipe, model=sections["model"]).model_config(
-        **({} if scale is not None else model_keys)
-    )
-    if scale is not None:
-        model = scale_model(model, scale)
-        if model_keys:
-            scaled = dataclasses.replace(recipe, model=model.to_dict())
-            model = scaled.model_config(**model_keys)
-    _apply(sections, {k: v for k, v in overrides.items() if not k.startswith("model.")})
-    train = sections.setdefault("train", {})
-    if steps is not None:
-        train["steps"] = steps
-        train["max_seconds"] = 0.0
-    if max_seconds is not None:
-        train["max_seconds"] = max_seconds
-    return RunConfig.from_dict(recipe.name, sections | {"model": model.to_dict()})
-
-
-def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) -> None:
-    for key, value in overrides.items():
-        section, dot, name = key.partition(".")
-        known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
-        if not dot or section not in known:
-            raise InputError(f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}")
-        sections.setdefault(section, {})[name] = value
-
-
-def to_toml(sections: Mapping[str, Any]) -> str:
-    """Return nested mappings of plain values as TOML text."""
-    lines: list[str] = []
-    for section, values in sections.items():
-        if not isinstance(values, Mapping):
-            lines.insert(0, f"{section} = {_toml_value(values)}")
-            continue
-        lines.append(f"\n[{section}]")
-        lines.extend(f"{json.dumps(k) if '.' in k else k} = {_toml_value(v)}" for k, v in values.items())
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(value)

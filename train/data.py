@@ -43,7 +43,10 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
 def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None:
     largest = int(tokens.max())
     if largest >= vocab_size:
-        raise TokenError(f"{where} holds token {largest}, but the model has {vocab_size}: they are another tokenizer's")
+        raise TokenError(
+            f"{where} holds token {largest}, but the model has {vocab_size}: they are another tokenizer's; "
+            "use shards of one tokenizer and its model.vocab_size"
+        )
 
 
 class TokenStream:

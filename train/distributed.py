@@ -72,21 +72,25 @@ def launched(device: str) -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"train.device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError("train.device is cuda, but torch sees no GPU; use cpu")
-        place = torch.device("cuda", local if place.index is None else place.index)
+    name, _, number = device.partition(":")
+    if name not in ("cpu", "cuda") or not (number.isdecimal() or device == name):
+        raise InputError(f"train.device is {device!r}; expected auto, cpu, cuda or cuda:N")
+    place = torch.device("cpu")
+    if name == "cuda":
+        index = int(number) if number else local
+        if index >= torch.cuda.device_count():
+            raise InputError(f"train.device is {device}, GPU {index}, but torch sees {torch.cuda.device_count()} GPUs")
+        place = torch.device("cuda", index)
         torch.cuda.set_device(place)
     if size == 1:
         yield Ranks(rank=0, size=1, device=place)
         return
     started_here = not dist.is_initialized()
     if started_here:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        if place.type == "cuda":
+            dist.init_process_group("nccl", device_id=place)
+        else:
+            dist.init_process_group("gloo")
     try:
         yield Ranks(rank=rank, size=size, device=place)
     finally:

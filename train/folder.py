@@ -22,8 +22,9 @@ from torch import Tensor
 
 from evalkit.errors import InputError
 from evalkit.files import write_atomically, write_json
-from train.config import RunConfig, to_toml
+from train.config import RunConfig
 from train.files import load_tensors, read_json
+from train.resolve import to_toml
 
 FORMAT, VERSION = "evalkit-run", 1
 _MAY_CHANGE = {

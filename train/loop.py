@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -26,10 +23,11 @@ from train.folder import RunFolder
 from train.init import initial_weights
 from train.metrics import MetricsLog, Progress, draw_losses
 from train.objective import Objective
-from train.optimizers.optimizer import DTYPES, Optimizer
-from train.parameters import pack, role_of, unpack
-from train.qat import grid_distance, pull_to_grid, soft_alpha
+from train.optimizers.optimizer import Optimizer
+from train.parameters import DTYPES, pack, role_of, unpack
+from train.qat import grid_distance, kept_distance, pull_to_grid, soft_alpha
 from train.schedules import Clock, muon_momentum
+from train.signals import StopSignals
 from train.validation import Validation, Validator
 
 
@@ -70,7 +68,7 @@ class Trainer:
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
         folder: where to write.
-        progress: terminal for the progress line.
+        progress: where the progress line goes.
     """
 
     def __init__(
@@ -103,9 +101,9 @@ class Trainer:
         self.averages = WeightAverages(self.masters, config.averaging)
         self.clock = Clock(config)
         self.step = 0
-        self.qat_start_scale: float | None = None
+        self.qat_start_step: int | None = None
         self.train_nats = math.nan
-        self._signalled = False
+        self._signals = StopSignals()
         self._interrupted = False
         self._progress = Progress(progress if ranks.is_first else None)
         self._log = MetricsLog(None, resumed_step=0)
@@ -160,17 +158,17 @@ class Trainer:
         """Take one step; return this rank's loss in nats and the gradient norm."""
         config, clock = self.config, self.clock
         scale, stretch = clock.lr_scale(self.step), clock.stretch(self.step)
-        if self.qat_start_scale is None and self._qat_due(scale):
-            self.qat_start_scale = scale
+        if self.qat_start_step is None and self._qat_due(scale):
+            self.qat_start_step = self.step
             self._log.write(step=self.step, event="qat_start", lr_scale=scale)
-        quantised = self.qat_start_scale is not None
-        alpha = soft_alpha(config.qat, scale, config.qat.start_scale or self.qat_start_scale or 1.0)
+        quantised = self.qat_start_step is not None
+        before, after = self._qat_progress(0), self._qat_progress(1)
+        alpha = soft_alpha(config.qat, before)
         self.optimizer.zero_grad()
         nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
         norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
-            rate = config.optimizer.matrix_lr * scale * config.qat.grid_pull
-            pull_to_grid(unpack(config.model, self._detached()), rate, config.qat)
+            pull_to_grid(unpack(config.model, self._detached()), kept_distance(before, after, config.qat), config.qat)
         self.step += 1
         self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
         return nats, norm
@@ -180,6 +178,14 @@ class Trainer:
         by_scale = qat.start_scale > 0 and scale < qat.start_scale
         by_time = qat.start_fraction > 0 and self.clock.fraction(self.step) >= qat.start_fraction
         return qat.enabled and (by_scale or by_time)
+
+    def _qat_progress(self, ahead: int) -> float:
+        """Return how much of QAT's part of the run is over, in [0, 1], when ``ahead`` more steps are done."""
+        remaining = self.clock.remaining_steps(self.step)
+        if self.qat_start_step is None or remaining is None:
+            return 0.0
+        done = self.step - self.qat_start_step
+        return (done + ahead) / (done + max(remaining, 1.0))
 
     # The run.
 
@@ -206,7 +212,7 @@ class Trainer:
             and (self._objective.compiled or self._ranks.device.type == "cuda")
         ):
             self.warm_up(warmup)
-        with self._signals():
+        with self._signals:
             self._loop()
         self._progress.close()
         if self._interrupted:
@@ -229,7 +235,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signalled))
+            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signals.received))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -261,7 +267,7 @@ class Trainer:
                 bpb_estimate=bpb,
                 grad_norm=grad_norm,
                 lr_scale=clock.lr_scale(self.step - 1),
-                quantised=self.qat_start_scale is not None,
+                quantised=self.qat_start_step is not None,
                 seconds=round(clock.seconds, 3),
                 tokens_per_second=speed,
             )
@@ -360,7 +366,7 @@ class Trainer:
             "seconds": self.clock.seconds,
             "timer": self.clock.timer.state_dict(),
             "train_nats": self.train_nats,
-            "qat_start_scale": self.qat_start_scale,
+            "qat_start_step": self.qat_start_step,
             "masters": self._detached(),
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(),
@@ -386,7 +392,7 @@ class Trainer:
         self.step = int(state["step"])
         self.clock.seconds = self._saved_at_seconds = float(state["seconds"])
         self.clock.timer.load_state_dict(state["timer"])
-        self.qat_start_scale = state["qat_start_scale"]
+        self.qat_start_step = state["qat_start_step"]
         self.train_nats = float(state["train_nats"])
         torch.set_rng_state(state["rng"])
 
@@ -397,23 +403,3 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.masters.items():
                 value.copy_(masters[name])
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM end the run after the step at hand; the second one kills."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, _frame: object) -> None:
-            self._signalled = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

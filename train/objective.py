@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from evalkit.model.gpt import GPT
 from train.config import RunConfig
-from train.parameters import is_linear, unpack
+from train.parameters import DTYPES, is_linear, unpack
 from train.qat import crown_q_penalty, fake_quantise
 
 
@@ -25,7 +25,7 @@ class Objective:
     def __init__(self, config: RunConfig, device: torch.device, *, compiled: bool) -> None:
         self._config = config
         self._device = device
-        self._low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+        self._low = DTYPES[config.train.precision]
         with torch.device("meta"):
             self._gpt = GPT(config.model)
         # The rotary tables are cached by the first pass of a length; that pass must not be a compiled one.

@@ -125,18 +125,35 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     return config.crown_q / 12.0 * total
 
 
+def kept_distance(before: float, after: float, config: QatConfig) -> float:
+    """Return the factor of one step on distances to the grid, which makes them follow 1 - progress^grid_pull.
+
+    Args:
+        before: progress of QAT's part of the run before the step, in [0, 1).
+        after: progress after it, in [0, 1].
+        config: the exponent.
+    """
+    return max(1.0 - after**config.grid_pull, 0.0) / (1.0 - before**config.grid_pull)
+
+
 @torch.no_grad()
-def pull_to_grid(weights: Mapping[str, Tensor], rate: float, config: QatConfig) -> None:
-    """Move weights ``rate`` (at most 1) of the way to their nearest grid points, in place."""
+def pull_to_grid(weights: Mapping[str, Tensor], keep: float, config: QatConfig) -> None:
+    """Shrink the distance of weights to their nearest grid points to ``keep`` of what it is, in place.
+
+    A proximal step (ProxQuant: Bai et al., 2019). It leaves the rounded weights, hence the loss, as they are, and makes
+    a weight that sits between two grid points settle on one instead of oscillating (Nagel et al., 2022).
+    """
     for name, w in weights.items():
         bits = bits_of(name, config)
         if bits:
-            w.lerp_(round_to_grid(w, bits, config), min(rate, 1.0))
+            w.lerp_(round_to_grid(w, bits, config), 1.0 - keep)
 
 
-def soft_alpha(config: QatConfig, lr_scale: float, scale_at_start: float) -> float:
-    """Return the sharpness at a learning-rate scale: from start to end as the scale falls to zero."""
-    progress = min(max(1.0 - lr_scale / max(scale_at_start, _TINY), 0.0), 1.0)
+def soft_alpha(config: QatConfig, progress: float) -> float:
+    """Return the sharpness of soft rounding when ``progress`` (in [0, 1]) of QAT's part of the run is over.
+
+    PR849 has it follow the learning rate, which falls along a line and so gives the same.
+    """
     return config.soft_alpha_start + (config.soft_alpha_end - config.soft_alpha_start) * progress
 
 

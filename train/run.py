@@ -16,11 +16,12 @@ import torch
 
 from evalkit.log import LOG
 from evalkit.recipes import load_recipe
-from train.config import RunConfig, resolve
+from train.config import RunConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 from train.distributed import launched
 from train.folder import RunFolder
 from train.loop import Trainer, TrainResult
+from train.resolve import resolve
 from train.validation import Validator
 
 
@@ -49,7 +50,7 @@ def run_training(
         steps: budget in steps; without ``max_seconds``, no clock budget.
         max_seconds: budget in seconds of training.
         resume: go on from the folder's checkpoint if it has one.
-        progress: terminal for the progress line.
+        progress: where the progress line goes.
 
     Raises:
         InputError: anything the user can put right. A checkpoint that was written stays usable.

@@ -23,10 +23,10 @@ from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
-from train.config import resolve
 from train.export.pipeline import ExportConfig, ExportResult, _held_out, _text_losses, export_run, target_weights
 from train.folder import load_run
 from train.qat import bits_of, round_to_grid, step_size
+from train.resolve import resolve
 from train.run import train_model
 
 # 160 wide: the MLP's matrices are above the 65,536 elements up to which the published plans keep float16.

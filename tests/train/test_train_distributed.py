@@ -10,9 +10,9 @@ import torch
 from train_helpers import SMALL
 
 from evalkit.recipes import load_recipe
-from train.config import resolve, to_toml
 from train.files import load_tensors, read_json
 from train.metrics import read_metrics
+from train.resolve import resolve, to_toml
 
 CHILD = """
 import os

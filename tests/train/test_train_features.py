@@ -10,12 +10,13 @@ from train_helpers import SMALL, VOCAB
 
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import RunConfig, resolve
+from train.config import RunConfig
 from train.data import TokenStream, find_shards
 from train.distributed import Ranks
 from train.folder import RunFolder
 from train.loop import Trainer
 from train.objective import Objective
+from train.resolve import resolve
 
 CPU = torch.device("cpu")
 OFF: dict[str, Any] = {
@@ -51,6 +52,7 @@ TRAINING_OFF: dict[str, Any] = {
     "qat.rounding": "ste",
     "qat.row_clip": "amax",
     "qat.crown_q": 0.0,
+    "qat.grid_pull": 0.0,
 }
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import resource
@@ -17,13 +18,14 @@ from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import RunConfig, resolve
+from train.config import RunConfig
 from train.data import TokenStream, find_shards
 from train.distributed import Ranks
 from train.files import load_tensors
 from train.folder import RunFolder, load_run
 from train.loop import Trainer, TrainResult
-from train.metrics import read_metrics
+from train.metrics import Progress, read_metrics
+from train.resolve import resolve
 from train.run import run_training, train_model
 
 QUICK = SMALL | {"train.spans": "1", "qat.start_scale": "0.8"}
@@ -103,6 +105,23 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     assert torch.equal(load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"])
 
 
+def test_progress_is_a_line_on_a_terminal_and_a_line_a_minute_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, log, quick = Terminal(), io.StringIO(), io.StringIO()
+    for stream, seconds in ((terminal, 60.0), (log, 60.0), (quick, 0.0)):
+        monkeypatch.setattr("train.metrics._LOG_SECONDS", seconds)
+        progress = Progress(stream)
+        for text in ("step 1: long", "step 2"):
+            progress.show(text)
+        progress.close()
+    assert terminal.getvalue() == "\rstep 1: long\rstep 2      \n"
+    assert log.getvalue() == ""
+    assert quick.getvalue() == "step 1: long\nstep 2\n"
+
+
 def test_validation_scores_every_target_once(finished: Path, data: Path) -> None:
     run = load_run(finished, "raw")
     model = GPT(run.config.model)
@@ -171,8 +190,6 @@ import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from evalkit.recipes import load_recipe
-from train.config import RunConfig
 from train.run import run_training
 run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
 """

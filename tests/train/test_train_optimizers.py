@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from evalkit.recipes import load_recipe
-from train.config import OptimizerConfig, resolve
+from train.config import OptimizerConfig
 from train.distributed import Ranks
 from train.init import initial_weights
 from train.objective import Objective
@@ -11,6 +11,7 @@ from train.optimizers.muon import Muon
 from train.optimizers.newton_schulz import SINGULAR_VALUE_BAND, aspect_scale, newton_schulz
 from train.optimizers.optimizer import Optimizer, owner_of
 from train.parameters import BANKS, pack, unpack
+from train.resolve import resolve
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
@@ -59,14 +60,7 @@ def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nesterov: bool) -> None:
     mine, theirs = nn.Parameter(gaussian(*shape)), nn.Parameter(gaussian(*shape))
-    muon = Muon(
-        {"w": mine},
-        nesterov=nesterov,
-        ns_steps=5,
-        weight_decay=0.04,
-        momentum_dtype=torch.float32,
-        ranks=ALONE,
-    )
+    muon = Muon({"w": mine}, OptimizerConfig(nesterov=nesterov, matrix_weight_decay=0.04), ALONE)
     oracle = torch.optim.Muon(
         [theirs], lr=0.02, weight_decay=0.04, momentum=0.95, nesterov=nesterov, adjust_lr_fn="original"
     )
@@ -82,7 +76,7 @@ def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nes
 
 def test_momentum_is_a_plain_sum() -> None:
     w, first, second = nn.Parameter(torch.zeros(8, 8)), gaussian(8, 8, seed=1), gaussian(8, 8, seed=2)
-    muon = Muon({"w": w}, nesterov=True, ns_steps=5, weight_decay=0.0, momentum_dtype=torch.float32, ranks=ALONE)
+    muon = Muon({"w": w}, OptimizerConfig(matrix_weight_decay=0.0), ALONE)
     w.grad = first
     muon.step(lr=0.1, momentum=0.5)
     w.grad = second

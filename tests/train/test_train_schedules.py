@@ -1,7 +1,8 @@
 import pytest
 
 from evalkit.recipes import load_recipe
-from train.config import ScheduleConfig, resolve
+from train.config import ScheduleConfig
+from train.resolve import resolve
 from train.schedules import Clock, StepTimer, muon_momentum, warmdown_scale
 
 

@@ -14,36 +14,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.config import OptimizerConfig
 from train.distributed import Ranks
 from train.optimizers.newton_schulz import aspect_scale, newton_schulz
+from train.parameters import DTYPES
 
 
-def muon_direction(
-    g: Tensor,
-    momentum_buffer: Tensor,
-    *,
-    momentum: float,
-    nesterov: bool,
-    ns_steps: int,
-    ns_dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
+def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, config: OptimizerConfig) -> Tensor:
     """Return the orthogonalised, scaled update of a batch of matrices; advance their momentum in place.
 
     Args:
         g: reduced gradients ``[N, m, n]``.
         momentum_buffer: plain-sum momentum of the same shape, float32 or bfloat16.
         momentum: mu.
-        nesterov: whether to look ahead.
-        ns_steps: Newton-Schulz iterations.
-        ns_dtype: dtype of their products.
+        config: Nesterov, and number and dtype of the Newton-Schulz iterations.
 
     Returns:
-        ``[N, m, n]`` in ``ns_dtype``.
+        ``[N, m, n]`` in ``config.ns_precision``.
     """
     g = g.to(momentum_buffer.dtype)
     momentum_buffer.mul_(momentum).add_(g)
-    update = g.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
-    return newton_schulz(update, ns_steps, ns_dtype) * aspect_scale(g.shape[-2], g.shape[-1])
+    update = g.add(momentum_buffer, alpha=momentum) if config.nesterov else momentum_buffer
+    orthogonal = newton_schulz(update, config.ns_steps, DTYPES[config.ns_precision])
+    return orthogonal * aspect_scale(g.shape[-2], g.shape[-1])
 
 
 def shard_rows(count: int, ranks: Ranks) -> int:
@@ -58,21 +51,8 @@ class Muon:
     balanced by cost, and an all-gather hands the updates to everybody. Momentum exists on its owner alone.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        nesterov: bool,
-        ns_steps: int,
-        weight_decay: float,
-        momentum_dtype: torch.dtype,
-        ranks: Ranks,
-        ns_dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        self._ns_dtype = ns_dtype
-        self._nesterov, self._ns_steps, self._weight_decay = nesterov, ns_steps, weight_decay
-        self._ranks = ranks
-        self._groups: list[dict[str, nn.Parameter]] = []
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
         by_shape: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
         for name, parameter in parameters.items():
             by_shape.setdefault(tuple(parameter.shape), {})[name] = parameter
@@ -81,7 +61,7 @@ class Muon:
             torch.zeros(
                 shard_rows(len(group), ranks),
                 *next(iter(group.values())).shape,
-                dtype=momentum_dtype,
+                dtype=DTYPES[config.momentum_precision],
                 device=ranks.device,
             )
             for group in self._groups
@@ -96,19 +76,12 @@ class Muon:
             first = self._ranks.rank * shard
             mine = [p.grad for p in parameters[first : first + shard] if p.grad is not None]
             mine += [torch.zeros_like(buffer[0], dtype=torch.float32)] * (shard - len(mine))
-            update = muon_direction(
-                torch.stack(mine),
-                buffer,
-                momentum=momentum,
-                nesterov=self._nesterov,
-                ns_steps=self._ns_steps,
-                ns_dtype=self._ns_dtype,
-            )
+            update = muon_direction(torch.stack(mine), buffer, momentum=momentum, config=self._config)
             if self._ranks.size > 1:
                 gathered = update.new_empty(shard * self._ranks.size, *update.shape[1:])
                 dist.all_gather_into_tensor(gathered, update.contiguous())
                 update = gathered
-            torch._foreach_mul_(parameters, 1.0 - lr * self._weight_decay)
+            torch._foreach_mul_(parameters, 1.0 - lr * self._config.matrix_weight_decay)
             updates = [update[i].to(p.dtype) for i, p in enumerate(parameters)]
             torch._foreach_add_(parameters, updates, alpha=-lr)
 

@@ -12,10 +12,9 @@ from train.config import OptimizerConfig
 from train.distributed import Ranks
 from train.optimizers.muon import Muon
 from train.optimizers.parallel_muon import ParallelMuon
-from train.parameters import BANKS, role_of
+from train.parameters import BANKS, DTYPES, role_of
 
 Owner = Literal["bank", "muon", "table", "head", "vector", "projection"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def owner_of(name: str, config: OptimizerConfig) -> Owner:
@@ -44,28 +43,8 @@ class Optimizer:
             owned.setdefault(owner_of(name, config), {})[name] = parameter
         banks, matrices = owned.pop("bank", {}), owned.pop("muon", {})
         self._flat = _flat_gradients([*matrices.values(), *(p for group in owned.values() for p in group.values())])
-        momentum_dtype = DTYPES[config.momentum_precision]
-        self._muon = Muon(
-            matrices,
-            nesterov=config.nesterov,
-            ns_steps=config.ns_steps,
-            weight_decay=config.matrix_weight_decay,
-            momentum_dtype=momentum_dtype,
-            ranks=ranks,
-            ns_dtype=DTYPES[config.ns_precision],
-        )
-        self._parallel: ParallelMuon | None = None
-        if banks:
-            self._parallel = ParallelMuon(
-                banks,
-                nesterov=config.nesterov,
-                ns_steps=config.ns_steps,
-                weight_decay=config.matrix_weight_decay,
-                momentum_dtype=momentum_dtype,
-                reduce_dtype=DTYPES[config.reduce_precision],
-                ranks=ranks,
-                ns_dtype=DTYPES[config.ns_precision],
-            )
+        self._muon = Muon(matrices, config, ranks)
+        self._parallel = ParallelMuon(banks, config, ranks) if banks else None
         rates = {
             "table": config.embed_lr,
             "head": config.head_lr,

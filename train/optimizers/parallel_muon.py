@@ -21,8 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.config import OptimizerConfig
 from train.distributed import Ranks
 from train.optimizers.muon import gather_rows, muon_direction, scatter_rows, shard_rows
+from train.parameters import DTYPES
 
 
 @dataclass(kw_only=True)
@@ -43,21 +45,10 @@ class ParallelMuon:
     Call :meth:`reduce` after the backward pass, then :meth:`square_norm`, then :meth:`step`.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        nesterov: bool,
-        ns_steps: int,
-        weight_decay: float,
-        momentum_dtype: torch.dtype,
-        reduce_dtype: torch.dtype,
-        ranks: Ranks,
-        ns_dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        self._ns_dtype = ns_dtype
-        self._nesterov, self._ns_steps, self._weight_decay = nesterov, ns_steps, weight_decay
-        self._reduce_dtype, self._ranks = reduce_dtype, ranks
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._reduce_dtype = DTYPES[config.reduce_precision]
+        momentum_dtype = DTYPES[config.momentum_precision]
         self._banks: list[_Bank] = []
         for name, parameter in sorted(parameters.items(), key=lambda item: -item[1].numel()):
             rows = shard_rows(parameter.shape[0], ranks)
@@ -103,14 +94,7 @@ class ParallelMuon:
         """Update all banks; ``clip`` is the factor on the reduced gradient."""
         previous: tuple[_Bank, Tensor, Any] | None = None
         for bank in self._banks:
-            update = muon_direction(
-                bank.shard * clip,
-                bank.momentum,
-                momentum=momentum,
-                nesterov=self._nesterov,
-                ns_steps=self._ns_steps,
-                ns_dtype=self._ns_dtype,
-            )
+            update = muon_direction(bank.shard * clip, bank.momentum, momentum=momentum, config=self._config)
             work = None
             if self._ranks.size > 1:
                 gathered = update.new_empty(bank.gradient.shape)
@@ -126,7 +110,7 @@ class ParallelMuon:
         if work is not None:
             work.wait()
         parameter = bank.parameter
-        parameter.mul_(1.0 - lr * self._weight_decay)
+        parameter.mul_(1.0 - lr * self._config.matrix_weight_decay)
         parameter.add_(update[: parameter.shape[0]].to(parameter.dtype), alpha=-lr)
 
     def state_dict(self) -> dict[str, Tensor]:

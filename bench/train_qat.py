@@ -1,0 +1,173 @@
+"""What late QAT does to the weights and to the loss after quantisation, recipe by recipe.
+
+    python bench/train_qat.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
+
+Each recipe is trained once up to the step where QAT begins; from that state it is finished with QAT off, with rounding
+in the forward pass alone, as the recipe has it, and with soft rounding. Finished variants in DIR are not repeated, and
+``--only`` trains some recipes; without it, the table in RESULTS.md is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from results import replace_table
+from torch import Tensor
+
+from evalkit.artifact.layouts import held_values
+from evalkit.files import write_json
+from evalkit.recipes import load_recipe
+from train.config import RunConfig
+from train.data import ByteCounter, TokenStream, find_shards, load_validation
+from train.distributed import Ranks
+from train.export.pipeline import ExportConfig, export_run
+from train.files import read_json
+from train.folder import RunFolder, load_run
+from train.loop import Trainer
+from train.objective import Objective
+from train.qat import bits_of, grid_distance, round_to_grid
+from train.resolve import resolve
+from train.run import train_model
+from train.validation import Validator
+
+RECIPES = ("pr333", "pr592", "pr344", "pr634", "pr849")
+VARIANTS: dict[str, dict[str, str]] = {
+    "off": {"qat.enabled": "false"},
+    "rounding alone": {"qat.grid_pull": "0"},
+    "as the recipe": {},
+    "soft rounding": {"qat.rounding": "soft"},
+}
+HEADER = """\
+| recipe | late QAT | distance, raw | distance, exported | float | rounded | exported |
+|---|---|---:|---:|---:|---:|---:|
+"""
+CPU = Ranks(rank=0, size=1, device=torch.device("cpu"))
+
+
+class Bench:
+    """The data and settings that all runs share."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.data, self.tokenizer, self.out = arguments.data, arguments.tokenizer, arguments.out
+
+    def config(self, recipe: str, keys: Mapping[str, str]) -> RunConfig:
+        """Return the resolved run of a variant."""
+        a = self.arguments
+        sizes = {
+            "train.batch_tokens": a.batch_tokens,
+            "train.spans": 1,
+            "train.seq_len": a.seq_len,
+            "train.val_tokens": a.val_tokens,
+            "train.validate_every": 50,
+            "train.threads": a.threads,
+        }
+        return resolve(load_recipe(recipe), {**sizes, **keys}, scale=a.scale, steps=a.steps)
+
+    def stream(self, config: RunConfig) -> TokenStream:
+        """Return the training tokens."""
+        return TokenStream(find_shards(self.data, config.data)[0], vocab_size=config.model.vocab_size)
+
+    def trunk(self, recipe: str) -> Path:
+        """Return the checkpoint of the step at which QAT begins."""
+        path: Path = self.out / f"{recipe}.pt"
+        if not path.exists():
+            config = self.config(recipe, {})
+            folder = RunFolder(path=self.out / recipe / "trunk")
+            folder.path.mkdir(parents=True, exist_ok=True)
+            trainer = Trainer(
+                config, stream=self.stream(config), validator=None, ranks=CPU, folder=folder, progress=None
+            )
+            while trainer.qat_start_step is None:
+                trainer.save_checkpoint()
+                trainer.train_step()
+            folder.checkpoint.rename(path)
+        return path
+
+    def finish(self, recipe: str, variant: str) -> Path:
+        """Train a variant to the end and return its run folder."""
+        config = self.config(recipe, VARIANTS[variant])
+        folder = RunFolder(path=self.out / recipe / variant.replace(" ", "-"))
+        if not folder.summary.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+            folder.open(config, self.stream(config).identity(), resume=False)
+            shutil.copy(self.trunk(recipe), folder.checkpoint)
+            train_model(config, data=self.data, tokenizer=self.tokenizer, out=folder.path, resume=True)
+        return folder.path
+
+    def measure(self, recipe: str, variant: str) -> dict[str, float]:
+        """Return distances to the grid and bits per byte: float, rounded on QAT's grid, and as exported."""
+        path = self.finish(recipe, variant)
+        cached = path / "measured.json"
+        if cached.exists():
+            return {key: float(value) for key, value in read_json(cached).items()}
+        run, raw = load_run(path), load_run(path, "raw")
+        config = run.config
+        shards = find_shards(self.data, config.data)[1]
+        tokens = load_validation(shards, vocab_size=config.model.vocab_size, limit=config.train.val_tokens)
+        assert tokens is not None
+        validator = Validator(
+            tokens,
+            seq_len=config.train.seq_len,
+            batch_tokens=config.train.val_batch_tokens,
+            byte_counter=ByteCounter(self.tokenizer, config.model.vocab_size),
+            ranks=CPU,
+        )
+        objective = Objective(config, CPU.device, compiled=False)
+
+        def bpb(weights: Mapping[str, Tensor]) -> float:
+            found = validator.run(objective, weights).val_bpb
+            assert found is not None
+            return found
+
+        rounded = {n: round_to_grid(w, b, config.qat) if (b := bits_of(n, config.qat)) else w
+                   for n, w in run.weights.items()}  # fmt: skip
+        exported = export_run(run, path / "model.evk", ExportConfig(calibration_data=self.data)).tensors
+        held = {n: torch.from_numpy(held_values(t)).view_as(run.weights[n]) for n, t in exported.items()}
+        result = {
+            "raw distance": grid_distance(raw.weights, config.qat),
+            "distance": grid_distance(run.weights, config.qat),
+            "float": bpb(run.weights),
+            "rounded": bpb(rounded),
+            "exported": bpb(held),
+        }
+        write_json(cached, result)
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
+    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="train these and write no table")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
+    parser.add_argument("--scale", default="128x4", help="WIDTHxDEPTH of every model")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
+    parser.add_argument("--seq-len", type=int, default=256, help="window in tokens")
+    parser.add_argument("--val-tokens", type=int, default=65_536, help="validation targets")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    rows = []
+    for recipe in arguments.only or RECIPES:
+        for variant in VARIANTS:
+            if variant == "soft rounding" and load_recipe(recipe).sections["qat"].get("rounding") == "soft":
+                continue
+            m = bench.measure(recipe, variant)
+            rows.append(
+                f"| {recipe} | {variant} | {m['raw distance']:.3f} | {m['distance']:.3f} | {m['float']:.4f} | "
+                f"{m['rounded']:.4f} | {m['exported']:.4f} |"
+            )
+            print(rows[-1], flush=True)
+    if not arguments.only:
+        replace_table("qat", HEADER + "\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
