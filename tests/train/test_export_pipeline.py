@@ -24,7 +24,8 @@ from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
 from train.config import resolve
-from train.export.pipeline import ExportConfig, ExportResult, _held_out, _text_losses, export_run, target_weights
+from train.export.pipeline import ExportConfig, ExportResult, _text_losses, export_run, target_weights
+from train.export.text import TrainingText
 from train.folder import load_run
 from train.qat import bits_of, round_to_grid, step_size
 from train.run import train_model
@@ -218,7 +219,7 @@ def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards:
     trained = load_run(runs / "pr849")
     qat = trained.config.qat
     assert qat.enabled
-    config = ExportConfig(calibration_tokens=512, calibration_data=shards)
+    held_out = TrainingText(shards, trained, calibration_tokens=512).held_out()
     rng = torch.Generator().manual_seed(0)
     grid = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in trained.weights.items() if bits_of(n, qat)}
     step = {n: step_size(w, bits_of(n, qat), qat) for n, w in grid.items()}
@@ -227,18 +228,17 @@ def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards:
     for weights, label in ((noisy, "noisy"), (grid, "on the grid")):
         run = replace(trained, weights=trained.weights | weights)
         model.load_state_dict(run.weights)
-        chosen, notes = target_weights(model, run, config)
-        before = _text_losses(model, _held_out(model, run, config)).mean()
+        chosen, notes = target_weights(model, run, held_out)
+        before = _text_losses(model, held_out).mean()
         assert all(torch.equal(model.state_dict()[n], run.weights[n]) for n in weights), "the model is left as it was"
         model.load_state_dict(run.weights | grid)
         gained = bool(notes)
         assert gained == any(not torch.equal(chosen[n], run.weights[n]) for n in weights)
         if gained:
             assert all(torch.allclose(chosen[n], grid[n]) for n in weights)
-            assert _text_losses(model, _held_out(model, run, config)).mean() < before
+            assert _text_losses(model, held_out).mean() < before
         if label == "on the grid":
             assert not gained
-    assert target_weights(model, trained, ExportConfig())[1] == [], "without training text nothing is measured"
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
