@@ -64,10 +64,8 @@ def loss(model: GPT, tensors: Mapping[str, StoredTensor]) -> float:
 
 def test_it_lowers_the_loss_and_leaves_integers_and_constants(model: GPT) -> None:
     before = quantize_state_dict(model.state_dict(), PLAN)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    after = refine(model, before, text, RefineConfig(steps=20, learning_rate=0.02))
+    after = refine(model.config, before, text, RefineConfig(steps=20, learning_rate=0.02))
     assert loss(model, after) < loss(model, before) - 0.05
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
     floors = changed = 0
     for name, old in before.items():
         new = after[name]
@@ -91,7 +89,7 @@ def test_it_lowers_the_loss_and_leaves_integers_and_constants(model: GPT) -> Non
 
 def test_no_steps_change_nothing(model: GPT) -> None:
     before = quantize_state_dict(model.state_dict(), PLAN)
-    after = refine(model, before, text, RefineConfig(steps=0))
+    after = refine(model.config, before, text, RefineConfig(steps=0))
     for name, old in before.items():
         assert after[name].values.tobytes() == old.values.tobytes(), name
         if isinstance(old, QuantizedTensor):

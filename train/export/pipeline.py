@@ -19,6 +19,7 @@ from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
+from evalkit.recipes import load_recipe
 from train.export.export import (
     ArtifactFile,
     Container,
@@ -163,7 +164,7 @@ def refined(
 ) -> tuple[Mapping[str, StoredTensor], str]:
     """Return the refined tensors, or the given ones if these are better on held-out training text; and which."""
     measure = _loss_of(model, text.held_out())
-    trained = refine(model, tensors, text.refinement, RefineConfig(steps=steps))
+    trained = refine(model.config, tensors, text.refinement, RefineConfig(steps=steps))
     before, after = measure(tensors), measure(trained)
     losses = f"{before:.5f} before and {after:.5f} nats per token after, on other training text"
     if after < before:
@@ -190,7 +191,12 @@ def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> Expo
 
 
 def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
-    """Return the recipe's plan, or one with the widths that its QAT trained for; ``floor`` scales the step floors."""
+    """Return the recipe's plan at the model's width, or one with the widths that its QAT trained for.
+
+    Args:
+        trained: names the recipe and the width.
+        floor: factor on the step floors.
+    """
     plan = PLANS.get(trained.config.recipe)
     if plan is None:
         qat = trained.config.qat
@@ -203,6 +209,9 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
                 TensorRule(patterns=("*",), format="int8"),
             )
         )  # fmt: skip
+    else:
+        published = load_recipe(trained.config.recipe).model_config()
+        plan = plan.for_width(trained.config.model.model_dim / published.model_dim)
     return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
 
 

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
+from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from train.export.export import store_plain
 
@@ -50,16 +51,21 @@ class RefineConfig:
 
 
 def refine(
-    model: GPT, tensors: Mapping[str, StoredTensor], text: Callable[[int], Tensor], config: RefineConfig
+    model_config: ModelConfig,
+    tensors: Mapping[str, StoredTensor],
+    text: Callable[[int], Tensor],
+    config: RefineConfig,
 ) -> dict[str, StoredTensor]:
     """Return the tensors with steps and floating-point values trained; integers are untouched.
 
     Args:
-        model: gives the function; its own weights do not matter and stay as they are.
+        model_config: the network that the tensors belong to.
         tensors: what the artifact would hold.
         text: training tokens of update ``i``, int64 ``[B, T + 1]``.
         config: how long and how fast.
     """
+    with torch.device("meta"):  # holds no weights: each pass gets its own
+        model = GPT(model_config)
     free = {name: _Free.of(tensor) for name, tensor in tensors.items()}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(
