@@ -71,7 +71,7 @@ class ExportConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.floor < 0:
+        if not 0 <= self.floor < math.inf:
             raise InputError(f"--floor is {self.floor}; expected 0 (none) or a factor")
         if self.calibration_tokens < 0:
             raise InputError(f"--calibration-tokens is {self.calibration_tokens}; expected 0 (no GPTQ) or more")
@@ -79,6 +79,8 @@ class ExportConfig:
             raise InputError(f"--refine is {self.refine}; expected 0 (none) or a number of steps")
         if self.refine and self.calibration_data is None:
             raise InputError("--refine trains on text: name training shards with --data")
+        if self.tokenizer and not self.tokenizer.is_file():
+            raise InputError(f"tokenizer {self.tokenizer} does not exist; expected a SentencePiece model")
         if self.target_bytes < 1:
             raise InputError(f"--target-bytes is {self.target_bytes}; expected at least 1")
 

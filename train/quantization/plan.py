@@ -174,8 +174,10 @@ def _control(format: Format) -> TensorRule:
     return TensorRule(patterns=CONTROL_PATTERNS, format=format, max_elements=SMALL_ELEMENTS)
 
 
-def _int8_rest() -> TensorRule:
-    return TensorRule(patterns=_ALL, format="int8", quantile=INT8_QUANTILE, min_step=published_min_step(8))
+def _int8(patterns: tuple[str, ...], gptq: bool = False) -> TensorRule:
+    return TensorRule(
+        patterns=patterns, format="int8", quantile=INT8_QUANTILE, min_step=published_min_step(8), gptq=gptq
+    )
 
 
 def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
@@ -185,7 +187,9 @@ def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
 # What the published systems store, with their hidden floors explicit. How the integers are found is this package's own:
 # clips by row, GPTQ for every matrix of the blocks, because that is better on each of them.
 PLANS: dict[str, QuantizationPlan] = {
-    "baseline": QuantizationPlan(rules=(_control("float32"), _small("float16"), _int8_rest())),
+    "baseline": QuantizationPlan(
+        rules=(_control("float32"), _small("float16"), _int8(_MLP + _ATTENTION, gptq=True), _int8(_ALL))
+    ),
     "pr333": QuantizationPlan(
         rules=(
             TensorRule(patterns=("tok_emb.weight",), format="float16"),
@@ -203,7 +207,7 @@ PLANS: dict[str, QuantizationPlan] = {
             _small("float16"),
             _block(_MLP, 5),
             _block(_ATTENTION, 6),
-            _int8_rest(),
+            _int8(_ALL),
         )
     ),
     "pr344": QuantizationPlan(
@@ -215,9 +219,9 @@ PLANS: dict[str, QuantizationPlan] = {
             TensorRule(patterns=_ALL, format="int6", clip="row", min_step=published_min_step(6)),
         )
     ),
-    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8_rest())),
+    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL))),
     "pr849": QuantizationPlan(
-        rules=(_small("float16"), _block(_MLP + _ATTENTION, 5), _int8_rest()),
+        rules=(_small("float16"), _block(_MLP + _ATTENTION, 5), _int8(_ALL)),
         magnitude_prune=0.03,
     ),
 }
