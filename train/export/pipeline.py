@@ -138,7 +138,6 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             metadata=_metadata(trained, config, notes),
         )
         tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
-        notes.append(f"fitted: {result.best.label}")
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
