@@ -1,10 +1,10 @@
 """Rounding to nearest, GPTQ and refinement end to end, on the trained model of every recipe.
 
-    python bench/export_recipes.py RUNS --data DIR --tokenizer MODEL [--also SHARD] [--recipes pr592,pr634]
+    python bench/export_recipes.py RUNS --data DIR --tokenizer MODEL [--other SHARD] [--recipes pr592,pr634]
 
 RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Everything that is learned reads training
-shards. Bits per byte are those of the first validation tokens, and of ``--also``'s, in windows of the training length;
-standard errors are of paired differences, clustered by document. "nearest" chooses the clip of a row by the error of
+shards. Bits per byte are those of the first validation tokens, and of ``--other``'s, which are of another kind of text,
+in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses the clip of a row by the error of
 its weights. Plans: "own" is what ``evalkit export`` does for the recipe, at its widths and step floors; int6 and int5
 have every matrix of the blocks at that width, no floor, and the rest as it is. Output errors are e H e^T, GPTQ's over
 rounding's with the clips chosen by the same measure, on training tokens that calibration has not seen.
@@ -62,14 +62,6 @@ class Text:
             windows=windows.long(),
             n_bytes=tokenizer.byte_table.count(tokens[:-1], tokens[1:]).astype(np.float64),
             document=np.cumsum(tokens == BOS)[1:],
-        )
-
-    def followed_by(self, other: Text) -> Text:
-        """Return both, documents apart."""
-        return Text(
-            windows=torch.cat([self.windows, other.windows]),
-            n_bytes=np.concatenate([self.n_bytes, other.n_bytes]),
-            document=np.concatenate([self.document, other.document + self.document.max() + 1]),
         )
 
     @torch.inference_mode()
@@ -136,19 +128,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
-    parser.add_argument("--also", type=Path, help="a further shard to measure on")
+    parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--recipes", default="baseline,pr333,pr592,pr344,pr634,pr849")
-    parser.add_argument("--bits", type=int, nargs="*", default=[6, 5])
+    parser.add_argument("--plans", default="own,int6,int5")
     parser.add_argument("--tokens", type=int, default=65536, help="of each text")
     parser.add_argument("--calibration-tokens", type=int, default=65536)
     parser.add_argument("--refine", type=int, default=100, help="steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| recipe | plan | float | nearest | GPTQ - nearest | nearest, refined - nearest | GPTQ, refined - nearest "
+    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest | GPTQ, refined - nearest "
           "| GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for recipe in options.recipes.split(","):
         if not (options.runs / recipe / "summary.json").exists():
             continue
@@ -158,9 +150,9 @@ def main() -> None:
         model.load_state_dict(weights)
         seq_len = trained.config.train.seq_len
         shards, validation = find_shards(options.data, trained.config.data)
-        measured = Text.read(validation, options.tokens, seq_len, tokenizer)
-        if options.also:
-            measured = measured.followed_by(Text.read([options.also], options.tokens, seq_len, tokenizer))
+        texts = {"validation": Text.read(validation, options.tokens, seq_len, tokenizer)}
+        if options.other:
+            texts["other"] = Text.read([options.other], options.tokens, seq_len, tokenizer)
         reader = TrainingText(
             options.data, trained, calibration_tokens=options.calibration_tokens, refine_steps=options.refine
         )
@@ -169,34 +161,35 @@ def main() -> None:
         later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
         unseen = collect_hessians(model, list(later))
         target, said = target_weights(model, trained, reader.held_out())
-        exact = measured.bits(model, weights)
-        plans = {"own": plan_of(trained, 1.0)} | {f"int{bits}": uniform_plan(bits) for bits in options.bits}
-        for label, plan in plans.items():
+        exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
+        for label in options.plans.split(","):
             own = label == "own"
+            plan = plan_of(trained, 1.0) if own else uniform_plan(int(label.removeprefix("int")))
             rounded = {
                 "nearest": quantize_state_dict(weights, without_gptq(plan)),
                 "gptq": quantize_state_dict(target, plan, seen),
             }
             if own and options.refine:
                 config = RefineConfig(steps=options.refine)
-                for kind in ("nearest", "gptq"):
-                    rounded[f"{kind}, refined"] = refine(model.config, rounded[kind], reader.refinement, config)
-            bits = {kind: measured.bits(model, as_state(model, tensors)) for kind, tensors in rounded.items()}
+                for name in ("nearest", "gptq"):
+                    rounded[f"{name}, refined"] = refine(model.config, rounded[name], reader.refinement, config)
             ratios = [] if own else output_ratios(weights, plan, seen, unseen)
-            cells = [recipe, label + (", rounded first" if said else "")]
-            cells += [f"{measured.per_byte(b):.5f}" for b in (exact, bits["nearest"])]
-            cells += [
-                measured.compare(bits[kind], base) if kind in bits else ""
-                for kind, base in (
-                    ("gptq", bits["nearest"]),
-                    ("nearest, refined", bits["nearest"]),
-                    ("gptq, refined", bits["nearest"]),
-                    ("gptq, refined", exact),
-                )
-            ]
-            if ratios:
-                cells.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f}")
-            print("| " + " | ".join(cells) + (" |" if ratios else " | |"), flush=True)
+            for kind, text in texts.items():
+                bits = {name: text.bits(model, as_state(model, tensors)) for name, tensors in rounded.items()}
+                bits["float"] = exact[kind]
+                cells = [recipe, label + (", rounded first" if said else ""), kind]
+                cells += [f"{text.per_byte(bits[name]):.5f}" for name in ("float", "nearest")]
+                cells += [
+                    text.compare(bits[name], bits[base]) if name in bits else ""
+                    for name, base in (
+                        ("gptq", "nearest"),
+                        ("nearest, refined", "nearest"),
+                        ("gptq, refined", "nearest"),
+                        ("gptq, refined", "float"),
+                    )
+                ]
+                cells.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "")
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
