@@ -4,10 +4,11 @@
 
 RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Everything that is learned reads training
 shards. Bits per byte are those of the first validation tokens, and of ``--other``'s, which are of another kind of text,
-in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses the clip of a row by the error of
-its weights. Plans: "own" is what ``evalkit export`` does for the recipe, at its widths and step floors; int6 and int5
-have every matrix of the blocks at that width, no floor, and the rest as it is. Output errors are e H e^T, GPTQ's over
-rounding's with the clips chosen by the same measure, on training tokens that calibration has not seen.
+in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses
+the clip of a row by the error of its weights. Plans: "own" is what ``evalkit export`` does for the recipe, at its
+widths and step floors; int6 and int5 have every matrix of the blocks at that width, no floor, and the rest as it is.
+Output errors are e H e^T, GPTQ's over rounding's with the clips chosen by the same measure, on training tokens that
+calibration has not seen.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest | GPTQ, refined - nearest "
-          "| GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
+    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest "
+          "| GPTQ, refined - nearest | GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
     print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for recipe in options.recipes.split(","):
         if not (options.runs / recipe / "summary.json").exists():
