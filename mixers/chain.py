@@ -10,27 +10,32 @@ import numpy.typing as npt
 from mixers.ngram import (
     CONTEXT,
     DEPTH,
+    IDENTITY,
     NEXT_IDENTITY,
     RECORD_WORDS,
     USED,
     new_state,
     new_table,
-    ngram_choose,
-    ngram_identities,
+    ngram_close_gaps,
+    ngram_drop,
+    ngram_living,
+    ngram_move,
     ngram_pass,
-    ngram_rebuild,
     ngram_rows,
     ngram_undo,
+    renumber,
 )
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 FIRST_SLOTS = 1 << 16
-BYTES_PER_SLOT = 76
-"""Peak bytes for each slot: the table, its successor while records move over (32 each), and what a move needs (12)."""
+BYTES_PER_SLOT = 64
+"""Peak bytes for each slot: the table, and its successor, beside which it is kept until the next commit."""
 SMALLEST_SLOTS = 256
-_FILL = 0.75
+RENUMBER_FROM = 1 << 31
+_FILL = 0.64
+_SAMPLE = 1 << 16
 
 # What goes first when the bound is reached: (counts up to, the oldest share of the records), milder steps first.
 _AGEING = ((1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (2**32 - 1, 0.9), (2**32 - 1, 1.0))
@@ -64,7 +69,7 @@ class NgramChain:
         self._max_slots = max(memory_bytes // BYTES_PER_SLOT, SMALLEST_SLOTS)
         self._table = new_table(min(FIRST_SLOTS, self._max_slots))
         self._state = new_state(orders - 1)
-        self._scratch = np.zeros(orders, dtype=np.int64)
+        self._work = np.zeros((2, orders), dtype=np.int64)
         self._journal = np.zeros((1024, 2), dtype=np.int64)
         self._journal_used = 0
         self._saved_state: Ints | None = None
@@ -117,7 +122,7 @@ class NgramChain:
                 self._journal_used,
                 probs[position:],
                 codes[position:],
-                self._scratch,
+                *self._work,
             )
             if self._saved_table is None:
                 self._journal_used = used
@@ -151,29 +156,35 @@ class NgramChain:
         self.commit()
 
     def _rebuild(self) -> None:
-        """Move to a larger table or, at the bound, drop what is unreachable, old or rare."""
-        total = int(self._state[NEXT_IDENTITY])
-        slot_of = np.empty(total, dtype=np.int32)
-        ngram_identities(self._table, slot_of)
-        keep = np.empty(total, dtype=np.uint8)
-        kept = int(ngram_choose(self._table, slot_of, self._state, 0, 0, keep))
+        """Move to a larger table or, at the bound, drop what is old and rare."""
+        living = ngram_living(self._table) if self._document_local else self.records
         slots = len(self._table)
-        while kept > slots * _FILL / 3 and slots < self._max_slots:
+        while living > slots * _FILL / 3 and slots < self._max_slots:
             slots = min(2 * slots, self._max_slots)
-        if slots == self._max_slots:
-            for highest_count, oldest in _AGEING:
-                if kept <= slots * _FILL * 0.6:
-                    break
-                newest = int(oldest * total)
-                kept = int(ngram_choose(self._table, slot_of, self._state, highest_count, newest, keep))
         successor = new_table(slots)
         if self._saved_table is None:
             # The journal so far belongs to this table; keep both until the commit.
             self._saved_table = self._table
             self._saved_journal_used = self._journal_used
             self._journal, self._saved_journal = np.zeros((1024, 2), dtype=np.int64), self._journal
-        ngram_rebuild(self._table, self._state, slot_of, successor, keep)
+        ngram_move(self._table, self._state, successor)
         self._table = successor
+        if slots == self._max_slots:
+            self._drop()
+        if self._state[NEXT_IDENTITY] > RENUMBER_FROM:
+            renumber(self._table, self._state)
+
+    def _drop(self) -> None:
+        """Drop old and rare n-grams until the table is at most 60% as full as it may be."""
+        step = max(len(self._table) // _SAMPLE, 1)
+        identities = self._table[1::step, IDENTITY]
+        identities = np.sort(identities[identities != 0])
+        for highest_count, oldest in _AGEING:
+            if self.records <= len(self._table) * _FILL * 0.6:
+                break
+            newest = identities[int(oldest * len(identities))] if oldest < 1 else 2**32
+            ngram_drop(self._table, self._state, highest_count, int(newest))
+        ngram_close_gaps(self._table, self._state)
 
     def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return copies of what has been learned. Raises ValueError if something is uncommitted."""

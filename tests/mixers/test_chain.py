@@ -10,7 +10,18 @@ from naive import NaiveChain
 
 import mixers.chain as chain_module
 from mixers.chain import BYTES_PER_SLOT, NgramChain
-from mixers.ngram import CODES_PER_ORDER, CONTEXT, DEPTH, new_table
+from mixers.ngram import (
+    CODES_PER_ORDER,
+    CONTEXT,
+    COUNT,
+    DEPTH,
+    IDENTITY,
+    MORE,
+    PARENT,
+    SINGLES_DOUBLES,
+    TOTAL,
+    new_table,
+)
 
 TRIPLES = np.array(
     [(0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.9, 1.3, 1.7), (0.6, 1.2, 1.6), (1.0, 2.0, 3.0)]
@@ -120,14 +131,16 @@ def test_rows_sum_to_one_in_every_state_also_after_ageing(vocab_size, local):
 def recount(chain):
     """Check that the totals of every context are the sums over the records below it."""
     table = chain._table.astype(np.int64)
-    used = table[table[:, 2] != 0]
-    by_identity = {int(r[2]): r for r in used}
+    used = table[table[:, IDENTITY] != 0]
+    by_identity = {int(r[IDENTITY]): r for r in used}
     sums = {i: np.zeros(4, dtype=np.int64) for i in by_identity}
-    for r in used[used[:, 2] != table[0, 2]]:
-        if int(r[0]) in sums:
-            sums[int(r[0])] += [r[3], r[3] == 1, r[3] == 2, r[3] > 2]
+    for r in used[used[:, IDENTITY] != table[0, IDENTITY]]:
+        if int(r[PARENT]) in sums:
+            c = r[COUNT]
+            sums[int(r[PARENT])] += [c, c == 1, c == 2, c > 2]
     for identity, r in by_identity.items():
-        np.testing.assert_array_equal(sums[identity], r[4:])
+        held = r[TOTAL], r[SINGLES_DOUBLES] & 0xFFFF, r[SINGLES_DOUBLES] >> 16, r[MORE]
+        np.testing.assert_array_equal(sums[identity], held)
 
 
 @pytest.mark.parametrize("local", [False, True])

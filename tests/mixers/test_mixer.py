@@ -238,7 +238,7 @@ def test_leave_one_out_gain_is_what_the_others_lose():
 
 
 def _prior(config):
-    return tuple(np.exp(Mixer(config)._weights[0]))
+    return tuple(Mixer(config)._weighting.weights[0])
 
 
 def test_weights_follow_the_better_expert_and_are_sampled():
