@@ -10,6 +10,9 @@ asked for long before it is needed: a table of 1 GB costs little more than one t
 in order, so that moving to a larger table reads and writes both from front to back; and a step of the hash can be
 undone, so that a record's hash and token lead to its context's record.
 
+A full table drops n-grams as it takes up new ones: a hand goes round the hashes and drops what is old, rare and without
+longer n-grams below it, no more than is needed. The log of changes names records by hash and identity, never by slot.
+
 Probabilities are those of interpolated Kneser-Ney (Kneser & Ney 1995; Chen & Goodman 1999, three discounts):
 
     p_k(y) = (max(c(y) - d(c(y)), 0) + (d1 t1 + d2 t2 + d3 t3) p_{k-1}(y)) / n,       p_{-1} = 1 / V,
@@ -44,7 +47,8 @@ PARENT, TOKEN, IDENTITY, COUNT, TOTAL, SINGLES_DOUBLES, MORE, HASH = range(8)
 """Parent's identity, token, own identity (0: empty slot), count, n, t1 + 2^16 t2, t3, and the hash of the tokens."""
 
 # Slots of the small integer state; the context's record slots, orders 0.., follow from CONTEXT on.
-NEXT_IDENTITY, USED, DEPTH, CONTEXT = 0, 1, 2, 3
+NEXT_IDENTITY, USED, OCCUPIED, DEPTH, HAND, SEVERITY, DROPPED, CONTEXT = range(8)
+"""``USED`` counts the n-grams, ``OCCUPIED`` also the records that a reset of the root has put out of reach."""
 
 CODES_PER_ORDER = 24
 """Context codes: ``24 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
@@ -52,10 +56,22 @@ CODES_PER_ORDER = 24
 AHEAD = 12
 """Tokens between asking for a cache line and using it: at 0.2 microseconds a token several times a memory access."""
 
-_EVENT_NEW, _EVENT_AGAIN, _ROOT_RESET = 0, 1, 2
+_NEW, _AGAIN, _RESET, _DROP, _PURGE = range(5)
+"""Events of the log, int64[., 2]: the kind stands first in an event's last row."""
+DROP_ROWS = 3
+"""Rows of the log that a record takes when it goes."""
 _CACHE_LINE = 64
 _HELD = np.uint32(1 << 31)
 """Mark in the token's word of a record that must not be dropped; set only while dropping goes on."""
+_HAND_SLOTS = 8
+"""Slots that the hand passes at a time."""
+_MOST_DROPS = 1024
+"""n-grams that go at a time, at most; so much room in the log is kept for them."""
+
+# What the hand drops, milder first: counts up to the one, older (in records made since) than capacity >> the other.
+_COUNTS = (1, 1, 1, 2, 4, 2**32 - 1, 2**32 - 1)
+_AGES = (1, 2, 4, 2, 3, 4, 63)
+SEVERITIES = len(_COUNTS)
 
 # A step of the hash: two odd factors, the inverses of both modulo 2^32, and a factor that spreads the token.
 _SPREAD, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
@@ -156,6 +172,167 @@ def _code(order: Any, n: Any, distinct: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
+def _key(table: Any, e: Any) -> Any:
+    """Return a record's hash and identity in one int64, by which the log names it."""
+    return (np.int64(table[e, HASH]) << 32) | np.int64(table[e, IDENTITY])
+
+
+@njit(cache=True, _nrt=False)
+def _slot(table: Any, identity: Any, h: Any) -> Any:
+    """Return the slot of the record with this identity and hash; there is one."""
+    if identity == table[0, IDENTITY]:
+        return np.int64(0)
+    slots = table.shape[0]
+    e = _home(h, slots)
+    while table[e, IDENTITY] != identity:
+        e += 1
+        if e == slots:
+            e = 1
+    return e
+
+
+@njit(cache=True, _nrt=False)
+def _slot_of_parent(table: Any, e: Any) -> Any:
+    """Return the slot of the context of the record at ``e``; there is one."""
+    return _slot(table, table[e, PARENT], _step_back(np.int64(table[e, HASH]), np.int64(table[e, TOKEN] & ~_HELD)))
+
+
+@njit(cache=True, _nrt=False)
+def _free(table: Any, h: Any) -> Any:
+    """Return the empty slot where a new record with this hash goes."""
+    slots = table.shape[0]
+    e = _home(h, slots)
+    while table[e, IDENTITY] != 0:
+        e += 1
+        if e == slots:
+            e = 1
+    return e
+
+
+@njit(cache=True, _nrt=False)
+def _count_out(table: Any, s: Any, c: Any, sign: Any) -> None:
+    """Take a token with count ``c`` out of a context's totals, or (``sign`` -1) put it in."""
+    table[s, TOTAL] -= np.uint32(sign * np.int64(c))
+    if c == 1:
+        table[s, SINGLES_DOUBLES] -= np.uint32(sign)
+    elif c == 2:
+        table[s, SINGLES_DOUBLES] -= np.uint32(sign * 0x10000)
+    elif c > 2:
+        table[s, MORE] -= np.uint32(sign)
+
+
+@njit(cache=True, _nrt=False)
+def _remove(table: Any, e: Any, followed: Any) -> None:
+    """Empty a slot; records behind it that probing would no longer reach move up, and ``followed`` slots with them."""
+    slots = table.shape[0]
+    hole = e
+    s = e
+    while True:
+        s += 1
+        if s == slots:
+            s = 1
+        if table[s, IDENTITY] == 0:
+            break
+        home = _home(np.int64(table[s, HASH]), slots)
+        # Distances go round the end of the table.
+        if (s - home + slots - 1) % (slots - 1) >= (s - hole + slots - 1) % (slots - 1):
+            for w in range(RECORD_WORDS):
+                table[hole, w] = table[s, w]
+            for k in range(followed.shape[0]):
+                if followed[k] == s:
+                    followed[k] = hole
+            hole = s
+    for w in range(RECORD_WORDS):
+        table[hole, w] = 0
+
+
+@njit(cache=True, _nrt=False)
+def _log(table: Any, s: Any, kind: Any, journal: Any, j: Any) -> Any:
+    """Log a record that goes, and mark it with a count of 0; return the log's length."""
+    for row in range(DROP_ROWS - 1):
+        for half in range(2):
+            word = 4 * row + 2 * half
+            journal[j + row, half] = (np.int64(table[s, word]) << 32) | np.int64(table[s, word + 1])
+    journal[j + 2, 0] = kind
+    journal[j + 2, 1] = _key(table, s)
+    table[s, COUNT] = 0
+    return j + DROP_ROWS
+
+
+@njit(cache=True, _nrt=False)
+def _remove_logged(table: Any, journal: Any, begin: Any, end: Any, followed: Any) -> None:
+    """Empty the slots of the records that rows ``[begin, end)`` of the log say are gone."""
+    for row in range(begin + 2, end, DROP_ROWS):
+        e = _slot(table, np.uint32(journal[row, 1] & _MASK), (journal[row, 1] >> 32) & _MASK)
+        _remove(table, e, followed)
+
+
+@njit(cache=True, _nrt=False)
+def _drop(table: Any, state: Any, limit: Any, journal: Any, j: Any) -> Any:
+    """Move the hand a few slots on and drop what it meets that is old and rare enough; return the log's length.
+
+    An n-gram goes if nothing hangs below it, its context loses it from its totals, and goes too if that leaves it
+    without a token and it is old and rare enough itself. The current contexts stay. Which n-grams go depends on their
+    hashes, counts and ages, not on the slots they have. Once round, the hand becomes severer if it dropped little.
+    """
+    slots = table.shape[0]
+    severity = state[SEVERITY]
+    highest = _COUNTS[severity]
+    oldest = table[0, IDENTITY]
+    newest = state[NEXT_IDENTITY] - (limit >> _AGES[severity])
+    begin = j
+    contexts = state[CONTEXT + 1 : CONTEXT + 1 + state[DEPTH]]
+    for k in range(contexts.shape[0]):
+        table[contexts[k], TOKEN] |= _HELD
+    low = state[HAND]
+    high = min(low + max((_HAND_SLOTS << 32) // slots, 1), 1 << 32)
+    last = _home(high - 1, slots)
+    step = _home(low, slots)
+    dropped = 0
+    while True:
+        s = step if step < slots else step - (slots - 1)
+        step += 1
+        if table[s, IDENTITY] == 0:
+            if step > last + 1:
+                break
+            continue
+        if not low <= table[s, HASH] < high:
+            continue
+        while (
+            s > 0
+            and table[s, TOTAL] == 0
+            and 0 < table[s, COUNT] <= highest
+            and oldest < table[s, IDENTITY] < newest
+            and table[s, TOKEN] < _HELD
+            and dropped < _MOST_DROPS
+        ):
+            c = table[s, COUNT]
+            parent = _slot_of_parent(table, s)
+            _count_out(table, parent, c, 1)
+            j = _log(table, s, _DROP, journal, j)
+            dropped += 1
+            s = parent
+    # The contexts of what the hand will meet next.
+    for s in range(last + 1, min(last + 1 + _HAND_SLOTS, slots)):
+        if 0 < table[s, COUNT] <= highest and table[s, IDENTITY] < newest:
+            _prefetch(table, _home(_step_back(np.int64(table[s, HASH]), np.int64(table[s, TOKEN] & ~_HELD)), slots))
+    _remove_logged(table, journal, begin, j, contexts)
+    for k in range(contexts.shape[0]):
+        table[contexts[k], TOKEN] &= ~_HELD
+    state[USED] -= dropped
+    state[OCCUPIED] -= dropped
+    state[DROPPED] += dropped
+    state[HAND] = high & _MASK
+    if state[HAND] == 0:
+        if state[DROPPED] < limit >> 4:
+            state[SEVERITY] = min(severity + 1, SEVERITIES - 1)
+        elif state[DROPPED] > limit >> 1:
+            state[SEVERITY] = max(severity - 1, 0)
+        state[DROPPED] = 0
+    return j
+
+
+@njit(cache=True, _nrt=False)
 def _look_ahead(table: Any, hashes: Any, token: Any) -> None:
     """Move ``hashes`` (of the n-grams of each order that end before ``token``) on to ``token``; ask for their slots."""
     slots = table.shape[0]
@@ -178,6 +355,7 @@ def ngram_pass(
     document_token: Any,
     document_local: Any,
     limit: Any,
+    room: Any,
     journal: Any,
     journal_used: Any,
     probs: Any,
@@ -200,8 +378,9 @@ def ngram_pass(
         exclusion: whether lower orders count only what was new to the order above.
         document_token: the token that opens a document, or -1: contexts never reach back beyond it.
         document_local: forget all counts at the document token (the old records are unreachable from the new root).
-        limit: stop early, after a token, if the next could bring the table to more than this many records.
-        journal: int64[>= used + tokens * (orders + 5), 2], the undo log.
+        limit: n-grams there may be; some are dropped when the next token could exceed it.
+        room: records the table may hold; stop early, after a token, if the next could exceed it.
+        journal: int64[>= used + tokens * (orders + 5), 2], the undo log; stop early if dropping needs more of it.
         journal_used: rows of it in use.
         probs: float64[stop - start, orders], out: probability of the token at each order.
         codes: int64[stop - start], out: context codes (see CODES_PER_ORDER).
@@ -270,9 +449,10 @@ def ngram_pass(
                 table[s, SINGLES_DOUBLES] += np.uint32(1)
                 state[NEXT_IDENTITY] += 1
                 state[USED] += 1
+                state[OCCUPIED] += 1
                 places[k] = e
-                journal[j, 0] = s * 4 + _EVENT_NEW
-                journal[j, 1] = e
+                journal[j, 0] = _NEW
+                journal[j, 1] = _key(table, e)
                 j += 1
             elif not (exclusion and seen_above):
                 c = table[e, COUNT]
@@ -284,8 +464,8 @@ def ngram_pass(
                     elif c == 2:
                         table[s, SINGLES_DOUBLES] -= np.uint32(0x10000)
                         table[s, MORE] += np.uint32(1)
-                    journal[j, 0] = s * 4 + _EVENT_AGAIN
-                    journal[j, 1] = e
+                    journal[j, 0] = _AGAIN
+                    journal[j, 1] = _key(table, e)
                     j += 1
                 seen_above = True
         if tokens[i] == document_token:
@@ -294,12 +474,13 @@ def ngram_pass(
                     journal[j, 0] = table[0, w]
                     journal[j, 1] = table[0, w + 1]
                     j += 1
-                journal[j, 0] = _ROOT_RESET
+                journal[j, 0] = _RESET
                 j += 1
                 for w in range(RECORD_WORDS):
                     table[0, w] = 0
                 table[0, IDENTITY] = np.uint32(state[NEXT_IDENTITY])
                 state[NEXT_IDENTITY] += 1
+                state[USED] = 0
                 state[DEPTH] = 0
             else:
                 state[DEPTH] = min(1, orders - 1)
@@ -310,39 +491,48 @@ def ngram_pass(
             for k in range(deeper):
                 state[CONTEXT + k + 1] = places[k]
             state[DEPTH] = deeper
-        if state[USED] + orders > limit:
+        while state[USED] + orders > limit:
+            rest = (stop - i) * (orders + RECORD_WORDS // 2 + 1)
+            if j + rest + _MOST_DROPS * DROP_ROWS > journal.shape[0]:
+                return i + 1, j
+            j = _drop(table, state, limit, journal, j)
+        if state[OCCUPIED] + orders > room:
             return i + 1, j
     return stop, j
 
 
 @njit(cache=True, _nrt=False)
 def ngram_undo(table: Any, journal: Any, journal_used: Any) -> None:
-    """Undo the journal's events, the last first. The small state is restored by its owner from a copy."""
+    """Undo the log's events, the last first. The small state is restored by its owner."""
     j = journal_used - 1
     while j >= 0:
-        kind = journal[j, 0] % 4
-        if kind == _ROOT_RESET:
+        kind = journal[j, 0]
+        if kind == _RESET:
             for w in range(0, RECORD_WORDS, 2):
                 row = j - RECORD_WORDS // 2 + w // 2
                 table[0, w] = np.uint32(journal[row, 0])
                 table[0, w + 1] = np.uint32(journal[row, 1])
             j -= RECORD_WORDS // 2
+        elif kind in (_DROP, _PURGE):
+            e = _free(table, (journal[j, 1] >> 32) & _MASK)
+            for row in range(DROP_ROWS - 1):
+                for half in range(2):
+                    pair = journal[j - 2 + row, half]
+                    table[e, 4 * row + 2 * half] = np.uint32((pair >> 32) & _MASK)
+                    table[e, 4 * row + 2 * half + 1] = np.uint32(pair & _MASK)
+            if kind == _DROP:
+                _count_out(table, _slot_of_parent(table, e), table[e, COUNT], -1)
+            j -= 2
         else:
-            s = journal[j, 0] // 4
-            e = journal[j, 1]
-            table[s, TOTAL] -= np.uint32(1)
-            if kind == _EVENT_NEW:
-                table[s, SINGLES_DOUBLES] -= np.uint32(1)
-                for w in range(RECORD_WORDS):
-                    table[e, w] = 0
+            e = _slot(table, np.uint32(journal[j, 1] & _MASK), (journal[j, 1] >> 32) & _MASK)
+            s = _slot_of_parent(table, e)
+            c = table[e, COUNT]
+            _count_out(table, s, c, 1)
+            if kind == _NEW:
+                _remove(table, e, journal[:0, 0])
             else:
-                c = table[e, COUNT] - np.uint32(1)
-                table[e, COUNT] = c
-                if c == 1:
-                    table[s, SINGLES_DOUBLES] -= np.uint32(0xFFFF)
-                elif c == 2:
-                    table[s, MORE] -= np.uint32(1)
-                    table[s, SINGLES_DOUBLES] += np.uint32(0x10000)
+                table[e, COUNT] = c - np.uint32(1)
+                _count_out(table, s, c - np.uint32(1), -1)
         j -= 1
 
 
@@ -375,144 +565,54 @@ def ngram_rows(table: Any, state: Any, discounts: Any, vocab_size: Any, rows: An
 
 
 @njit(cache=True, _nrt=False)
-def ngram_living(table: Any) -> Any:
-    """Return how many records are younger than the root: those of the current document."""
-    living = 0
-    for s in range(1, table.shape[0]):
-        living += table[s, IDENTITY] > table[0, IDENTITY]
-    return living
-
-
-@njit(cache=True, _nrt=False)
-def ngram_move(old: Any, state: Any, new: Any) -> None:
-    """Move the records into the empty table ``new``, all but those of earlier documents; the context moves along.
-
-    Args:
-        old: the table that is left behind, unchanged.
-        state: small state, changed in place.
-        new: an empty table with room for all.
-    """
-    root = old[0, IDENTITY]
-    slots = new.shape[0]
+def ngram_move(records: Any, table: Any) -> None:
+    """Put the records of ``records`` uint32[n, 8], empty ones left out, into an empty table; the first is the root."""
     for w in range(RECORD_WORDS):
-        new[0, w] = old[0, w]
-    used = np.int64(0)
-    for s in range(1, old.shape[0]):
-        if old[s, IDENTITY] <= root:
-            continue  # an empty slot, or a record from before the root was reset
-        e = _home(np.int64(old[s, HASH]), slots)
-        while new[e, IDENTITY] != 0:
-            e += 1
-            if e == slots:
-                e = 1
-        for w in range(RECORD_WORDS):
-            new[e, w] = old[s, w]
-        used += 1
-    state[USED] = used
-    for k in range(1, state[DEPTH] + 1):
-        s = state[CONTEXT + k]
-        state[CONTEXT + k] = _find(new, old[s, PARENT], old[s, TOKEN], np.int64(old[s, HASH]))
-
-
-@njit(cache=True, _nrt=False)
-def _slot_of_parent(table: Any, s: Any) -> Any:
-    """Return the slot of the context of the record at ``s``; there is one."""
-    parent = table[s, PARENT]
-    if parent == table[0, IDENTITY]:
-        return np.int64(0)
-    slots = table.shape[0]
-    token = np.int64(table[s, TOKEN] & ~_HELD)
-    e = _home(_step_back(np.int64(table[s, HASH]), token), slots)
-    while table[e, IDENTITY] != parent:
-        e += 1
-        if e == slots:
-            e = 1
-    return e
-
-
-@njit(cache=True, _nrt=False)
-def ngram_drop(table: Any, state: Any, highest_count: Any, newest: Any) -> None:
-    """Drop n-grams that nothing hangs below, with a count up to ``highest_count`` and an identity below ``newest``.
-
-    Their contexts lose them from their totals, and go too if that leaves them without a token and they are old and
-    rare enough themselves. The current context stays. Dropped records get a count of 0; ``ngram_close_gaps`` removes
-    them.
-
-    Args:
-        table: uint32[slots, 8], changed in place.
-        state: int64 small state; ``USED`` is changed in place.
-        highest_count: n-grams seen more often stay.
-        newest: n-grams with this identity or a later one stay.
-    """
-    slots = table.shape[0]
-    for k in range(1, state[DEPTH] + 1):
-        table[state[CONTEXT + k], TOKEN] |= _HELD
-    for first in range(1, slots):
-        ahead = first + AHEAD
-        if ahead < slots and 0 < table[ahead, COUNT] <= highest_count and table[ahead, IDENTITY] < newest:
-            token = np.int64(table[ahead, TOKEN] & ~_HELD)
-            _prefetch(table, _home(_step_back(np.int64(table[ahead, HASH]), token), slots))
-        s = np.int64(first)
-        while (
-            s > 0
-            and table[s, TOTAL] == 0
-            and 0 < table[s, COUNT] <= highest_count
-            and table[s, IDENTITY] < newest
-            and table[s, TOKEN] < _HELD
-        ):
-            c = table[s, COUNT]
-            parent = _slot_of_parent(table, s)
-            table[parent, TOTAL] -= c
-            if c == 1:
-                table[parent, SINGLES_DOUBLES] -= np.uint32(1)
-            elif c == 2:
-                table[parent, SINGLES_DOUBLES] -= np.uint32(0x10000)
-            else:
-                table[parent, MORE] -= np.uint32(1)
-            table[s, COUNT] = 0
-            state[USED] -= 1
-            s = parent
-    for k in range(1, state[DEPTH] + 1):
-        table[state[CONTEXT + k], TOKEN] &= ~_HELD
-
-
-@njit(cache=True, _nrt=False)
-def ngram_close_gaps(table: Any, state: Any) -> None:
-    """Remove dropped records (count 0) and move the others as near to their homes as they can get, in place.
-
-    From an empty slot on, each record moves back or stays: no slot between its home and its place was empty before.
-    """
-    slots = table.shape[0]
-    first = 1
-    while table[first, IDENTITY] != 0:
-        first += 1
-    keys = state[CONTEXT + 1 : CONTEXT + 1 + state[DEPTH]]
-    for step in range(1, slots - 1):
-        s = first + step
-        if s >= slots:
-            s -= slots - 1
-        if table[s, IDENTITY] == 0:
-            continue
-        gone = table[s, COUNT] == 0
-        e = s
-        if not gone:
-            identity = table[s, IDENTITY]
-            table[s, IDENTITY] = 0
-            e = _home(np.int64(table[s, HASH]), slots)
-            while table[e, IDENTITY] != 0:
-                e += 1
-                if e == slots:
-                    e = 1
-            table[s, IDENTITY] = identity
-            if e != s:
-                for w in range(RECORD_WORDS):
-                    table[e, w] = table[s, w]
-                for k in range(keys.shape[0]):
-                    if keys[k] == s:
-                        keys[k] = e
-        if gone or e != s:
+        table[0, w] = records[0, w]
+    for s in range(1, records.shape[0]):
+        if records[s, IDENTITY] != 0:
+            e = _free(table, np.int64(records[s, HASH]))
             for w in range(RECORD_WORDS):
-                table[s, w] = 0
+                table[e, w] = records[s, w]
+
+
+@njit(cache=True, _nrt=False)
+def ngram_slots(table: Any, identities: Any, hashes: Any, slots: Any) -> None:
+    """Fill ``slots`` int64[n] with where the records of these identities and hashes stand."""
+    for i in range(slots.shape[0]):
+        slots[i] = _slot(table, identities[i], np.int64(hashes[i]))
+
+
+@njit(cache=True, _nrt=False)
+def ngram_drop(table: Any, state: Any, limit: Any, more: Any, journal: Any, journal_used: Any) -> Any:
+    """Drop n-grams until ``more`` new ones stay within the limit; return (whether they do, rows of the log in use)."""
+    j = journal_used
+    while state[USED] + more > limit:
+        if j + _MOST_DROPS * DROP_ROWS > journal.shape[0]:
+            return False, j
+        j = _drop(table, state, limit, journal, j)
+    return True, j
+
+
+@njit(cache=True, _nrt=False)
+def ngram_purge(table: Any, state: Any, journal: Any, journal_used: Any) -> Any:
+    """Remove the records that are out of reach; return the log's length, ``DROP_ROWS`` more for each."""
+    j = journal_used
+    for s in range(1, table.shape[0]):
+        if 0 < table[s, IDENTITY] < table[0, IDENTITY]:
+            j = _log(table, s, _PURGE, journal, j)
+    _remove_logged(table, journal, journal_used, j, state[CONTEXT + 1 : CONTEXT + 1 + state[DEPTH]])
+    state[OCCUPIED] = state[USED]
+    return j
+
+
+@njit(cache=True)
+def hash_steps(hashes: npt.NDArray[np.uint32], tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return the hashes of n-grams that are one token longer, int64[n]."""
+    steps = np.empty(len(hashes), dtype=np.int64)
+    for i in range(len(hashes)):
+        steps[i] = _step(np.int64(hashes[i]), np.int64(tokens[i]))
+    return steps
 
 
 def renumber(table: Table, state: Ints) -> None:
