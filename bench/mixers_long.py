@@ -23,7 +23,6 @@ from numba import njit
 
 from mixers import Mixer, best_config, default_config
 
-
 SPAN = 65536
 """Tokens between two commits."""
 
@@ -118,7 +117,7 @@ def main() -> None:
             nats, since, seconds = 0.0, done, wall
             mark += options.every * 1_000_000
     print(
-        f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time, {total / (len(tokens) - 1):.5f} nats a token"
+        f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time; {total / (len(tokens) - 1):.5f} nats a token"
     )
 
 

@@ -63,7 +63,7 @@ DROP_ROWS = 3
 _CACHE_LINE = 64
 _HELD = np.uint32(1 << 31)
 """Mark in the token's word of a record that must not be dropped; set only while dropping goes on."""
-_HAND_SLOTS = 8
+_HAND_SLOTS = 16
 """Slots that the hand passes at a time."""
 _MOST_DROPS = 1024
 """n-grams that go at a time, at most; so much room in the log is kept for them."""
@@ -235,7 +235,7 @@ def _remove(table: Any, e: Any, followed: Any) -> None:
             break
         home = _home(np.int64(table[s, HASH]), slots)
         # Distances go round the end of the table.
-        if (s - home + slots - 1) % (slots - 1) >= (s - hole + slots - 1) % (slots - 1):
+        if s - home + (slots - 1 if home > s else 0) >= s - hole + (slots - 1 if hole > s else 0):
             for w in range(RECORD_WORDS):
                 table[hole, w] = table[s, w]
             for k in range(followed.shape[0]):
@@ -312,7 +312,9 @@ def _drop(table: Any, state: Any, limit: Any, journal: Any, j: Any) -> Any:
             j = _log(table, s, _DROP, journal, j)
             dropped += 1
             s = parent
-    # The contexts of what the hand will meet next.
+    # What the hand will meet after the next time, and the contexts of what it will meet next.
+    for s in range(last + 1 + _HAND_SLOTS, min(last + 1 + 2 * _HAND_SLOTS, slots), 2):
+        _prefetch(table, s)
     for s in range(last + 1, min(last + 1 + _HAND_SLOTS, slots)):
         if 0 < table[s, COUNT] <= highest and table[s, IDENTITY] < newest:
             _prefetch(table, _home(_step_back(np.int64(table[s, HASH]), np.int64(table[s, TOKEN] & ~_HELD)), slots))
