@@ -116,9 +116,8 @@ def main() -> None:
             total += nats
             nats, since, seconds = 0.0, done, wall
             mark += options.every * 1_000_000
-    print(
-        f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time; {total / (len(tokens) - 1):.5f} nats a token"
-    )
+    average = total / (len(tokens) - 1)
+    print(f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time; {average:.5f} nats a token")
 
 
 def cost(name: str) -> None:
