@@ -87,7 +87,7 @@ def _account(probs: Any, t: Any, total: Any, weights: Any, r: Any, products: Any
         _multiply(products, stats, STAT_WITHOUT, e, others / rest)
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def hedge_pass(
     probs: Any, rows: Any, weights: Any, eta: Any, share: Any, stats: Any, nll: Any, updated: Any, products: Any
 ) -> None:
@@ -147,7 +147,7 @@ def gate_weights(rows: Any, t: Any, gate: Any, weights: Any) -> None:
         weights[0, e] /= total
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def gate_pass(probs: Any, rows: Any, gate: Any, rate: Any, stats: Any, nll: Any, weights: Any, products: Any) -> None:
     """Score and learn a run of tokens with the gate.
 

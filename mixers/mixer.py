@@ -73,10 +73,25 @@ class Mixer:
             ValueError: a span out of order, a token outside the vocabulary, or network inputs missing or malformed.
         """
         self.rollback()
-        if start != max(self._committed, 1):
-            raise ValueError(
-                f"score starts at {start}; expected {max(self._committed, 1)}, where the last commit ended"
-            )
+        return self.extend(tokens, start, stop, neural_logp, entropy_logp, entropy)
+
+    def extend(
+        self,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        neural_logp: Floats | None = None,
+        entropy_logp: Floats | None = None,
+        entropy: Floats | None = None,
+    ) -> Floats:
+        """Go on with the span that was scored last, undoing nothing; otherwise as ``score``.
+
+        A span may so be scored in pieces, each as soon as the network has done it. ``start`` is where the last piece
+        ended.
+        """
+        expected = max(self._position, 1)
+        if start != expected:
+            raise ValueError(f"score starts at {start}; expected {expected}, where the tokens learned so far end")
         ids = self._check_tokens(tokens, start, stop)
         network = check_network(self.config, stop - start, neural_logp, entropy_logp, entropy)
         if self._position == 0:

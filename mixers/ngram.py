@@ -344,7 +344,7 @@ def _look_ahead(table: Any, hashes: Any, token: Any) -> None:
     hashes[0] = _step(0, token)
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def ngram_pass(
     tokens: Any,
     start: Any,

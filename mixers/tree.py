@@ -318,7 +318,7 @@ def _learn(
     return j
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def tree_pass(
     tokens: Any,
     start: Any,
