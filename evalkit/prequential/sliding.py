@@ -207,11 +207,10 @@ class SlidingForecaster:
         # All rows of the first window, the last stride of others: the same shapes wherever a span happens to end.
         whole = batch[0].window_start == 0
         first_row = 0 if whole else seq_len - self.config.stride
-        ids = gather_windows(tokens, batch, seq_len)
-        if self.config.compile and not whole:
-            ids = np.pad(ids, ((0, self._batch_size - len(batch)), (0, 0)))  # the last batch has the others' shape
-        forward = self.model if whole else self._forward  # one window is not worth a compilation of its own
-        logits: Tensor = forward(to_device(ids, self.device), first_row=first_row)
+        ids = to_device(gather_windows(tokens, batch, seq_len), self.device)
+        # A compilation is for one shape; the first window and what is left at the end are not worth one of their own.
+        full = len(batch) == self._batch_size and not whole
+        logits: Tensor = (self._forward if full else self.model)(ids, first_row=first_row)
         pieces = [
             logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
             for b, span in enumerate(batch)
