@@ -9,10 +9,10 @@ python bench/memory.py --lengths 1000000 62000000
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,31 @@ class Uniform:
         """Learn nothing."""
 
 
-def peak() -> float:
-    """Return the most memory that this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+class Resident:
+    """Samples how much memory is anonymous (the process's own) and how much stands for files, until it is stopped."""
+
+    def __init__(self) -> None:
+        self.before = _resident()
+        self.peak = list(self.before)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.005):
+            self.peak = [max(pair) for pair in zip(self.peak, _resident(), strict=True)]
+
+    def row(self, what: str) -> str:
+        """Stop, and return a row of the table, in MB."""
+        self._stop.set()
+        self._thread.join()
+        return f"| {what} | {self.before[0]:.0f} | {self.peak[0]:.0f} | {self.before[1]:.0f} | {self.peak[1]:.0f} |"
+
+
+def _resident() -> tuple[float, float]:
+    """Return MB of anonymous and of file-backed memory."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(fields["RssAnon"].split()[0]) / 1e3, float(fields["RssFile"].split()[0]) / 1e3
 
 
 def run(forecaster: Any, stream: TokenStream, vocab_size: int, folder: Path) -> None:
@@ -57,14 +79,11 @@ def network(recipe: str, dtype: str, folder: Path) -> None:
     config = load_recipe(recipe).model_config()
     model = GPT(config).eval().requires_grad_(False)
     weights = sum(p.numel() for p in model.parameters()) * 4 / 1e6
-    before = peak()
+    resident = Resident()
     forecaster = SlidingForecaster(model, SlidingConfig(dtype=dtype))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, 2048 + 5 * 64 + 1).astype(np.uint16)
     run(forecaster, TokenStream(parts=(tokens,), names=("random",)), config.vocab_size, folder)
-    threads = torch.get_num_threads()
-    print(
-        f"| {recipe}, {dtype}, {threads} threads, weights {weights:.0f} MB in float32 | {before:.0f} | {peak():.0f} |"
-    )
+    print(resident.row(f"{recipe}, {dtype}, {torch.get_num_threads()} threads, weights {weights:.0f} MB in float32"))
 
 
 def loop(length: int, folder: Path) -> None:
@@ -72,9 +91,9 @@ def loop(length: int, folder: Path) -> None:
     for begin in range(0, length, 1_000_000):
         writer.write(np.arange(min(1_000_000, length - begin)) % 1024)
     writer.close()
-    before = peak()
+    resident = Resident()
     run(Uniform(1024), open_shards(str(folder / "tokens_*.bin")), 1024, folder)
-    print(f"| loop and ledger, {length:,} tokens | {before:.0f} | {peak():.0f} |")
+    print(resident.row(f"loop and ledger, {length:,} tokens"))
 
 
 def main() -> None:
@@ -85,7 +104,10 @@ def main() -> None:
     parser.add_argument("--only", help="one row, in this process: a type or a length")
     options = parser.parse_args()
     if options.only is None:
-        print("| what | MB before scoring | peak MB |\n|---|---:|---:|", flush=True)
+        print(
+            "| what | anonymous MB before | peak | file-backed MB before | peak |\n|---|---:|---:|---:|---:|",
+            flush=True,
+        )
         for row in (*options.dtypes, *options.lengths):
             subprocess.run([sys.executable, __file__, "--recipe", options.recipe, "--only", str(row)], check=True)
         return

@@ -1,11 +1,12 @@
 """A long synthetic stream inside the memory bound, and what a bound costs in bits per byte.
 
-    python bench/mixers_long.py --preset default                       # 62 million tokens
-    python bench/mixers_long.py --preset best --millions 62 --cost
+    python bench/mixers_long.py                       # the default preset beside a network, 62 million tokens
+    python bench/mixers_long.py --preset best --no-network
+    python bench/mixers_long.py --cost --preset best
 
 The stream is drawn on the fly: documents with Zipf-like topics, tokens from a random second-order Markov chain with
-many rare continuations, phrases repeated from the last 100,000 tokens. Times are processor seconds for each million
-tokens.
+many rare continuations, phrases repeated from the last 100,000 tokens. What a network would say of each token is drawn
+too. Times are seconds of scoring, learning and committing for each million tokens, and for the whole stream.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from mixers_text import load_tokens
 from numba import njit
 
 from mixers import Mixer, best_config, default_config
+
+SPAN = 65536
+"""Tokens between two commits."""
 
 
 @njit
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--millions", type=int, default=62)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--memory", type=float, default=2.0, help="bound of the tables, GiB")
+    parser.add_argument("--no-network", action="store_true", help="the online experts alone")
     parser.add_argument("--every", type=int, default=4, help="million tokens for each row")
     parser.add_argument("--cost", action="store_true", help="bound against bits per byte on the FineWeb prefix instead")
     options = parser.parse_args()
@@ -64,7 +69,8 @@ def main() -> None:
     if options.cost:
         cost(options.preset)
         return
-    config = preset(options.vocab, network=False, memory_bytes=int(options.memory * 2**30))
+    network = not options.no_network
+    config = preset(options.vocab, network=network, memory_bytes=int(options.memory * 2**30))
     mixer = Mixer(config)
     history = np.random.default_rng(0).integers(0, options.vocab, size=100_000)
     tokens = np.empty(options.millions * 1_000_000, dtype=np.uint16)
@@ -72,32 +78,46 @@ def main() -> None:
         chunk = np.empty(1_000_000, dtype=np.int64)
         draw(chunk, history, m, options.vocab)
         tokens[m * 1_000_000 : (m + 1) * 1_000_000] = chunk
-    print(f"{options.preset} preset, no network, bound {options.memory} GiB\n")
+    warm_up = preset(options.vocab, network=network)
+    rng = np.random.default_rng(0)
+    entropy = rng.gamma(4.0, 0.6, size=1 << 20)  # a million tokens' worth, used over and over
+    neural = -rng.exponential(entropy)
+    tempered = 1.05 * neural - 0.02
+
+    def said(start: int, stop: int) -> list[np.ndarray]:
+        first = start % (len(neural) - SPAN)
+        return [x[first : first + stop - start] for x in (neural, tempered, entropy)] if network else []
+
+    Mixer(warm_up).score(tokens, 1, 2000, *said(1, 2000))  # compiles
+    print(f"{options.preset} preset, {len(config.experts)} experts, bound {options.memory} GiB\n")
     print("| million tokens | s / million | nats / token | MB of tables | million records | peak MB of process |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    done, start, nats, span = 1, time.process_time(), 0.0, 65536
-    total = 0.0
+    done, nats, since = 1, 0.0, 1
+    wall = cpu = total = seconds = 0.0
     mark = options.every * 1_000_000
-    since = done
     while done < len(tokens):
-        stop = min(done + span, len(tokens), mark)
-        nats += float(mixer.score(tokens, done, stop).sum())
+        stop = min(done + SPAN, len(tokens), mark)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        nll = mixer.score(tokens, done, stop, *said(done, stop))
         mixer.commit(stop)
+        wall += time.perf_counter() - began
+        cpu += time.process_time() - began_cpu
+        nats += float(nll.sum())
         done = stop
         if done == mark or done == len(tokens):
-            seconds = time.process_time() - start
-            total += seconds
             report = mixer.report()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
             print(
-                f"| {done / 1e6:.0f} | {seconds / (done - since) * 1e6:.2f} | {nats / (done - since):.4f} "
+                f"| {done / 1e6:.0f} | {(wall - seconds) / (done - since) * 1e6:.2f} | {nats / (done - since):.4f} "
                 f"| {sum(report['table_bytes'].values()) / 1e6:.0f} | {sum(report['records'].values()) / 1e6:.1f} "
                 f"| {peak:.0f} |",
                 flush=True,
             )
-            start, nats, since = time.process_time(), 0.0, done
+            total += nats
+            nats, since, seconds = 0.0, done, wall
             mark += options.every * 1_000_000
-    print(f"\ntotal {total:.0f} s")
+    average = total / (len(tokens) - 1)
+    print(f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time; {average:.5f} nats a token")
 
 
 def cost(name: str) -> None:

@@ -75,7 +75,7 @@ def share_of_full_size(recipe: str, tokens: np.ndarray) -> str:
     forecaster.score(tokens[: WINDOW + 1], 1, WINDOW + 1)
     forecaster.observe(tokens[: WINDOW + 1], 1, WINDOW + 1)
     profile = Profile()
-    profile.time_methods(mixer, "mix", ("score", "commit"))
+    profile.time_methods(mixer, "mix", ("extend", "commit"))
     profile.time_methods(forecaster, "score", ("score", "observe"))
     stop = WINDOW + 1 + 8 * STRIDE
     forecaster.score(tokens[:stop], WINDOW + 1, stop)

@@ -132,10 +132,12 @@ class Session:
 
     @property
     def preferred_span(self) -> int:
-        """Positions to score at a time: on several GPUs a batch for each; 0 leaves it to the forecaster."""
-        if self.ranks is None or self.sliding is None or not self.sliding.device.startswith("cuda"):
+        """Positions to score at a time: on GPUs many batches, so that there is always a next one; 0: the usual."""
+        on_gpu = self.sliding is not None and self.sliding.device.startswith("cuda")
+        if self.sliding is None or not on_gpu or self.options.mixer == "published":
             return 0
-        return self.ranks.count * self.sliding.batch_windows * self.sliding.stride
+        count = 1 if self.ranks is None else self.ranks.count
+        return 16 * count * self.sliding.batch_windows * self.sliding.stride
 
     @property
     def vocab_size(self) -> int:
@@ -152,7 +154,7 @@ class Session:
         if mixer is not None:
             with profile.phase("compile"):
                 self._compile_mixer()
-            profile.time_methods(mixer, "mix", ("score", "commit", "score_batch", "observe_chunk"))
+            profile.time_methods(mixer, "mix", ("score", "extend", "commit", "score_batch", "observe_chunk"))
         profile.time_methods(forecaster, "score", ("score", "distribution"))
         profile.time_methods(forecaster, "train" if self.options.ttt else "score", ("observe",))
         timed: Forecaster = forecaster
@@ -375,6 +377,7 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
         batch_windows=options.batch_windows,
         device=options.device,
         dtype=dtype,
+        compile=options.device.startswith("cuda"),
         threads=options.threads,
     )
 

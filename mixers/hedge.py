@@ -10,7 +10,9 @@ normalised whenever the experts are.
 * The gate: ``v = softmax(sum of one weight row per weight set)``, rows chosen by context, moved down the gradient of
   the mixture's loss after every token.
 
-Kernels of this module call only functions of this module: numba's file cache checks no other file for changes.
+Hedge's weights are held as they are, not as logarithms: with probabilities of the experts at hand a token costs one
+logarithm. Kernels of this module call only functions of this module: numba's file cache checks no other file for
+changes.
 """
 
 from __future__ import annotations
@@ -31,133 +33,147 @@ LOG_FLOOR = -700.0
 # been left out (its weight shared out over the others, token by token), and summed weight.
 STAT_NATS, STAT_WITHOUT, STAT_WEIGHT = 0, 1, 2
 
+_SMALLEST_WEIGHT = 1e-300
+"""No weight falls below this, so that an expert that was 690 nats behind can still come back."""
+
 
 @njit(cache=True, _nrt=False)
-def _account(logp: Any, t: Any, logits: Any, r: Any, weights: Any, probs: Any, stats: Any) -> Any:
-    """Add one token to the statistics; return the mixture's log-probability (``weights``: softmax of ``logits[r]``)."""
-    experts = weights.shape[0]
+def _multiply(products: Any, stats: Any, row: Any, e: Any, p: Any) -> None:
+    """Take ``-ln p`` into a sum of nats: a product that is moved to ``stats`` before it underflows."""
+    if p < 1e-100:
+        stats[row, e] -= math.log(p)
+        return
+    products[row, e] *= p
+    if products[row, e] < 1e-200:
+        stats[row, e] -= math.log(products[row, e])
+        products[row, e] = 1.0
+
+
+@njit(cache=True, _nrt=False)
+def _settle(products: Any, stats: Any) -> None:
+    """Move the products to ``stats``."""
+    for row in range(products.shape[0]):
+        for e in range(products.shape[1]):
+            stats[row, e] -= math.log(products[row, e])
+            products[row, e] = 1.0
+
+
+@njit(cache=True, _nrt=False)
+def _account(probs: Any, t: Any, total: Any, weights: Any, r: Any, products: Any, stats: Any) -> None:
+    """Add one token to the statistics; ``total`` is the mixture's probability under ``weights[r]``."""
+    experts = probs.shape[1]
     for e in range(experts):
-        # Orders without counts repeat the order below.
-        probs[e] = probs[e - 1] if e > 0 and logp[t, e] == logp[t, e - 1] else math.exp(logp[t, e])
-    total = 0.0
-    for e in range(experts):
-        total += weights[e] * probs[e]
-    log_total = math.log(total)
-    for e in range(experts):
-        stats[STAT_NATS, e] -= logp[t, e]
-        stats[STAT_WEIGHT, e] += weights[e]
-        rest = 1.0 - weights[e]
-        others = total - weights[e] * probs[e]
-        if weights[e] < 1e-9:
-            stats[STAT_WITHOUT, e] -= log_total
+        weight = weights[r, e]
+        stats[STAT_WEIGHT, e] += weight
+        _multiply(products, stats, STAT_NATS, e, probs[t, e])
+        if experts == 1:
+            stats[STAT_WITHOUT, e] -= LOG_FLOOR
             continue
+        rest = 1.0 - weight
+        others = total - weight * probs[t, e]
         if rest < 1e-3 or others < 1e-3 * total:
             # The differences would lose digits: weigh the others by themselves.
+            top = _SMALLEST_WEIGHT
+            for f in range(experts):
+                if f != e and weights[r, f] > top:
+                    top = weights[r, f]
             rest = 0.0
             others = 0.0
-            top = -math.inf
-            for f in range(experts):
-                if f != e and logits[r, f] > top:
-                    top = logits[r, f]
             for f in range(experts):
                 if f != e:
-                    w = math.exp(logits[r, f] - top)
-                    rest += w
-                    others += w * probs[f]
-        stats[STAT_WITHOUT, e] -= math.log(others / rest) if experts > 1 else LOG_FLOOR
-    return log_total
+                    v = max(weights[r, f], _SMALLEST_WEIGHT) / top
+                    rest += v
+                    others += v * probs[t, f]
+        _multiply(products, stats, STAT_WITHOUT, e, others / rest)
 
 
-@njit(cache=True, _nrt=False)
-def hedge_weights(log_weights: Any, r: Any, weights: Any) -> None:
-    """Fill ``weights`` float64[E] with the normalised exponentials of ``log_weights[r]``, float64[S, E]."""
-    experts = log_weights.shape[1]
-    top = log_weights[r, 0]
-    for e in range(1, experts):
-        if log_weights[r, e] > top:
-            top = log_weights[r, e]
-    total = 0.0
-    for e in range(experts):
-        weights[e] = math.exp(log_weights[r, e] - top)
-        total += weights[e]
-    for e in range(experts):
-        weights[e] /= total
-
-
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def hedge_pass(
-    logp: Any, rows: Any, log_weights: Any, eta: Any, share: Any, stats: Any, nll: Any, weights: Any, probs: Any
+    probs: Any, rows: Any, weights: Any, eta: Any, share: Any, stats: Any, nll: Any, updated: Any, products: Any
 ) -> None:
     """Score and learn a run of tokens with Hedge.
 
     Args:
-        logp: float64[T, E], each expert's log-probability of the token that occurred, at least ``LOG_FLOOR``.
+        probs: float64[T, E], each expert's probability of the token that occurred, at least ``exp(LOG_FLOOR)``.
         rows: int64[T, 1], the weight set in use at each token.
-        log_weights: float64[S, E], unnormalised log weights, changed in place.
+        weights: float64[S, E], rows sum to 1, changed in place.
         eta: learning rate.
         share: fixed share in [0, 1).
         stats: float64[3, E], changed in place.
         nll: float64[T], out: nats of the mixture.
-        weights: float64[E], work; the weights used at the last token remain.
-        probs: float64[E], work.
+        updated: float64[E], work.
+        products: float64[2, E], work, ones.
     """
-    experts = logp.shape[1]
-    for t in range(logp.shape[0]):
+    experts = probs.shape[1]
+    for t in range(probs.shape[0]):
         r = rows[t, 0]
-        hedge_weights(log_weights, r, weights)
-        nll[t] = -_account(logp, t, log_weights, r, weights, probs, stats)
-        top = -math.inf
+        total = 0.0
         for e in range(experts):
-            log_weights[r, e] += eta * logp[t, e]
-            if log_weights[r, e] > top:
-                top = log_weights[r, e]
-        if share > 0.0:
-            hedge_weights(log_weights, r, probs)
+            updated[e] = weights[r, e] * probs[t, e]
+            total += updated[e]
+        nll[t] = -math.log(total)
+        _account(probs, t, total, weights, r, products, stats)
+        if eta != 1.0:
+            # Relative to the largest, so that no power underflows for all.
+            top = 0.0
             for e in range(experts):
-                log_weights[r, e] = math.log((1.0 - share) * probs[e] + share / experts)
-        else:
-            # Keep the largest at zero, so that sums over long streams do not lose digits.
+                top = max(top, probs[t, e])
+            total = 0.0
             for e in range(experts):
-                log_weights[r, e] -= top
+                updated[e] = weights[r, e] * (probs[t, e] / top) ** eta
+                total += updated[e]
+        inverse = 1.0 / total
+        for e in range(experts):
+            weights[r, e] = (1.0 - share) * max(updated[e] * inverse, _SMALLEST_WEIGHT) + share / experts
+    _settle(products, stats)
 
 
 @njit(cache=True, _nrt=False)
-def gate_weights(rows: Any, t: Any, gate: Any, logits: Any, weights: Any) -> None:
-    """Fill ``logits`` float64[1, E] with the sum of the ``gate`` rows in ``rows[t]``, ``weights`` with its softmax."""
-    for e in range(gate.shape[1]):
+def gate_weights(rows: Any, t: Any, gate: Any, weights: Any) -> None:
+    """Fill ``weights`` float64[1, E] with the softmax of the sum of the ``gate`` rows in ``rows[t]``."""
+    experts = gate.shape[1]
+    top = -math.inf
+    for e in range(experts):
         a = 0.0
         for j in range(rows.shape[1]):
             a += gate[rows[t, j], e]
-        logits[0, e] = a
-    hedge_weights(logits, 0, weights)
+        weights[0, e] = a
+        top = max(top, a)
+    total = 0.0
+    for e in range(experts):
+        weights[0, e] = math.exp(weights[0, e] - top)
+        total += weights[0, e]
+    for e in range(experts):
+        weights[0, e] /= total
 
 
-@njit(cache=True, _nrt=False)
-def gate_pass(
-    logp: Any, rows: Any, gate: Any, rate: Any, stats: Any, nll: Any, weights: Any, probs: Any, logits: Any
-) -> None:
+@njit(cache=True, _nrt=False, nogil=True)
+def gate_pass(probs: Any, rows: Any, gate: Any, rate: Any, stats: Any, nll: Any, weights: Any, products: Any) -> None:
     """Score and learn a run of tokens with the gate.
 
     Args:
-        logp: float64[T, E], each expert's log-probability of the token that occurred, at least ``LOG_FLOOR``.
+        probs: float64[T, E], each expert's probability of the token that occurred, at least ``exp(LOG_FLOOR)``.
         rows: int64[T, J], the gate's rows in use at each token, one for each weight set.
         gate: float64[rows, E], changed in place.
         rate: step along the gradient of the mixture's log-probability.
         stats: float64[3, E], changed in place.
         nll: float64[T], out: nats of the mixture.
-        weights: float64[E], work; the weights used at the last token remain.
-        probs: float64[E], work.
-        logits: float64[1, E], work.
+        weights: float64[1, E], work.
+        products: float64[2, E], work, ones.
     """
-    for t in range(logp.shape[0]):
-        gate_weights(rows, t, gate, logits, weights)
-        log_total = _account(logp, t, logits, 0, weights, probs, stats)
-        nll[t] = -log_total
-        inverse = math.exp(-log_total)
-        for e in range(logp.shape[1]):
-            step = rate * weights[e] * (probs[e] * inverse - 1.0)
+    experts = probs.shape[1]
+    for t in range(probs.shape[0]):
+        gate_weights(rows, t, gate, weights)
+        total = 0.0
+        for e in range(experts):
+            total += weights[0, e] * probs[t, e]
+        nll[t] = -math.log(total)
+        _account(probs, t, total, weights, 0, products, stats)
+        for e in range(experts):
+            step = rate * weights[0, e] * (probs[t, e] / total - 1.0)
             for j in range(rows.shape[1]):
                 gate[rows[t, j], e] += step
+    _settle(products, stats)
 
 
 @njit(cache=True, _nrt=False)

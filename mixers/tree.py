@@ -9,8 +9,8 @@ weight vectors chosen by context, their sums weighed once more and squashed (log
 Weights and tables learn only after the whole token has been scored, so all nodes of a token see the same state and
 the full row is one pass over the nodes.
 
-Counts live in lists: a context is a block of successors (token, count, successor's own context), so one walk over the
-block yields the sums along a path. Sums are integers (discounts in 1/256), hence the same in any order.
+Counts live in lists (:mod:`mixers.tree_lists`), so one walk over a context's block yields the sums along a path. Sums
+are integers (discounts in 1/256), hence the same in any order.
 
 Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
 that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
@@ -22,14 +22,10 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-# Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
-POOL_TOP, CONTEXT_TOP, DEPTH, PREVIOUS, CONTEXT = 0, 1, 2, 3, 4
-
-STREAM_STORE, DOCUMENT_STORE = 0, 2
-"""Marks of the two stores in the undo log; the contexts' words carry the mark plus one."""
+from mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, DOCUMENT_STORE, POOL_TOP, PREVIOUS, STREAM_STORE
+from mixers.tree_work import SETS
 
 UNIT = 256
 """Discounted counts are held in units of 1/256."""
@@ -43,8 +39,6 @@ WEIGHTED_NODES = 256
 """Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
 TOKEN_ROWS = 1024
 """Weight vectors chosen by one earlier token; ids beyond share them."""
-SETS = 5
-"""Weight vectors in use at a node."""
 SQUASH_SCALE = 4096 / 24.0
 """Cells a nat of the tabled sigmoid, which spans -12 to 12."""
 _CLIP = 1e-7
@@ -318,7 +312,7 @@ def _learn(
     return j
 
 
-@njit(cache=True, _nrt=False)
+@njit(cache=True, _nrt=False, nogil=True)
 def tree_pass(
     tokens: Any,
     start: Any,
@@ -566,25 +560,6 @@ def tree_pass(
     return tokens.shape[0], j
 
 
-@njit(cache=True, _nrt=False)
-def tree_undo(
-    pool: Any, contexts: Any, document_pool: Any, document_contexts: Any, journal: Any, journal_used: Any
-) -> None:
-    """Restore the logged words, the last first. Small state is restored by its owner from copies."""
-    for j in range(journal_used - 1, -1, -1):
-        which = journal[j, 0] & 3
-        index = journal[j, 0] >> 2
-        value = np.uint64(journal[j, 1])
-        if which == STREAM_STORE:
-            pool[index] = value
-        elif which == STREAM_STORE + 1:
-            contexts[index] = value
-        elif which == DOCUMENT_STORE:
-            document_pool[index] = value
-        else:
-            document_contexts[index] = value
-
-
 @njit(cache=True)
 def tree_row(
     vocab_size: Any,
@@ -722,109 +697,3 @@ def tree_row(
             if inverses[k] > 0.0:
                 share = mass[k, size + y] * inverses[k] + back_off[k] * share
             rows[k, y] = share
-
-
-@njit(cache=True)
-def tree_prune(
-    pool: Any,
-    contexts: Any,
-    state: Any,
-    bits: Any,
-    highest_count: Any,
-    newest: Any,
-    new_pool: Any,
-    new_contexts: Any,
-    new_state: Any,
-) -> None:
-    """Copy a store without its rare successors: counts up to ``highest_count`` in contexts numbered below ``newest``.
-
-    Contexts are numbered by age, parents before children, so one pass decides what can still be reached. The new
-    arrays are filled from scratch, as is ``new_state``; the current contexts survive as far as their chain does.
-    """
-    renamed = np.zeros(state[CONTEXT_TOP], dtype=np.uint32)
-    size = 1 << bits
-    pool_top = np.int64(size)
-    context_top = np.int64(1)
-    for y in range(size):
-        child = np.int64(pool[y] >> np.uint64(32))
-        new_pool[y] = pool[y] & np.uint64(0xFFFFFFFF)
-        if child != 0:
-            renamed[child] = 1  # reachable; numbered below
-    for c in range(1, state[CONTEXT_TOP]):
-        if renamed[c] == 0:
-            continue
-        renamed[c] = np.uint32(context_top)
-        context_top += 1
-        word = np.int64(contexts[c])
-        offset = word & 0xFFFFFFFF
-        length = np.int64(0)
-        for i in range(offset, offset + ((word >> 32) & 0xFFFF)):
-            entry = pool[i]
-            if (np.int64(entry) >> 16) & 0xFFFF > highest_count or c >= newest:
-                new_pool[pool_top + length] = entry
-                length += 1
-                if entry >> np.uint64(32) != 0:
-                    renamed[np.int64(entry >> np.uint64(32))] = 1
-        room = 0
-        if length > 0:
-            room = 1
-            while (1 << (room - 1)) < length:
-                room += 1
-            for i in range(length, 1 << (room - 1)):
-                new_pool[pool_top + i] = np.uint64(0)
-        new_contexts[np.int64(renamed[c])] = np.uint64(pool_top | (length << 32) | (room << 48))
-        pool_top += (1 << (room - 1)) if room > 0 else 0
-    for i in range(size, pool_top):
-        child = np.int64(new_pool[i] >> np.uint64(32))
-        if child != 0:
-            new_pool[i] = (new_pool[i] & np.uint64(0xFFFFFFFF)) | (np.uint64(renamed[child]) << np.uint64(32))
-    for y in range(size):
-        child = np.int64(pool[y] >> np.uint64(32))
-        if child != 0:
-            new_pool[y] |= np.uint64(renamed[child]) << np.uint64(32)
-    new_state[:] = 0
-    new_state[POOL_TOP] = pool_top
-    new_state[CONTEXT_TOP] = context_top
-    new_state[PREVIOUS] = state[PREVIOUS]
-    for k in range(1, state[DEPTH] + 1):
-        if renamed[state[CONTEXT + k]] == 0:
-            break
-        new_state[CONTEXT + k] = np.int64(renamed[state[CONTEXT + k]])
-        new_state[DEPTH] = k
-
-
-def input_count(orders: int, document_orders: int) -> int:
-    """Return the length of a node's input vector, up to the next multiple of 8 (the rest stays zero).
-
-    Every order gives the logit of its odds, and all but the first of each store the logit of its learned table.
-    """
-    used = orders + document_orders + (orders - 1) + max(document_orders - 1, 0)
-    return (used + 7) // 8 * 8
-
-
-def new_sums(orders: int, document_orders: int, bits: int) -> tuple[npt.NDArray[Any], ...]:
-    """Return the work arrays of ``tree_pass`` that hold sums over counts."""
-    every = orders + document_orders
-    paths = [np.zeros((every, bits + 1), dtype=np.int64) for _ in range(2)]
-    floats = [np.zeros(every) for _ in range(2)]
-    places = [np.zeros(max(n, 1), dtype=np.int64) for n in (orders, document_orders)]
-    return (*paths, *floats, *places, *(np.zeros(every, dtype=np.int64) for _ in range(6)))
-
-
-def new_nodes(rows: int, orders: int, document_orders: int) -> tuple[npt.NDArray[Any], ...]:
-    """Return the work arrays that hold the inputs and outputs of ``rows`` nodes."""
-    every = orders + document_orders
-    ratios, mantissas = np.ones(rows * every), np.ones(rows * every)
-    return (
-        np.zeros((rows, input_count(orders, document_orders))),
-        np.zeros((rows, every), dtype=np.int64),
-        np.zeros((rows, SETS), dtype=np.int64),
-        np.zeros((rows, SETS)),
-        np.zeros(rows, dtype=np.int64),
-        np.zeros(rows),
-        ratios,
-        ratios.view(np.int64),
-        mantissas,
-        mantissas.view(np.int64),
-        np.zeros(rows * every),
-    )

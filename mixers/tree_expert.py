@@ -9,25 +9,17 @@ import numpy.typing as npt
 
 from mixers.tree import (
     CODES_PER_ORDER,
-    CONTEXT,
-    CONTEXT_TOP,
-    DEPTH,
     LEVEL_STARTS,
     LEVELS,
-    POOL_TOP,
-    SETS,
     SQUASH_SCALE,
     TOKEN_ROWS,
     UNIT,
     WEIGHTED_NODES,
-    input_count,
-    new_nodes,
-    new_sums,
     tree_pass,
-    tree_prune,
     tree_row,
-    tree_undo,
 )
+from mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, POOL_TOP, tree_prune, tree_undo
+from mixers.tree_work import SETS, input_count, new_nodes, new_sums
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 
 ENTROPY_EXPERT_TEMPERATURE = 0.8
 """Temperature of the entropy expert where the network is certain; 1 where it knows nothing."""
@@ -45,7 +46,23 @@ class OnlineMixer(Protocol):
         entropy_logp: Nats | None = None,
         entropy: Nats | None = None,
     ) -> Nats:
-        """Return the nats of the mixture at each position, learning inside the span."""
+        """Return the nats of the mixture at each position, learning inside the span; first undo what was not kept."""
+        ...
+
+    def extend(
+        self,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        neural_logp: Nats | None = None,
+        entropy_logp: Nats | None = None,
+        entropy: Nats | None = None,
+    ) -> Nats:
+        """Go on with the span from where its last piece ended."""
+        ...
+
+    def rollback(self) -> None:
+        """Undo what was not kept."""
         ...
 
     def distributions(
@@ -113,15 +130,23 @@ class MixedForecaster:
         """Return the nats of the mixture at positions ``[start, stop)``, float64."""
         if self.network is None:
             return self.mixer.score(tokens, start, stop)
-        neural, tempered, entropy = np.empty(stop - start), np.empty(stop - start), np.empty(stop - start)
+        self.mixer.rollback()
+        nll = np.empty(stop - start)
+        self._pending_network_nats = 0.0
+        for first, last, copy in one_ahead(self._network_values(tokens, start, stop)):
+            neural, tempered, entropy = copy.wait()
+            self._pending_network_nats -= float(neural.sum())
+            nll[first - start : last - start] = self.mixer.extend(tokens[:last], first, last, neural, tempered, entropy)
+        return nll
+
+    def _network_values(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, HostCopy]]:
+        """Yield ``(first, last, values)``: what both network experts give the tokens, and the entropies, ``[3, n]``."""
+        assert self.network is not None
         for first, last, logits in self.network.logits(tokens, start, stop):
-            piece = slice(first - start, last - start)
-            rows, sharpened, entropy[piece] = network_experts(logits)
-            targets = torch.from_numpy(np.asarray(tokens[first:last], dtype=np.int64)).to(logits.device)[:, None]
-            neural[piece] = rows.gather(1, targets)[:, 0].cpu().numpy()
-            tempered[piece] = sharpened.gather(1, targets)[:, 0].cpu().numpy()
-        self._pending_network_nats = -float(neural.sum())
-        return self.mixer.score(tokens, start, stop, neural, tempered, entropy)
+            rows, sharpened, entropy = network_experts(logits)
+            targets = to_device(np.asarray(tokens[first:last], dtype=np.int64), logits.device)[:, None]
+            values = [rows.gather(1, targets)[:, 0], sharpened.gather(1, targets)[:, 0], entropy]
+            yield first, last, HostCopy(torch.stack(values))
 
     def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the mixture's log-probabilities, float64 ``[stop - start, vocab_size]``."""
@@ -131,8 +156,8 @@ class MixedForecaster:
         neural, tempered, entropy = np.empty(shape), np.empty(shape), np.empty(stop - start)
         for first, last, logits in self.network.logits(tokens, start, stop):
             piece = slice(first - start, last - start)
-            rows, sharpened, entropy[piece] = network_experts(logits)
-            neural[piece], tempered[piece] = rows.cpu().numpy(), sharpened.cpu().numpy()
+            values = network_experts(logits)
+            neural[piece], tempered[piece], entropy[piece] = (value.cpu().numpy() for value in values)
         return self.mixer.distributions(tokens, start, stop, neural, tempered, entropy)
 
     def next_distribution(self, prefix: Tokens) -> Nats:
@@ -176,7 +201,7 @@ class MixedForecaster:
             self.network.load_state_dict(state["network"])
 
 
-def network_experts(logits: Tensor) -> tuple[Tensor, Tensor, Nats]:
+def network_experts(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the neural and the entropy expert say, in float64.
 
     The entropy expert is the network's own distribution with temperature 1 - (1 - T)(1 - H / ln V), H its entropy, and
@@ -194,5 +219,4 @@ def network_experts(logits: Tensor) -> tuple[Tensor, Tensor, Nats]:
     entropy = -(rows.exp() * rows).sum(dim=-1)
     temperature = 1.0 - (1.0 - ENTROPY_EXPERT_TEMPERATURE) * (1.0 - entropy / np.log(logits.shape[-1]))
     sharpened = torch.log_softmax(rows / temperature[:, None], dim=-1)
-    numbers: Nats = entropy.cpu().numpy()
-    return rows, sharpened, numbers
+    return rows, sharpened, entropy

@@ -17,6 +17,7 @@ from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, KVCache
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.ranks import Ranks
+from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 
 MAX_SEQ_LEN = 1 << 17
@@ -35,6 +36,7 @@ class SlidingConfig:
             the scores independent of batches, spans and the number of threads, bit for bit.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``: the matrices; the head is float32 and the losses float64 always.
+        compile: have ``torch.compile`` fuse the forward pass of full batches, whose shapes never change.
         threads: CPU threads; 0 means as many as torch uses.
     """
 
@@ -43,6 +45,7 @@ class SlidingConfig:
     batch_windows: int = 32
     device: str = "cpu"
     dtype: str = "float32"
+    compile: bool = False
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -86,13 +89,18 @@ class SlidingForecaster:
         self.device = torch.device(config.device)
         self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
         self.vocab_size = model.config.vocab_size
+        self._forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self._stepping: _Stepping | None = None
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
         nll = np.empty(stop - start)
-        for first, last, logits in self.logits(tokens, start, stop):
-            nll[first - start : last - start] = target_nll(logits, tokens[first:last])
+        pieces = (
+            (first, last, HostCopy(_losses(logits, tokens[first:last])))
+            for first, last, logits in self.logits(tokens, start, stop)
+        )
+        for first, last, copy in one_ahead(pieces):
+            nll[first - start : last - start] = copy.wait()
         return nll
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
@@ -200,22 +208,28 @@ class SlidingForecaster:
         """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
         seq_len = self.config.seq_len
         # All rows of the first window, the last stride of others: the same shapes wherever a span happens to end.
-        first_row = 0 if batch[0].window_start == 0 else seq_len - self.config.stride
-        ids = torch.from_numpy(gather_windows(tokens, batch, seq_len)).to(self.device)
-        logits = self.model(ids, first_row=first_row)
+        whole = batch[0].window_start == 0
+        first_row = 0 if whole else seq_len - self.config.stride
+        ids = to_device(gather_windows(tokens, batch, seq_len), self.device)
+        # A compilation is for one shape; the first window and what is left at the end are not worth one of their own.
+        full = len(batch) == self._batch_size and not whole
+        logits: Tensor = (self._forward if full else self.model)(ids, first_row=first_row)
         pieces = [
             logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
             for b, span in enumerate(batch)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    @property
+    def _batch_size(self) -> int:
+        return 1 if self._on_cpu else self.config.batch_windows
+
     def _batches(self, start: int, stop: int) -> Iterator[list[WindowSpan]]:
         """Group windows into batches; the first window, which scores all its rows, stands alone."""
-        size = 1 if self._on_cpu else self.config.batch_windows
         batch: list[WindowSpan] = []
         for span in plan_windows(start, stop, self.config.seq_len, self.config.stride):
             batch.append(span)
-            if len(batch) == size or span.window_start == 0:
+            if len(batch) == self._batch_size or span.window_start == 0:
                 yield batch
                 batch = []
         if batch:
@@ -255,6 +269,12 @@ def target_nll(logits: Tensor, targets: Tokens) -> Nats:
         logits: float32 ``[n, vocab_size]``.
         targets: ``[n]``.
     """
-    index = torch.from_numpy(np.asarray(targets, dtype=np.int64)).to(logits.device)[:, None]
-    nll: Nats = -torch.log_softmax(logits.double(), dim=-1).gather(1, index)[:, 0].cpu().numpy()
+    nll: Nats = _losses(logits, targets).cpu().numpy()
     return nll
+
+
+def _losses(logits: Tensor, targets: Tokens) -> Tensor:
+    """Return what :func:`target_nll` does, float64 ``[n]``, on the device of the logits."""
+    index = to_device(np.asarray(targets, dtype=np.int64), logits.device)[:, None]
+    losses: Tensor = -torch.log_softmax(logits.double(), dim=-1).gather(1, index)[:, 0]
+    return losses

@@ -135,6 +135,22 @@ def test_spans_of_any_size_give_the_same_bits(seed, name, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_span_scored_in_pieces_gives_the_same_bits(name):
+    config = configs(21)[name]
+    tokens = stream(np.random.default_rng(2), 700, 21)
+    network = Network(tokens, 21)
+    whole, _ = run(config, tokens, network, [])
+    mixer = Mixer(config)
+    for _ in range(2):
+        mixer.rollback()
+        cuts = zip([1, 90, 91, 400], [90, 91, 400, 700], strict=True)
+        pieces = [mixer.extend(tokens, a, b, *inputs(config, network, a, b)) for a, b in cuts]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    with pytest.raises(ValueError, match="score starts at 650; expected 700"):
+        mixer.extend(tokens, 650, 700, *inputs(config, network, 650, 700))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_scoring_again_undoes_everything_exactly(name):
     config = configs(21)[name]
     rng = np.random.default_rng(8)
@@ -238,7 +254,7 @@ def test_leave_one_out_gain_is_what_the_others_lose():
 
 
 def _prior(config):
-    return tuple(np.exp(Mixer(config)._weights[0]))
+    return tuple(Mixer(config)._weighting.weights[0])
 
 
 def test_weights_follow_the_better_expert_and_are_sampled():

@@ -1,0 +1,110 @@
+"""The count lists of the tree expert: their layout, undoing what was written to them, and dropping what is rare.
+
+A store is a pool of words and an array of contexts. A context is a block of the pool: one word for each successor,
+with its token (16 bits), its count (16 bits) and the number of its own context (32 bits, 0 for none); the context's
+word holds the block's offset, length and capacity. Order 0 lives in the block of one word for each token at the pool's
+beginning.
+
+Kernels of this module call only functions of this module: numba's file cache checks no other file for changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+# Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
+POOL_TOP, CONTEXT_TOP, DEPTH, PREVIOUS, CONTEXT = 0, 1, 2, 3, 4
+
+STREAM_STORE, DOCUMENT_STORE = 0, 2
+"""Marks of the two stores in the undo log; the contexts' words carry the mark plus one."""
+
+
+@njit(cache=True, _nrt=False)
+def tree_undo(
+    pool: Any, contexts: Any, document_pool: Any, document_contexts: Any, journal: Any, journal_used: Any
+) -> None:
+    """Restore the logged words, the last first. Small state is restored by its owner from copies."""
+    for j in range(journal_used - 1, -1, -1):
+        which = journal[j, 0] & 3
+        index = journal[j, 0] >> 2
+        value = np.uint64(journal[j, 1])
+        if which == STREAM_STORE:
+            pool[index] = value
+        elif which == STREAM_STORE + 1:
+            contexts[index] = value
+        elif which == DOCUMENT_STORE:
+            document_pool[index] = value
+        else:
+            document_contexts[index] = value
+
+
+@njit(cache=True)
+def tree_prune(
+    pool: Any,
+    contexts: Any,
+    state: Any,
+    bits: Any,
+    highest_count: Any,
+    newest: Any,
+    new_pool: Any,
+    new_contexts: Any,
+    new_state: Any,
+) -> None:
+    """Copy a store without its rare successors: counts up to ``highest_count`` in contexts numbered below ``newest``.
+
+    Contexts are numbered by age, parents before children, so one pass decides what can still be reached. The new
+    arrays are filled from scratch, as is ``new_state``; the current contexts survive as far as their chain does.
+    """
+    renamed = np.zeros(state[CONTEXT_TOP], dtype=np.uint32)
+    size = 1 << bits
+    pool_top = np.int64(size)
+    context_top = np.int64(1)
+    for y in range(size):
+        child = np.int64(pool[y] >> np.uint64(32))
+        new_pool[y] = pool[y] & np.uint64(0xFFFFFFFF)
+        if child != 0:
+            renamed[child] = 1  # reachable; numbered below
+    for c in range(1, state[CONTEXT_TOP]):
+        if renamed[c] == 0:
+            continue
+        renamed[c] = np.uint32(context_top)
+        context_top += 1
+        word = np.int64(contexts[c])
+        offset = word & 0xFFFFFFFF
+        length = np.int64(0)
+        for i in range(offset, offset + ((word >> 32) & 0xFFFF)):
+            entry = pool[i]
+            if (np.int64(entry) >> 16) & 0xFFFF > highest_count or c >= newest:
+                new_pool[pool_top + length] = entry
+                length += 1
+                if entry >> np.uint64(32) != 0:
+                    renamed[np.int64(entry >> np.uint64(32))] = 1
+        room = 0
+        if length > 0:
+            room = 1
+            while (1 << (room - 1)) < length:
+                room += 1
+            for i in range(length, 1 << (room - 1)):
+                new_pool[pool_top + i] = np.uint64(0)
+        new_contexts[np.int64(renamed[c])] = np.uint64(pool_top | (length << 32) | (room << 48))
+        pool_top += (1 << (room - 1)) if room > 0 else 0
+    for i in range(size, pool_top):
+        child = np.int64(new_pool[i] >> np.uint64(32))
+        if child != 0:
+            new_pool[i] = (new_pool[i] & np.uint64(0xFFFFFFFF)) | (np.uint64(renamed[child]) << np.uint64(32))
+    for y in range(size):
+        child = np.int64(pool[y] >> np.uint64(32))
+        if child != 0:
+            new_pool[y] |= np.uint64(renamed[child]) << np.uint64(32)
+    new_state[:] = 0
+    new_state[POOL_TOP] = pool_top
+    new_state[CONTEXT_TOP] = context_top
+    new_state[PREVIOUS] = state[PREVIOUS]
+    for k in range(1, state[DEPTH] + 1):
+        if renamed[state[CONTEXT + k]] == 0:
+            break
+        new_state[CONTEXT + k] = np.int64(renamed[state[CONTEXT + k]])
+        new_state[DEPTH] = k

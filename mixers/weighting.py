@@ -1,0 +1,180 @@
+"""How experts are weighed: the weight sets of Hedge or the gate, their learning, and statistics of every expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixers.config import MixerConfig, ngram_order
+from mixers.hedge import (
+    STAT_NATS,
+    STAT_WEIGHT,
+    STAT_WITHOUT,
+    gate_pass,
+    gate_weights,
+    hedge_pass,
+    mix_rows,
+)
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+State = dict[str, npt.NDArray[np.generic]]
+
+SAMPLE_EVERY = 16384
+"""Tokens between two samples of the weights in the report; taken at the first commit that comes after."""
+
+
+class Weighting:
+    """Mixes the experts' probabilities and learns the weights token by token.
+
+    Args:
+        config: experts, method and contexts.
+        code_counts: how many context codes there are in each column of codes.
+        codes_per_order: codes of the first column for each order.
+    """
+
+    def __init__(self, config: MixerConfig, code_counts: list[int], codes_per_order: int) -> None:
+        self.config = config
+        self._codes_per_order = codes_per_order
+        self._buckets = len(config.entropy_edges) + 1 if "entropy" in config.contexts else 1
+        self._edges = np.array(config.entropy_edges)
+        experts = len(config.experts)
+        prior = np.array(config.prior if config.prior is not None else _default_prior(config.experts), dtype=float)
+        prior /= prior.sum()
+        if config.method == "hedge":
+            # Codes of the stream come first, from its own counts or else from the tree's.
+            longest = config.orders or config.tree_orders
+            sets = self._buckets * ((longest + 1) if "order" in config.contexts else 1)
+            self.weights = np.tile(prior, (sets, 1))
+        else:
+            self._offsets = np.cumsum([0, *code_counts])
+            self.weights = np.zeros((int(self._offsets[-1]) + self._buckets, experts))
+            self.weights[-self._buckets :] = np.log(prior)
+        self.nats = 0.0
+        self._stats = np.zeros((3, experts))
+        self._samples: list[tuple[int, Floats]] = []
+        self._sampled = (0, np.zeros(experts))
+        self._products = np.ones((2, experts))
+        self._saved: tuple[Floats, Floats, float] | None = None
+
+    def advance(self, probs: Floats, codes: Ints, entropy: Floats, nll: Floats) -> None:
+        """Score then learn tokens one by one.
+
+        Args:
+            probs: float64[T, E], each expert's probability of each token.
+            codes: int64[T, C], context codes.
+            entropy: float64[T], the network's entropy, nats; unused without the context ``entropy``.
+            nll: float64[T], out: nats of the mixture.
+        """
+        if self._saved is None:
+            self._saved = self.weights.copy(), self._stats.copy(), self.nats
+        rows = self._rows(codes, entropy)
+        config, experts = self.config, probs.shape[1]
+        if config.method == "hedge":
+            shared: tuple[Any, ...] = (self._stats, nll, np.empty(experts), self._products)
+            hedge_pass(probs, rows, self.weights, config.eta, config.share, *shared)
+        else:
+            gate_pass(
+                probs, rows, self.weights, config.gate_rate, self._stats, nll, np.empty((1, experts)), self._products
+            )
+        self.nats += float(nll.sum())
+
+    def mix(self, log_rows: Floats, codes: Ints, entropy: float) -> Floats:
+        """Return float64[V], the log-probabilities of the mixture of ``log_rows`` float64[E, V] with codes int64[C]."""
+        rows = self._rows(codes[None], np.array([entropy]))
+        if self.config.method == "hedge":
+            weights = self.weights[rows[0, 0]]
+        else:
+            work = np.empty((1, len(log_rows)))
+            gate_weights(rows, 0, self.weights, work)
+            weights = work[0]
+        out = np.empty(log_rows.shape[1])
+        mix_rows(log_rows, weights, out)
+        return out
+
+    def commit(self, stop: int) -> None:
+        """Make everything learned permanent; ``stop`` is one past the last token."""
+        self._saved = None
+        at, weight = self._sampled
+        if stop // SAMPLE_EVERY > at // SAMPLE_EVERY:
+            self._samples.append((stop, (self._stats[STAT_WEIGHT] - weight) / (stop - max(at, 1))))
+            self._sampled = (stop, self._stats[STAT_WEIGHT].copy())
+
+    def rollback(self) -> None:
+        """Return to the last commit, bit for bit."""
+        if self._saved is not None:
+            self.weights, self._stats, self.nats = self._saved
+            self._saved = None
+
+    def report(self, scored: int) -> dict[str, Any]:
+        """Return ``experts`` and ``weights_over_time`` of :meth:`mixers.Mixer.report`; ``scored`` tokens were."""
+        experts = {
+            name: {
+                "nats": float(self._stats[STAT_NATS, e]),
+                "leave_one_out_gain": float(self._stats[STAT_WITHOUT, e] - self.nats),
+                "mean_weight": float(self._stats[STAT_WEIGHT, e] / max(scored, 1)),
+            }
+            for e, name in enumerate(self.config.experts)
+        }
+        return {
+            "experts": experts,
+            "weights_over_time": [[at, *map(float, weights)] for at, weights in self._samples],
+        }
+
+    def state_dict(self) -> State:
+        """Return copies of what has been learned; nothing may be uncommitted."""
+        return {
+            "weights": self.weights.copy(),
+            "stats": self._stats.copy(),
+            "total": np.array([self.nats]),
+            "sampled": np.array([self._sampled[0]]),
+            "sampled_weight": self._sampled[1].copy(),
+            "sample_positions": np.array([at for at, _ in self._samples], dtype=np.int64),
+            "sample_weights": np.array([w for _, w in self._samples]).reshape(-1, len(self.config.experts)),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what ``state_dict`` returned. Raises ValueError if it does not fit."""
+        weights, stats = np.asarray(state["weights"]), np.asarray(state["stats"])
+        if weights.shape != self.weights.shape or stats.shape != self._stats.shape:
+            raise ValueError(f"saved weights of shape {weights.shape}; expected {self.weights.shape}")
+        self.weights = weights.astype(np.float64)
+        self._stats = stats.astype(np.float64)
+        self.nats = float(np.asarray(state["total"], dtype=np.float64)[0])
+        at = int(np.asarray(state["sampled"])[0])
+        self._sampled = (at, np.asarray(state["sampled_weight"]).astype(np.float64))
+        positions, sampled = np.asarray(state["sample_positions"]), np.asarray(state["sample_weights"])
+        self._samples = [(int(p), row.copy()) for p, row in zip(positions, sampled, strict=True)]
+        self._saved = None
+
+    def _rows(self, codes: Ints, entropy: Floats) -> Ints:
+        """Return int64[T, J], the rows of the weights in use at each token: J = 1 for Hedge."""
+        bucket = np.zeros(len(codes), dtype=np.int64)
+        if self._buckets > 1:
+            bucket = np.searchsorted(self._edges, entropy, side="right").astype(np.int64)
+        if self.config.method == "hedge":
+            if "order" in self.config.contexts:
+                bucket = bucket + self._buckets * (codes[:, 0] // self._codes_per_order)
+            return np.ascontiguousarray(bucket[:, None])
+        return np.column_stack([codes + self._offsets[:-1], bucket + self._offsets[-1]])
+
+
+def _default_prior(experts: tuple[str, ...]) -> list[float]:
+    """Return initial weights: a network is trusted most; of the counts the highest order, then the document's."""
+    prior = []
+    for name in experts:
+        order = ngram_order(name.removeprefix("document "))
+        if name == "tree":
+            prior.append(60.0)
+        elif name == "neural":
+            prior.append(200.0)
+        elif name == "entropy" or order is None:
+            prior.append(20.0)
+        else:
+            above = name.removeprefix("document ") != name
+            siblings = [other for other in experts if (other.startswith("document ")) == above]
+            highest = max(ngram_order(o.removeprefix("document ")) or 0 for o in siblings)
+            prior.append((7.0 if above else 20.0) if order == highest else 1.0)
+    return prior
