@@ -14,6 +14,8 @@ from evalkit.demo import run_demo
 from evalkit.errors import InputError
 from evalkit.pipeline import describe
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
