@@ -5,9 +5,14 @@ Times are processor seconds of one thread::
     python bench/export_container.py                      # the parity artifacts, if they are there
     python bench/export_container.py --full               # also full-size shapes, minutes (zstd-22 and xz are slow)
     python bench/export_container.py --artifact FILE...    # artifacts of one's own
+    python bench/export_container.py --runs DIR --data DIR  # full-size runs of evalkit train, named like their recipe
 
 Full-size weights are drawn: Gaussian or Laplacian entries of standard deviation 0.16, with log-normal spreads of rows
 and columns (0 gives independent, identically distributed entries, for which order-0 entropy is the limit of any coder).
+
+A full-size run of a few steps has small weights, most of which round to 0 at the published step floors. ``--rms``
+brings every block matrix to one root mean square by a factor (0.16 is what the published sizes imply), so that the
+integers fill as those of a long run do, and the export's own GPTQ quantises the scaled network.
 """
 
 from __future__ import annotations
@@ -30,7 +35,10 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from train.export.export import quantize_state_dict
+from train.export.pipeline import collect_hessians, plan_of
+from train.export.text import TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout, compress_payload, torch_payload
+from train.folder import load_run
 from train.quantization.plan import PLANS
 
 PARITY = Path(__file__).resolve().parents[1] / "../shared/parity"
@@ -92,6 +100,21 @@ def drawn_state(recipe: str, shape: str, spread: float, seed: int = 0) -> dict[s
     return state
 
 
+def trained_tensors(run: Path, rms: float, data: Path, calibration_tokens: int) -> Mapping[str, StoredTensor]:
+    """Quantise a run as ``evalkit export`` does, after its block matrices are scaled to a root mean square (0: not)."""
+    trained = load_run(run)
+    weights = {
+        name: w * (rms / w.square().mean().sqrt())
+        if rms and name.startswith("blocks.") and w.ndim == 2 and min(w.shape) > 8
+        else w
+        for name, w in trained.weights.items()
+    }
+    model = GPT(trained.config.model).eval().requires_grad_(False)
+    model.load_state_dict(weights)
+    text = TrainingText(data, trained, calibration_tokens=calibration_tokens)
+    return quantize_state_dict(weights, plan_of(trained, 1.0), collect_hessians(model, text.calibration()))
+
+
 def cold_read_seconds(data: bytes) -> tuple[float, float]:
     """Processor seconds to read in a fresh process: first with nothing compiled on disk, then with it; no imports."""
     import os
@@ -116,12 +139,16 @@ def cold_read_seconds(data: bytes) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also full-size shapes with drawn weights")
-    parser.add_argument("--recipes", default="pr592,pr344,pr634,pr849", help="recipes for --full")
+    parser.add_argument("--recipes", default="pr592,pr344,pr634,pr849", help="recipes for --full and --runs")
+    parser.add_argument("--runs", type=Path, help="folder of full-size runs, named like their recipe")
+    parser.add_argument("--data", type=Path, help="training shards that the runs' GPTQ calibrates on")
+    parser.add_argument("--calibration-tokens", type=int, default=4096)
+    parser.add_argument("--rms", type=float, default=0.16, help="of the runs' block matrices; 0 leaves them")
     parser.add_argument("--artifact", type=Path, nargs="*", default=[], help="artifacts to repack")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(HEADER)
-    if not options.artifact and PARITY.is_dir():
+    if not options.artifact and not options.runs and PARITY.is_dir():
         for path in sorted(PARITY.glob("*/small/*.ptz")):
             system = path.parts[-3]
             print(line(f"parity {system} small", load_artifact(path).tensors, LAYOUTS[f"pr{system}"]), flush=True)
@@ -129,12 +156,16 @@ def main() -> None:
         artifact = load_artifact(path)
         recipe = artifact.recognise() or "pr592"
         print(line(path.name, artifact.tensors, LAYOUTS[recipe]), flush=True)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: Mapping[str, StoredTensor] = {}
     if options.full:
         for recipe in options.recipes.split(","):
             for shape, spread in (("gaussian", 0.0), ("laplacian", 0.0), ("gaussian", 0.3)):
                 tensors = quantize_state_dict(drawn_state(recipe, shape, spread), PLANS[recipe])
                 print(line(f"{recipe} full, {shape} {spread}", tensors, LAYOUTS[recipe]), flush=True)
+    if options.runs:
+        for recipe in options.recipes.split(","):
+            tensors = trained_tensors(options.runs / recipe, options.rms, options.data, options.calibration_tokens)
+            print(line(f"{recipe} run, rms {options.rms}", tensors, LAYOUTS[recipe]), flush=True)
     if tensors:
         data = write_native(tensors, NativeMetadata())
         cold, warm = cold_read_seconds(data)

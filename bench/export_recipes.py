@@ -1,11 +1,14 @@
-"""Rounding to nearest against GPTQ end to end, on the trained model of every recipe.
+"""Rounding to nearest, GPTQ and refinement end to end, on the trained model of every recipe.
 
-    python bench/export_recipes.py RUNS --data DIR --tokenizer MODEL [--recipes pr592,pr634] [--bits 6 5]
+    python bench/export_recipes.py RUNS --data DIR --tokenizer MODEL [--other SHARD] [--recipes pr592,pr634]
 
-RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Calibration reads training shards; bits
-per byte are those of the first validation tokens in windows of the training length. "nearest" chooses the clip of
-every row by the error of its weights; "nearest, H" by the error of the layer's output, so that it rounds on the same
-steps as GPTQ. Output errors are e H e^T with H from training tokens that calibration has not seen, on the same steps.
+RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Everything that is learned reads training
+shards. Bits per byte are those of the first validation tokens, and of ``--other``'s, which are of another kind of text,
+in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses
+the clip of a row by the error of its weights. Plans: "own" is what ``evalkit export`` does for the recipe, at its
+widths and step floors; int6 and int5 have every matrix of the blocks at that width, no floor, and the rest as it is.
+Output errors are e H e^T, GPTQ's over rounding's with the clips chosen by the same measure, on training tokens that
+calibration has not seen.
 """
 
 from __future__ import annotations
@@ -13,60 +16,90 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
-from train.data import ByteCounter, TokenStream, find_shards, load_validation
+from evalkit.tokens.tokenizer import Tokenizer
+from train.data import TokenStream, find_shards, load_validation
 from train.export.export import quantize_state_dict
-from train.export.pipeline import ExportConfig, collect_hessians, target_weights
+from train.export.pipeline import collect_hessians, plan_of, target_weights
+from train.export.refine import RefineConfig, refine
+from train.export.text import TrainingText
 from train.folder import load_run
 from train.quantization.plan import QuantizationPlan, TensorRule
-from train.quantization.rows import published_min_step, weighted_row_error
+from train.quantization.rows import weighted_row_error
 
-SMALL = 2048  # of the trained models most matrices are under the published bound of 65,536
+SMALL = 2048  # vectors, in a model of 128x4
+MATRICES = ("*.mlp.*", "*.attn.c_?.weight", "*.attn.proj.weight")
+BOS = 1
 
 
-def plan_for(bits: int, floor: bool) -> QuantizationPlan:
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Windows to measure on: tokens ``[windows, T + 1]``, and bytes and document of every target."""
+
+    windows: torch.Tensor
+    n_bytes: npt.NDArray[np.float64]
+    document: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], limit: int, seq_len: int, tokenizer: Tokenizer) -> Text:
+        """Return the first ``limit`` targets of some shards."""
+        tokens = load_validation(list(paths), vocab_size=tokenizer.vocab_size, limit=limit)
+        assert tokens is not None
+        count = (len(tokens) - 1) // seq_len
+        tokens = tokens[: count * seq_len + 1]
+        windows = torch.stack([torch.from_numpy(tokens[i * seq_len : (i + 1) * seq_len + 1]) for i in range(count)])
+        return cls(
+            windows=windows.long(),
+            n_bytes=tokenizer.byte_table.count(tokens[:-1], tokens[1:]).astype(np.float64),
+            document=np.cumsum(tokens == BOS)[1:],
+        )
+
+    @torch.inference_mode()
+    def bits(self, model: GPT, state: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float64]:
+        """Return -log2 p of every target."""
+        model.load_state_dict(state)
+        rows = [F.cross_entropy(model(r[None, :-1])[0], r[1:], reduction="none").double() for r in self.windows]
+        return torch.cat(rows).numpy() / math.log(2)
+
+    def per_byte(self, bits: npt.NDArray[np.float64]) -> float:
+        """Return bits per byte."""
+        return float(bits.sum() / self.n_bytes.sum())
+
+    def compare(self, bits: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> str:
+        """Return the difference of bits per byte, a ratio, with its standard error clustered by document."""
+        ratio = self.per_byte(bits - other)
+        _, index = np.unique(self.document, return_inverse=True)
+        residuals = np.bincount(index, bits - other - ratio * self.n_bytes)
+        n = len(residuals)
+        error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(self.n_bytes.sum())
+        return f"{ratio:+.5f} +- {error:.5f}"
+
+
+def uniform_plan(bits: int) -> QuantizationPlan:
     """Every matrix of the blocks at one width, the rest as it is."""
     return QuantizationPlan(
         rules=(
             TensorRule(patterns=("*",), format="float32", max_elements=SMALL),
-            TensorRule(
-                patterns=("*.mlp.*", "*.attn.c_?.weight", "*.attn.proj.weight"),
-                format=f"int{bits}",
-                clip="row",
-                min_step=published_min_step(bits) if floor else 0.0,
-                gptq=True,
-            ),
+            TensorRule(patterns=MATRICES, format=f"int{bits}", clip="row", gptq=True),
             TensorRule(patterns=("*",), format="float32"),
         ),
         bfloat16_tables=(),
     )
 
 
-@torch.inference_mode()
-def nats(
-    model: GPT, state: Mapping[str, torch.Tensor], windows: torch.Tensor, reference: list[torch.Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed nats of every window, and the divergence of the reference's predictions from these; fills an empty one."""
-    model.load_state_dict(state)
-    losses, divergences = [], []
-    filled = bool(reference)
-    for i, row in enumerate(windows):
-        log_p = F.log_softmax(model(row[None, :-1])[0], dim=-1)
-        if not filled:
-            reference.append(log_p)
-        losses.append(F.nll_loss(log_p, row[1:], reduction="sum").double().item())
-        divergences.append((reference[i].exp() * (reference[i] - log_p)).double().sum().item())
-    return np.array(losses), np.array(divergences)
+def without_gptq(plan: QuantizationPlan) -> QuantizationPlan:
+    return replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
 
 
 def as_state(model: GPT, tensors: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
@@ -74,78 +107,90 @@ def as_state(model: GPT, tensors: Mapping[str, StoredTensor]) -> dict[str, torch
     return {name: torch.from_numpy(held_values(tensor)).reshape(shapes[name]) for name, tensor in tensors.items()}
 
 
-def output_error(
-    name: str, weight: torch.Tensor, tensors: Mapping[str, StoredTensor], unseen: Mapping[str, torch.Tensor]
-) -> float:
-    error = weight - torch.from_numpy(tensors[name].dequantize())
-    return float(weighted_row_error(error, unseen[name.removesuffix(".weight")]).sum())
+def output_ratios(
+    weights: Mapping[str, torch.Tensor],
+    plan: QuantizationPlan,
+    seen: Mapping[str, torch.Tensor],
+    unseen: Mapping[str, torch.Tensor],
+) -> list[float]:
+    """Return the output error of GPTQ over that of rounding, for every matrix."""
+    gptq = quantize_state_dict(weights, plan, seen)
+    nearest = quantize_state_dict(weights, without_gptq(plan), seen)
+
+    def error(tensors: Mapping[str, StoredTensor], name: str) -> float:
+        left = weights[name] - torch.from_numpy(tensors[name].dequantize())
+        return float(weighted_row_error(left, unseen[name.removesuffix(".weight")]).sum())
+
+    names = [n for n, tensor in gptq.items() if isinstance(tensor, QuantizedTensor)]
+    return [error(gptq, name) / error(nearest, name) for name in names]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
+    parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--recipes", default="baseline,pr333,pr592,pr344,pr634,pr849")
-    parser.add_argument("--bits", type=int, nargs="*", default=[6, 5])
-    parser.add_argument("--tokens", type=int, default=32768, help="validation tokens")
+    parser.add_argument("--plans", default="own,int6,int5")
+    parser.add_argument("--tokens", type=int, default=65536, help="of each text")
     parser.add_argument("--calibration-tokens", type=int, default=65536)
+    parser.add_argument("--refine", type=int, default=100, help="steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| recipe | bits | step floor | float | nearest | GPTQ | GPTQ - nearest (+- s.e.) | KL nearest | KL GPTQ "
-          "| output error, GPTQ / nearest: smallest, median, largest | |")  # fmt: skip
-    print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    tokenizer = Tokenizer(options.tokenizer)
+    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest "
+          "| GPTQ, refined - nearest | GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for recipe in options.recipes.split(","):
+        if not (options.runs / recipe / "summary.json").exists():
+            continue
         trained = load_run(options.runs / recipe)
+        weights = trained.weights
         model = GPT(trained.config.model).eval().requires_grad_(False)
-        model.load_state_dict(trained.weights)
+        model.load_state_dict(weights)
         seq_len = trained.config.train.seq_len
-        train_shards, val_shards = find_shards(options.data, trained.config.data)
-        stream = TokenStream(train_shards, vocab_size=model.config.vocab_size)
-        rows = options.calibration_tokens // seq_len
-        halves = [torch.from_numpy(stream.read(i * rows * seq_len, rows * seq_len)).view(rows, 1, -1) for i in (0, 1)]
-        seen, unseen = (collect_hessians(model, list(half)) for half in halves)
-        config = ExportConfig(calibration_tokens=options.calibration_tokens, calibration_data=options.data)
-        target, notes = target_weights(model, trained, config)
-        tokens = load_validation(val_shards, vocab_size=model.config.vocab_size, limit=options.tokens + 1)
-        assert tokens is not None
-        count = (len(tokens) - 1) // seq_len
-        windows = torch.stack(
-            [torch.from_numpy(tokens[i * seq_len : (i + 1) * seq_len + 1]) for i in range(count)]
-        ).long()
-        n_bytes = ByteCounter(options.tokenizer, model.config.vocab_size).count(tokens[: count * seq_len + 1])
-        per_byte = 1 / (math.log(2) * n_bytes)
-        reference: list[torch.Tensor] = []
-        exact, _ = nats(model, trained.weights, windows, reference)
-        for bits in options.bits:
-            for floor in (False, True):
-                plan = plan_for(bits, floor)
-                nearest_plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-                nearest = quantize_state_dict(trained.weights, nearest_plan)
-                gptq = quantize_state_dict(target, plan, seen)
-                losses, divergences = zip(
-                    *(nats(model, as_state(model, held), windows, reference) for held in (nearest, gptq)), strict=True
-                )
-                same_target = gptq if not notes else quantize_state_dict(trained.weights, plan, seen)
-                same_measure = quantize_state_dict(trained.weights, nearest_plan, seen)
-                ratios = []
-                for name, tensor in gptq.items():
-                    if isinstance(tensor, QuantizedTensor):
-                        weight = trained.weights[name]
-                        below = output_error(name, weight, same_measure, unseen)
-                        ratios.append(output_error(name, weight, same_target, unseen) / below if below else 1.0)
-                paired = losses[1] - losses[0]
-                standard_error = float(paired.std(ddof=1)) * math.sqrt(count) * per_byte
-                bpb = [float(values.sum()) * per_byte for values in (exact, *losses)]
-                kl = [float(values.sum()) * per_byte for values in divergences]
-                print(
-                    f"| {recipe} | {bits} | {'1 / limit' if floor else 'none'} | "
-                    + " | ".join(f"{value:.5f}" for value in bpb)
-                    + f" | {paired.sum() * per_byte:+.5f} (+- {standard_error:.5f}) | {kl[0]:.5f} | {kl[1]:.5f} "
-                    + f"| {min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f} "
-                    + f"| {'QAT' if notes else ''} |",
-                    flush=True,
-                )
+        shards, validation = find_shards(options.data, trained.config.data)
+        texts = {"validation": Text.read(validation, options.tokens, seq_len, tokenizer)}
+        if options.other:
+            texts["other"] = Text.read([options.other], options.tokens, seq_len, tokenizer)
+        reader = TrainingText(
+            options.data, trained, calibration_tokens=options.calibration_tokens, refine_steps=options.refine
+        )
+        seen = collect_hessians(model, reader.calibration())
+        stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+        later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
+        unseen = collect_hessians(model, list(later))
+        target, said = target_weights(model, trained, reader.held_out())
+        exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
+        for label in options.plans.split(","):
+            own = label == "own"
+            plan = plan_of(trained, 1.0) if own else uniform_plan(int(label.removeprefix("int")))
+            rounded = {
+                "nearest": quantize_state_dict(weights, without_gptq(plan)),
+                "gptq": quantize_state_dict(target, plan, seen),
+            }
+            if own and options.refine:
+                config = RefineConfig(steps=options.refine)
+                for name in ("nearest", "gptq"):
+                    rounded[f"{name}, refined"] = refine(model.config, rounded[name], reader.refinement, config)
+            ratios = [] if own else output_ratios(weights, plan, seen, unseen)
+            for kind, text in texts.items():
+                bits = {name: text.bits(model, as_state(model, tensors)) for name, tensors in rounded.items()}
+                bits["float"] = exact[kind]
+                cells = [recipe, label + (", rounded first" if said else ""), kind]
+                cells += [f"{text.per_byte(bits[name]):.5f}" for name in ("float", "nearest")]
+                cells += [
+                    text.compare(bits[name], bits[base]) if name in bits else ""
+                    for name, base in (
+                        ("gptq", "nearest"),
+                        ("nearest, refined", "nearest"),
+                        ("gptq, refined", "nearest"),
+                        ("gptq, refined", "float"),
+                    )
+                ]
+                cells.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "")
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ EXAMPLE = """Examples:
 @click.option("--data", metavar="DIR", help="Training shards to calibrate on (default: the model's own samples).")
 @click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @click.option("--force-calibration", is_flag=True, help="Calibrate even on shards that look like validation data.")
+@click.option("--refine", type=int, default=0, show_default=True, metavar="STEPS",
+              help="Train steps and gains after rounding, integers fixed (needs --data).")  # fmt: skip
 @click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the smallest steps; 0 has none.")
 @click.option("--target-bytes", type=int, default=16_000_000, show_default=True, help="Cap on artifact plus code.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
@@ -45,6 +47,7 @@ def command(
     data: str | None,
     calibration_tokens: int,
     force_calibration: bool,
+    refine: int,
     floor: float,
     target_bytes: int,
     code: tuple[str, ...],
@@ -65,6 +68,7 @@ def command(
             calibration_tokens=calibration_tokens,
             calibration_data=Path(data) if data else None,
             force_calibration=force_calibration,
+            refine=refine,
             target_bytes=target_bytes,
             fit=fit,
             code=tuple(map(Path, code)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
 from train.config import resolve
-from train.export.pipeline import ExportConfig, ExportResult, _held_out, _text_losses, export_run, target_weights
+from train.export.pipeline import ExportConfig, ExportResult, _text_losses, export_run, plan_of, target_weights
+from train.export.text import TrainingText
 from train.folder import load_run
 from train.qat import bits_of, round_to_grid, step_size
 from train.run import train_model
@@ -150,6 +152,31 @@ def test_target_bytes_counts_code_and_prunes(runs: Path, tmp_path: Path, capsys:
         assert not after[name].values[where].any()
 
 
+def test_refinement_keeps_the_integers_and_says_what_it_gained(
+    runs: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, steps in (("rounded", 0), ("refined", 4)):
+        assert export(runs / "tiny", "-o", tmp_path / name, "--data", shards, *FEW, "--refine", steps) == 0
+    note = load_artifact(tmp_path / "refined").metadata["recipe"]["notes"][-1]
+    assert note in capsys.readouterr().out
+    before, after = map(float, re.findall(r"\d+\.\d{5}", note))
+    assert note.startswith("refined for 4 steps")
+    assert after < before
+    rounded, refined = (integers(tmp_path / name) for name in ("rounded", "refined"))
+    for name, tensor in rounded.items():
+        np.testing.assert_array_equal(refined[name].values, tensor.values)
+    assert any((refined[name].scale != tensor.scale).any() for name, tensor in rounded.items())
+
+
+def test_a_scaled_down_recipe_is_quantised_in_the_same_tensors(runs: Path) -> None:
+    """The published bound on small tensors is that of a width of 512."""
+    trained = load_run(runs / "pr634")
+    plan = plan_of(trained, 1.0)
+    formats = {name: plan.rule_for(name, w.numel(), 2).format for name, w in trained.weights.items()}
+    assert {formats[name] for name in formats if name.endswith(("c_k.weight", "c_v.weight"))} == {"int6"}
+    assert {formats[name] for name in formats if name.endswith(("bigram.proj.weight", "resid_mix"))} == {"float16"}
+
+
 def test_a_target_that_cannot_be_met_writes_nothing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +220,10 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     [
         (("--container", "torch-xz"), "recipe tiny has no torch layout"),
         (("--floor", "-1"), "--floor is -1"),
+        (("--floor", "nan"), "--floor is nan"),
         (("--calibration-tokens", "-5"), "--calibration-tokens is -5"),
+        (("--refine", "-1"), "--refine is -1"),
+        (("--refine", "5"), "name training shards with --data"),
         (("--target-bytes", "0"), "--target-bytes is 0"),
         (("--code", "no/such.py"), "code file no/such.py does not exist"),
         (("--data", "no/such"), "data folder no/such does not exist"),
@@ -218,7 +248,7 @@ def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards:
     trained = load_run(runs / "pr849")
     qat = trained.config.qat
     assert qat.enabled
-    config = ExportConfig(calibration_tokens=512, calibration_data=shards)
+    held_out = TrainingText(shards, trained, calibration_tokens=512).held_out()
     rng = torch.Generator().manual_seed(0)
     grid = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in trained.weights.items() if bits_of(n, qat)}
     step = {n: step_size(w, bits_of(n, qat), qat) for n, w in grid.items()}
@@ -227,18 +257,17 @@ def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards:
     for weights, label in ((noisy, "noisy"), (grid, "on the grid")):
         run = replace(trained, weights=trained.weights | weights)
         model.load_state_dict(run.weights)
-        chosen, notes = target_weights(model, run, config)
-        before = _text_losses(model, _held_out(model, run, config)).mean()
+        chosen, notes = target_weights(model, run, held_out)
+        before = _text_losses(model, held_out).mean()
         assert all(torch.equal(model.state_dict()[n], run.weights[n]) for n in weights), "the model is left as it was"
         model.load_state_dict(run.weights | grid)
         gained = bool(notes)
         assert gained == any(not torch.equal(chosen[n], run.weights[n]) for n in weights)
         if gained:
             assert all(torch.allclose(chosen[n], grid[n]) for n in weights)
-            assert _text_losses(model, _held_out(model, run, config)).mean() < before
+            assert _text_losses(model, held_out).mean() < before
         if label == "on the grid":
             assert not gained
-    assert target_weights(model, trained, ExportConfig())[1] == [], "without training text nothing is measured"
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

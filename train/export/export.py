@@ -80,7 +80,7 @@ def _quantize(
         raise InputError(f"tensor {name!r} holds values that are not finite")
     weight = magnitude_prune(tensor.detach().float(), plan.magnitude_prune)
     if not rule.bits or not weight.ndim:
-        return _plain(name, weight, rule.format if not rule.bits else "float32", dtype)
+        return store_plain(name, weight, rule.format if not rule.bits else "float32", dtype)
     hessian = None if hessians is None else hessians.get(name.removesuffix(".weight"))
     if rule.gptq and hessians is not None and hessian is None:
         raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
@@ -117,7 +117,12 @@ def _quantize(
     )
 
 
-def _plain(name: str, weight: Tensor, stored: str, dtype: str) -> PlainTensor:
+def store_plain(name: str, weight: Tensor, stored: str, dtype: str) -> PlainTensor:
+    """Return a tensor in a floating-point format, by way of bfloat16 if the model holds it in that.
+
+    Raises:
+        InputError: a value is too large for float16.
+    """
     # A tensor the model holds in bfloat16 loses nothing by being rounded now, and its zero bits cost nothing.
     held = weight.bfloat16().float() if dtype == "bfloat16" else weight
     if stored == "bfloat16":

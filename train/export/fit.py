@@ -14,7 +14,7 @@ from evalkit.errors import InputError
 from train.export.export import Container, pack_artifact, quantize_state_dict
 from train.export.torch_layouts import TorchLayout
 from train.quantization.plan import QuantizationPlan
-from train.quantization.pruning import prune_to_size
+from train.quantization.pruning import prune_to_size, zeroing_costs
 
 CAP_BYTES = 16_000_000
 
@@ -179,7 +179,9 @@ class _Search:
             return (row, tensors) if row.fits else None
         if self.option.reach == "prune":
             try:
-                pruned = prune_to_size(tensors, self.size, self.cap_bytes - self.code_bytes, resolution=64)
+                costs = zeroing_costs(tensors, self.state, self.hessians or {})
+                target = self.cap_bytes - self.code_bytes
+                pruned = prune_to_size(tensors, self.size, target, costs=costs, resolution=64)
             except InputError:
                 return None
             return self.record(1.0, pruned.zeroed, pruned.n_bytes), pruned.tensors

@@ -18,21 +18,25 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.errors import InputError
-from evalkit.model.gpt import GPT, KVCache
-from evalkit.tokens.shards import open_shard
-from train.data import TokenStream, find_shards
-from train.export.export import ArtifactFile, Container, pack_artifact, quantize_state_dict, write_artifact
-from train.export.fit import FitOption, FitRow, fit
+from evalkit.model.gpt import GPT
+from evalkit.recipes import load_recipe
+from train.export.export import (
+    ArtifactFile,
+    Container,
+    code_size,
+    pack_artifact,
+    quantize_state_dict,
+    write_artifact,
+)
+from train.export.fit import CAP_BYTES, FitOption, FitRow, fit
+from train.export.refine import RefineConfig, refine
+from train.export.text import ExportText, OwnSamples, TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout
 from train.folder import TrainedModel
 from train.qat import bits_of, round_to_grid
-from train.quantization.calibration import check_calibration_shards
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
 from train.quantization.pruning import prune_to_size, zeroing_costs
-
-CAP_BYTES = 16_000_000
-_FIT_TOKENS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class ExportConfig:
         calibration_tokens: tokens whose layer inputs GPTQ sees; 0 rounds to nearest.
         calibration_data: folder with training shards; None calibrates on the model's own samples.
         force_calibration: calibrate on shards that look like validation data all the same.
+        refine: training steps after rounding, with the integers fixed; they need ``calibration_data``.
         target_bytes: cap on artifact plus code, in bytes; over it, integers of +-1 are zeroed, cheapest first.
         fit: search widths and floors for the lowest loss that fits, instead of the recipe's plan.
         code: code files that ship with the artifact.
@@ -58,6 +63,7 @@ class ExportConfig:
     calibration_tokens: int = 65_536
     calibration_data: Path | None = None
     force_calibration: bool = False
+    refine: int = 0
     target_bytes: int = CAP_BYTES
     fit: bool = False
     code: tuple[Path, ...] = ()
@@ -65,10 +71,16 @@ class ExportConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.floor < 0:
+        if not 0 <= self.floor < math.inf:
             raise InputError(f"--floor is {self.floor}; expected 0 (none) or a factor")
         if self.calibration_tokens < 0:
             raise InputError(f"--calibration-tokens is {self.calibration_tokens}; expected 0 (no GPTQ) or more")
+        if self.refine < 0:
+            raise InputError(f"--refine is {self.refine}; expected 0 (none) or a number of steps")
+        if self.refine and self.calibration_data is None:
+            raise InputError("--refine trains on text: name training shards with --data")
+        if self.tokenizer and not self.tokenizer.is_file():
+            raise InputError(f"tokenizer {self.tokenizer} does not exist; expected a SentencePiece model")
         if self.target_bytes < 1:
             raise InputError(f"--target-bytes is {self.target_bytes}; expected at least 1")
 
@@ -98,56 +110,94 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     """Quantise a trained model and write it as an artifact.
 
     Raises:
-        InputError: the run, the calibration data or the target is unusable. Nothing is left half-written.
+        InputError: the run, the text to calibrate on or the target is unusable. Nothing is left half-written.
     """
     model = GPT(trained.config.model)
     model.load_state_dict(trained.weights)
     model.eval().requires_grad_(False)
     plan = plan_of(trained, config.floor)
-    code_bytes = _code_bytes(config.code)
-    notes: list[str] = []
-    hessians: dict[str, Tensor] | None = None
-    batches: list[Tensor] = []
-    if config.calibration_tokens:
-        batches, notes = calibration_batches(model, trained, config)
-        hessians = collect_hessians(model, batches)
-    weights, said = target_weights(model, trained, config)
-    notes += said
-    metadata = _metadata(trained, config, notes)
+    code_bytes = code_size(list(config.code))
     layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
-
-    def size(tensors: Mapping[str, StoredTensor]) -> int:
-        return len(pack_artifact(tensors, config.container, layout=layout, metadata=metadata)) + code_bytes
-
+    text = export_text(model, trained, config)
+    notes = list(text.notes)
+    hessians = collect_hessians(model, text.calibration()) if config.calibration_tokens else None
+    weights = dict(trained.weights)
+    if hessians and isinstance(text, TrainingText):
+        weights, said = target_weights(model, trained, text.held_out())
+        notes += said
+    tensors: Mapping[str, StoredTensor]
     table: list[FitRow] = []
-    zeroed = 0
     if config.fit:
         result = fit(
             weights,
             fit_options(plan, config.container, layout),
-            _loss_of(model, _held_out(model, trained, config)),
+            _loss_of(model, text.held_out()),
             cap_bytes=config.target_bytes,
             code_bytes=code_bytes,
             hessians=hessians,
-            metadata=metadata,
+            metadata=_metadata(trained, config, notes),
         )
         tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-        tensors = quantize_state_dict(weights, plan, hessians)
-        if size(tensors) > config.target_bytes:
-            costs = zeroing_costs(tensors, weights, hessians or {})
-            exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
-            pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
-            tensors, zeroed = pruned.tensors, pruned.zeroed
-            notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
+        tensors, zeroed = quantize_state_dict(weights, plan, hessians), 0
+    if config.refine and isinstance(text, TrainingText):
+        tensors, outcome = refined(model, tensors, text, config.refine)
+        notes.append(outcome)
+    metadata = _metadata(trained, config, notes)
+
+    def size(held: Mapping[str, StoredTensor]) -> int:
+        return len(pack_artifact(held, config.container, layout=layout, metadata=metadata)) + code_bytes
+
+    if size(tensors) > config.target_bytes:
+        costs = zeroing_costs(tensors, weights, hessians or {})
+        exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
+        pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
+        tensors, zeroed = pruned.tensors, zeroed + pruned.zeroed
+        notes.append(f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
     return ExportResult(file=file, code_bytes=code_bytes, zeroed=zeroed, notes=notes, table=table, tensors=tensors)
 
 
+def refined(
+    model: GPT, tensors: Mapping[str, StoredTensor], text: TrainingText, steps: int
+) -> tuple[Mapping[str, StoredTensor], str]:
+    """Return the refined tensors, or the given ones if these are better on held-out training text; and which."""
+    measure = _loss_of(model, text.held_out())
+    trained = refine(model.config, tensors, text.refinement, RefineConfig(steps=steps))
+    before, after = measure(tensors), measure(trained)
+    losses = f"{before:.5f} before and {after:.5f} nats per token after, on other training text"
+    if after < before:
+        return trained, f"refined for {steps} steps: {losses}"
+    return tensors, f"not refined, because {steps} steps did not help: {losses}"
+
+
+def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> ExportText:
+    """Return the text to calibrate, measure and refine on.
+
+    Raises:
+        InputError: the shards are missing, or look like validation data.
+    """
+    if config.calibration_data is None:
+        seq_len = trained.config.train.seq_len
+        return OwnSamples(model, seq_len=seq_len, calibration_tokens=config.calibration_tokens, seed=config.seed)
+    return TrainingText(
+        config.calibration_data,
+        trained,
+        calibration_tokens=config.calibration_tokens,
+        refine_steps=config.refine,
+        force=config.force_calibration,
+    )
+
+
 def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
-    """Return the recipe's plan, or one with the widths that its QAT trained for; ``floor`` scales the step floors."""
+    """Return the recipe's plan at the model's width, or one with the widths that its QAT trained for.
+
+    Args:
+        trained: names the recipe and the width.
+        floor: factor on the step floors.
+    """
     plan = PLANS.get(trained.config.recipe)
     if plan is None:
         qat = trained.config.qat
@@ -160,25 +210,27 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
                 TensorRule(patterns=("*",), format="int8"),
             )
         )  # fmt: skip
+    else:
+        published = load_recipe(trained.config.recipe).model_config()
+        plan = plan.for_width(trained.config.model.model_dim / published.model_dim)
     return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
 
 
-def target_weights(model: GPT, trained: TrainedModel, config: ExportConfig) -> tuple[dict[str, Tensor], list[str]]:
+def target_weights(model: GPT, trained: TrainedModel, held_out: Tensor) -> tuple[dict[str, Tensor], list[str]]:
     """Return the weights whose function the artifact should have, and what must be said about them.
 
     Training-time rounding moves the optimum onto the grid: the network that was trained is the rounded one, and GPTQ
     that reproduces the unrounded weights would undo it. Where rounding was too short to matter, it is the other way
-    round. So the loss on training text decides; without such text, the weights stay as they are.
+    round. So the loss on training text ``[rows, T + 1]`` decides.
     """
     weights = dict(trained.weights)
     qat = trained.config.qat
     rounded = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in weights.items() if bits_of(n, qat)}
-    if not (qat.enabled and rounded and config.calibration_tokens and config.calibration_data):
+    if not (qat.enabled and rounded):
         return weights, []
-    text = _held_out(model, trained, config)
-    before = _text_losses(model, text)
+    before = _text_losses(model, held_out)
     model.load_state_dict(weights | rounded)
-    after = _text_losses(model, text)
+    after = _text_losses(model, held_out)
     model.load_state_dict(weights)
     gain = before - after
     if float(gain.mean()) <= 2 * float(gain.std()) / math.sqrt(max(len(gain), 1)):  # two standard errors
@@ -211,47 +263,6 @@ def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayou
     return options
 
 
-def calibration_batches(model: GPT, trained: TrainedModel, config: ExportConfig) -> tuple[list[Tensor], list[str]]:
-    """Return token batches ``[1, seq_len]`` for calibration, and what must be said about them.
-
-    Raises:
-        InputError: the shards look like validation data, or hold too few tokens.
-    """
-    seq_len = trained.config.train.seq_len
-    rows = max(config.calibration_tokens // seq_len, 1)
-    if config.calibration_data is None:
-        ids = sample(model, rows=rows, seq_len=seq_len, seed=config.seed)
-        return [row[None] for row in ids], [f"calibrated on {ids.numel():,} tokens of the model's own samples"]
-    shards, validation = find_shards(config.calibration_data, trained.config.data)
-    used = _shards_of(shards, rows * seq_len)
-    notes = check_calibration_shards(used, _digests_like(validation, used), force=config.force_calibration)
-    stream = TokenStream(used, vocab_size=model.config.vocab_size)
-    ids = torch.from_numpy(stream.read(0, rows * seq_len)).view(rows, seq_len)
-    return [row[None] for row in ids], [*notes, f"calibrated on {ids.numel():,} training tokens"]
-
-
-def _shards_of(shards: Sequence[Path], tokens: int) -> list[Path]:
-    """Return the first shards, as many as hold so many tokens."""
-    used = []
-    for path in shards:
-        used.append(path)
-        tokens -= len(open_shard(path))
-        if tokens <= 0:
-            break
-    return used
-
-
-def _digests_like(validation: Sequence[Path], shards: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of the validation shards that a shard could be a copy of: those of its size."""
-    sizes = {path.stat().st_size for path in shards}
-    digests = []
-    for path in validation:
-        if path.stat().st_size in sizes:
-            with path.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests
-
-
 def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the mean of x x^T of every linear layer's input, by module name."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -259,31 +270,6 @@ def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]
         for batch in batches:
             model(batch, first_row=0)
     return collector.hessians()
-
-
-@torch.inference_mode()
-def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
-    """Draw ``[rows, seq_len]`` tokens from the model itself, each row from BOS (id 1)."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.ones(rows, 1, dtype=torch.long)
-    cache = KVCache(model.config.num_layers)
-    while ids.shape[1] < seq_len:
-        logits = model(ids, first_row=ids.shape[1] - 1, cache=cache, fed_length=seq_len)[:, -1]
-        drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
-        ids = torch.cat([ids, drawn], dim=1)
-    return ids
-
-
-def _held_out(model: GPT, trained: TrainedModel, config: ExportConfig) -> Tensor:
-    """Text to measure losses on that is neither validation data nor what calibrates: training tokens further on."""
-    seq_len = trained.config.train.seq_len
-    rows = max(_FIT_TOKENS // seq_len, 1)
-    if config.calibration_data is None:
-        return sample(model, rows=rows, seq_len=seq_len + 1, seed=config.seed + 1)
-    shards, _ = find_shards(config.calibration_data, trained.config.data)
-    stream = TokenStream(shards, vocab_size=model.config.vocab_size)
-    taken = stream.read(config.calibration_tokens, rows * (seq_len + 1))
-    return torch.from_numpy(taken).view(rows, seq_len + 1)
 
 
 def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]], float]:
@@ -326,9 +312,3 @@ def _metadata(trained: TrainedModel, config: ExportConfig, notes: list[str]) -> 
         tokenizer_sha256=sha256,
         evalkit_version=__version__,
     )
-
-
-def _code_bytes(paths: Sequence[Path]) -> int:
-    from train.export.export import code_size
-
-    return code_size(list(paths))

@@ -128,6 +128,16 @@ class QuantizationPlan:
         """Return the dtype in which the model holds a tensor."""
         return "bfloat16" if any(fnmatchcase(name, p) for p in self.bfloat16_tables) else "float32"
 
+    def for_width(self, factor: float) -> QuantizationPlan:
+        """Return the plan for a model whose width is ``factor`` times that of the one it was made for.
+
+        Bounds on the size of a tensor follow the size of a matrix, so that the same tensors are quantised.
+        """
+        rules = tuple(
+            replace(r, max_elements=max(round(r.max_elements * factor**2), r.max_elements > 0)) for r in self.rules
+        )
+        return replace(self, rules=rules)
+
     def with_step_factor(self, factor: float) -> QuantizationPlan:
         """Return the plan with the floors of all integer steps multiplied: the knob between size and loss.
 
@@ -164,25 +174,30 @@ def _control(format: Format) -> TensorRule:
     return TensorRule(patterns=CONTROL_PATTERNS, format=format, max_elements=SMALL_ELEMENTS)
 
 
-def _int8_rest() -> TensorRule:
-    return TensorRule(patterns=_ALL, format="int8", quantile=INT8_QUANTILE, min_step=published_min_step(8))
+def _int8(patterns: tuple[str, ...], gptq: bool = False) -> TensorRule:
+    return TensorRule(
+        patterns=patterns, format="int8", quantile=INT8_QUANTILE, min_step=published_min_step(8), gptq=gptq
+    )
 
 
-def _block(patterns: tuple[str, ...], bits: int, clip: ClipSearch, gptq: bool) -> TensorRule:
-    return TensorRule(patterns=patterns, format=f"int{bits}", clip=clip, min_step=published_min_step(bits), gptq=gptq)
+def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
+    return TensorRule(patterns=patterns, format=f"int{bits}", clip="row", min_step=published_min_step(bits), gptq=True)
 
 
-# What the published systems store, with their hidden floors explicit. The searches and GPTQ are this
-# package's own.
+# What the published systems store, with their hidden floors explicit. How the integers are found is this package's own:
+# clips by row, GPTQ for every matrix of the blocks, because that is better on each of them.
 PLANS: dict[str, QuantizationPlan] = {
-    "baseline": QuantizationPlan(rules=(_control("float32"), _small("float16"), _int8_rest())),
+    "baseline": QuantizationPlan(
+        rules=(_control("float32"), _small("float16"), _int8(_MLP + _ATTENTION, gptq=True), _int8(_ALL))
+    ),
     "pr333": QuantizationPlan(
         rules=(
             TensorRule(patterns=("tok_emb.weight",), format="float16"),
             TensorRule(patterns=("*.attn.c_k.weight",), format="float16", last_layers=2),
             _control("float32"),
             _small("float16"),
-            TensorRule(patterns=_MLP, format="int5"),
+            TensorRule(patterns=_MLP, format="int5", gptq=True),
+            TensorRule(patterns=_ATTENTION, format="int6", gptq=True),
             TensorRule(patterns=_ALL, format="int6"),
         ),
         magnitude_prune=0.02,
@@ -190,9 +205,9 @@ PLANS: dict[str, QuantizationPlan] = {
     "pr592": QuantizationPlan(
         rules=(
             _small("float16"),
-            _block(_MLP, 5, "matrix", False),
-            _block(_ATTENTION, 6, "matrix", False),
-            _int8_rest(),
+            _block(_MLP, 5),
+            _block(_ATTENTION, 6),
+            _int8(_ALL),
         )
     ),
     "pr344": QuantizationPlan(
@@ -200,12 +215,13 @@ PLANS: dict[str, QuantizationPlan] = {
             TensorRule(patterns=("tok_emb.weight", "smear*.gate"), format="float16"),
             _control("float32"),
             _small("float16"),
-            _block(_ALL, 6, "row", False),
+            _block(_MLP + _ATTENTION, 6),
+            TensorRule(patterns=_ALL, format="int6", clip="row", min_step=published_min_step(6)),
         )
     ),
-    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6, "row", True), _int8_rest())),
+    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL))),
     "pr849": QuantizationPlan(
-        rules=(_small("float16"), _block(_MLP + _ATTENTION, 5, "row", True), _int8_rest()),
+        rules=(_small("float16"), _block(_MLP + _ATTENTION, 5), _int8(_ALL)),
         magnitude_prune=0.03,
     ),
 }

@@ -1,0 +1,145 @@
+"""The text that an export learns from: training shards or the model's own samples, never validation text.
+
+Calibration, measuring and refinement read parts that do not overlap (unless the shards are too short, which wrap).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from evalkit.model.gpt import GPT, KVCache
+from evalkit.tokens.shards import open_shard
+from train.data import TokenStream, find_shards
+from train.folder import TrainedModel
+from train.quantization.calibration import check_calibration_shards
+
+HELD_OUT_TOKENS = 16_384
+REFINE_TOKENS = 4096  # of one update
+_BOS = 1
+
+
+class ExportText(Protocol):
+    """Where the tokens come from.
+
+    Attributes:
+        notes: what must be said about them, one sentence each.
+    """
+
+    notes: list[str]
+
+    def calibration(self) -> list[Tensor]:
+        """Return token batches, int64 ``[1, T]`` each."""
+
+    def held_out(self) -> Tensor:
+        """Return tokens to measure losses on, int64 ``[rows, T + 1]``."""
+
+
+class TrainingText:
+    """Tokens of training shards.
+
+    Args:
+        data: folder with the shards.
+        trained: names the shards and the window.
+        calibration_tokens: tokens of the first part; 0 for none.
+        refine_steps: updates that :meth:`refinement` is asked for.
+        force: read shards that look like validation data all the same.
+
+    Raises:
+        InputError: there are no shards, or one that would be read looks like validation data or is a copy of some.
+    """
+
+    def __init__(
+        self, data: Path, trained: TrainedModel, *, calibration_tokens: int, refine_steps: int = 0, force: bool = False
+    ) -> None:
+        self._seq_len = trained.config.train.seq_len
+        self._calibration_rows = max(calibration_tokens // self._seq_len, 1) if calibration_tokens else 0
+        self._held_out_rows = max(HELD_OUT_TOKENS // self._seq_len, 1)
+        self._refine_rows = max(REFINE_TOKENS // self._seq_len, 1)
+        self._held_out_start = self._calibration_rows * self._seq_len
+        self._refine_start = self._held_out_start + self._held_out_rows * (self._seq_len + 1)
+        shards, validation = find_shards(data, trained.config.data)
+        used = _first_shards(shards, self._refine_start + refine_steps * self._refine_rows * (self._seq_len + 1))
+        self.notes = check_calibration_shards(used, _digests_like(validation, used), force=force)
+        if self._calibration_rows:
+            self.notes.append(f"calibrated on {self._held_out_start:,} training tokens")
+        self._stream = TokenStream(used, vocab_size=trained.config.model.vocab_size)
+
+    def _rows(self, start: int, rows: int, width: int) -> Tensor:
+        return torch.from_numpy(self._stream.read(start, rows * width)).view(rows, width)
+
+    def calibration(self) -> list[Tensor]:
+        """Return the first tokens, int64 ``[1, T]`` each."""
+        return [row[None] for row in self._rows(0, self._calibration_rows, self._seq_len)]
+
+    def held_out(self) -> Tensor:
+        """Return the tokens after those, int64 ``[rows, T + 1]``."""
+        return self._rows(self._held_out_start, self._held_out_rows, self._seq_len + 1)
+
+    def refinement(self, step: int) -> Tensor:
+        """Return the tokens of an update, further on, int64 ``[rows, T + 1]``."""
+        width = self._seq_len + 1
+        return self._rows(self._refine_start + step * self._refine_rows * width, self._refine_rows, width)
+
+
+class OwnSamples:
+    """Tokens drawn from the model itself."""
+
+    def __init__(self, model: GPT, *, seq_len: int, calibration_tokens: int, seed: int) -> None:
+        self._model, self._seq_len, self._seed = model, seq_len, seed
+        self._calibration_rows = max(calibration_tokens // seq_len, 1) if calibration_tokens else 0
+        self.notes: list[str] = []
+        if self._calibration_rows:
+            self.notes.append(f"calibrated on {self._calibration_rows * seq_len:,} tokens of the model's own samples")
+
+    def calibration(self) -> list[Tensor]:
+        """Return the model's samples, int64 ``[1, T]`` each."""
+        if not self._calibration_rows:
+            return []
+        drawn = sample(self._model, rows=self._calibration_rows, seq_len=self._seq_len, seed=self._seed)
+        return [row[None] for row in drawn]
+
+    def held_out(self) -> Tensor:
+        """Return other samples, int64 ``[rows, T + 1]``."""
+        rows = max(HELD_OUT_TOKENS // self._seq_len, 1)
+        return sample(self._model, rows=rows, seq_len=self._seq_len + 1, seed=self._seed + 1)
+
+
+@torch.inference_mode()
+def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
+    """Draw ``[rows, seq_len]`` tokens from the model itself, each row from BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((rows, 1), _BOS)
+    cache = KVCache(model.config.num_layers)
+    while ids.shape[1] < seq_len:
+        logits = model(ids, first_row=ids.shape[1] - 1, cache=cache, fed_length=seq_len)[:, -1]
+        drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+        ids = torch.cat([ids, drawn], dim=1)
+    return ids
+
+
+def _first_shards(shards: Sequence[Path], tokens: int) -> list[Path]:
+    """Return the first shards, as many as hold so many tokens."""
+    used = []
+    for path in shards:
+        used.append(path)
+        tokens -= len(open_shard(path))
+        if tokens <= 0:
+            break
+    return used
+
+
+def _digests_like(validation: Sequence[Path], shards: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of the validation shards that a shard could be a copy of: those of its size."""
+    sizes = {path.stat().st_size for path in shards}
+    digests = []
+    for path in validation:
+        if path.stat().st_size in sizes:
+            with path.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests
