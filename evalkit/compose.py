@@ -155,7 +155,7 @@ class Session:
             with profile.phase("compile"):
                 self._compile_mixer()
             profile.time_methods(mixer, "mix", ("score", "extend", "commit", "score_batch", "observe_chunk"))
-        profile.time_methods(forecaster, "score", ("score", "distribution"))
+        profile.time_methods(forecaster, "score", ("score",))
         profile.time_methods(forecaster, "train" if self.options.ttt else "score", ("observe",))
         timed: Forecaster = forecaster
         return timed

@@ -151,6 +151,8 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
     from evalkit.settings import parse_settings
 
     chosen = [f"{k}={v}" for k, v in (options.settings or {}).items() if k.split(".")[0] in ("mixer", "ttt")]
+    name = variant_name(mixer, ttt)
+    LOG.info("scoring %s", name)
     session = open_session(
         ScoreOptions(
             artifact=str(artifact),
@@ -164,8 +166,6 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
             dtype=options.dtype,
         )
     )
-    name = variant_name(mixer, ttt)
-    LOG.info("scoring %s", name)
     scored = score_session(session)
     verdict = None
     if options.check_seconds:

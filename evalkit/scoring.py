@@ -83,6 +83,8 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     started = time.monotonic()
     forecaster: Any = session.make_forecaster(profile)
     if session.options.reliability:
+        if profile is not None:
+            profile.time_methods(forecaster, "score", ("distribution",))
         forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()

@@ -18,7 +18,7 @@ EXAMPLE = """Example:
 @click.option("--out", default="evalkit-demo", show_default=True, metavar="DIR", help="Folder for everything.")
 @click.option("--seconds", type=float, default=30.0, show_default=True, help="Training time.")
 def command(out: str, seconds: float) -> None:
-    """Train, export, score and check a tiny model on text that every machine has: under two minutes, no download."""
+    """Train, export, score and check a tiny model on text that every machine has: two to three minutes, no download."""
     from evalkit.demo import run_demo
     from evalkit.pipeline import describe
 

@@ -90,12 +90,11 @@ def prepare(command: click.Command, prefix: str) -> click.Command:
     if any(parameter.name == "verbose" for parameter in command.params):
         return command
     command.params += output_options()
-    if command.epilog and command.epilog.startswith(
-        "Example"
-    ):  # \b keeps a paragraph's lines as they are: an example must survive copying
+    if command.epilog and command.epilog.startswith("Example"):
+        # \b keeps a paragraph's lines as they are: an example must survive copying.
         command.epilog = "\n\n".join(f"\b\n{part}" for part in inspect.cleandoc(command.epilog).split("\n\n"))
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, click.Option) and parameter.name != "version":
             parameter.envvar = f"{prefix}_{_long_name(parameter)[2:].replace('-', '_').upper()}"
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():

@@ -14,7 +14,7 @@ PASSAGE_TOKENS = 320
 _MAX_PENDING = 4  # a UTF-8 character has at most 4 bytes
 
 
-def choose_passages(scores: TokenScores, owner: npt.NDArray[np.int64] | None = None) -> list[tuple[str, int, int]]:
+def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
     """Return (title, first, last + 1) of the start, the costliest, a typical and the cheapest passage.
 
     Positions count from 0 in the scores. Passages tile the stream; cost is bits per byte.

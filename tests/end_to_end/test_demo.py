@@ -14,13 +14,15 @@ from evalkit.demo import run_demo
 from evalkit.errors import InputError
 from evalkit.pipeline import describe
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run_demo(out, 1.0, check_seconds=1.0, limit_tokens=1500)
+    return out, run_demo(out, 1.0, check_seconds=0.5, limit_tokens=800)
 
 
 def readme_rows() -> dict[str, list[str]]:

@@ -64,6 +64,11 @@ def test_debug_shows_the_traceback_wherever_it_stands(arguments: list[str], caps
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_variable_called_version_is_nobodys(monkeypatch: pytest.MonkeyPatch, report: Path) -> None:
+    monkeypatch.setenv("EVALKIT_VERSION", "0.1.0")
+    assert run_command(["compare", str(report)]) == 0
+
+
 def test_levels_are_set_for_the_call_alone() -> None:
     levels = []
 
