@@ -106,7 +106,7 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
     """Pass over the stream once, perturbing every span; stop where the time is up."""
     began = time.monotonic()
     host.fresh(int(context.tokens[0]))
-    per_row = context.base.seconds / max(len(context.base.spans), 1)
+    per_row = context.base.call_seconds
     end = len(context.tokens)
     for start, stop in spans(host, end, context.options.span):
         real = context.tokens[start:stop]
