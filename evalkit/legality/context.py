@@ -19,6 +19,9 @@ from evalkit.legality.noise import Grid, NoiseProfile, grid_of
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Axiom, Finding, LegalityReport
 
+DEAR_SECONDS = 0.2
+"""A sum over the vocabulary that takes longer is not asked for where it can only tell the size of a known breach."""
+
 KEPT = 4
 """Findings that one audit lists for one axiom; the rest are counted."""
 
@@ -73,6 +76,11 @@ class Context:
     def states_rows(self) -> bool:
         """Whether the forecaster offers whole distributions."""
         return "distribution" in self.offers
+
+    @property
+    def dear(self) -> bool:
+        """Whether a sum over the vocabulary takes long: each call a copy of the process, or slow by itself."""
+        return not self.recallable or self.vocab_size * self.base.call_seconds > DEAR_SECONDS
 
     def left(self) -> float:
         """Return the seconds that are left of the budget."""

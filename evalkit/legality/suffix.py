@@ -326,7 +326,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
     try:
         sweeps = 0
         began = time.monotonic()
-        most = SWEEPS if context.recallable else 1  # a copy of the process for each call is dear
+        most = 1 if context.dear and (context.report.findings or not context.recallable) else SWEEPS
         while sweeps < most and (sweeps == 0 or (time.monotonic() - began) * (1 + 1 / sweeps) < seconds):
             sweep(context, host, rng, moves, seconds - (time.monotonic() - began))
             sweeps += 1
