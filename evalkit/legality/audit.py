@@ -156,12 +156,12 @@ class _Audits:
             seconds = (0.9 if side_by_side else 0.4) * self._left()
             covered["span"] = substitution.audit(context, host, "span", seconds, self._rng(7))
 
-        if not context.states_rows:
+        if not context.states_rows and not context.settled:
             salted(known.EVERY, 0.15)
         # with one worker the stated distribution comes first: it covers most where a call is dear
         self._together(*(((single,), (in_span,)) if self._workers == 2 else ((in_span, single),)))
         too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
-        if too_few and not context.states_rows and context.left() > 1.0:
+        if too_few and not context.states_rows and not context.settled and context.left() > 1.0:
             salted(5 * known.EVERY, 0.9)
 
     @property

@@ -20,7 +20,10 @@ from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Axiom, Finding, LegalityReport
 
 DEAR_SECONDS = 0.2
-"""A sum over the vocabulary that takes longer is not asked for where it can only tell the size of a known breach."""
+"""What a sum over the vocabulary may take before it is dear."""
+
+ENOUGH = 8
+"""Sums, or offsets of a span, that are enough where calls are dear and the verdict stands."""
 
 KEPT = 4
 """Findings that one audit lists for one axiom; the rest are counted."""
@@ -81,6 +84,11 @@ class Context:
     def dear(self) -> bool:
         """Whether a sum over the vocabulary takes long: each call a copy of the process, or slow by itself."""
         return not self.recallable or self.vocab_size * self.base.call_seconds > DEAR_SECONDS
+
+    @property
+    def settled(self) -> bool:
+        """Whether an audit has convicted already, and what further ones could add takes long."""
+        return self.dear and bool(self.report.findings)
 
     def left(self) -> float:
         """Return the seconds that are left of the budget."""

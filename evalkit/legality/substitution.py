@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from evalkit.legality.context import Context
+from evalkit.legality.context import ENOUGH, Context
 from evalkit.legality.driver import advance, spans
 from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
@@ -23,9 +23,6 @@ Mode = Literal["single", "span"]
 NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
-
-ENOUGH = 8
-"""Where sums are dear: how many above their tolerance are enough, how many are made once another audit convicts."""
 
 ROUNDS = 3
 """Times that an audit plans anew with what time is left."""
@@ -219,7 +216,7 @@ def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.rand
     sums = Sums()
     deadline = time.monotonic() + seconds
     most = context.options.positions or math.inf
-    if context.dear and context.report.findings:
+    if context.settled:
         most = min(most, ENOUGH)
     try:
         cost = calibrate(context, host, mode)
