@@ -205,6 +205,6 @@ def _conclude(context: Context, covered: dict[str, int]) -> None:
     needed = min(substitution.RUN, positions)
     stated = covered.get("distribution", 0)
     if sums < needed and stated < positions // 2:
-        context.gap(f"substitution: the budget allowed {sums} positions of {positions}; {needed} are needed")
+        context.gap(f"substitution: sums were made at {sums} positions of {positions}; {needed} are needed")
     if sums == 0 and stated < positions // 2:
         context.gap("substitution: no position could be covered")
