@@ -35,9 +35,6 @@ class TTTConfig:
             start from zero in every document.
         blocks: see ``trainable``.
         adapter_rank: rank of the adapters.
-        carry: share of the way from the last document's start to its end that the next document starts from (adapters
-            only; Reptile's outer step, Nichol et al., 2018): 0 starts every document from the unadapted weights, 1
-            where the last one ended.
         schedule: ``constant``; ``inverse_sqrt`` of the number of chunks seen; ``cosine`` over all chunks, which needs
             their number in advance: side information that a decoder must be sent.
         ramp: the learning rate grows to this multiple over the first 30% of the chunks (``cosine`` only; 1 is off).
@@ -62,7 +59,6 @@ class TTTConfig:
     trainable: str = "adapters"
     blocks: int = 2
     adapter_rank: int = 8
-    carry: float = 0.0
     schedule: str = "constant"
     ramp: float = 1.0
     temperature: float = 1.0
@@ -83,7 +79,6 @@ class TTTConfig:
         _require(self.trainable in TRAINABLE, "trainable", self.trainable, " or ".join(TRAINABLE))
         _require(self.blocks >= 0, "blocks", self.blocks, "0 or more")
         _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
-        _require(0 <= self.carry <= 1, "carry", self.carry, "0 (every document starts anew) to 1")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
         _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")

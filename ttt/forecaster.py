@@ -74,7 +74,7 @@ class TTTForecaster:
         self._frozen = SlidingForecaster(deepcopy(model), sliding, ranks) if config.compare else None
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
-        self._initial = self._trainer.initial_weights()
+        self._initial = self._trainer.scoring_weights()
         self._adapted_since = 1
         self._started = time.monotonic()
         self.time_limit_struck_at: int | None = None
@@ -145,8 +145,7 @@ class TTTForecaster:
             if starts.size:
                 # What follows the last document's opening token is scored without adapters until they have learned it.
                 self._adapted_since = start + int(starts[-1]) + 1
-                self._trainer.carry()
-                self._initial = self._trainer.initial_weights()
+                self._trainer.reset()
         if stop != self.next_boundary(start):
             return
         chunk = (start - 1) // self.config.chunk_tokens
@@ -186,7 +185,6 @@ class TTTForecaster:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
         self._trainer.load_state_dict(state["trainer"])
-        self._initial = self._trainer.initial_weights()
         self._adapted_since = int(state["adapted_since"])
         self.chunks = list(state["chunks"])
         self._started = time.monotonic() - float(state["elapsed"])

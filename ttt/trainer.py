@@ -72,20 +72,13 @@ class Trainer:
         self._autocast = dtype == "bfloat16"
         self._threads = threads
         self._ranks = ranks or Ranks()
-        self.initial = {name: tensor.clone() for name, tensor in parameterisation.trained.items()}
-        self.reset()
-
-    def carry(self) -> None:
-        """Go back to a start that has moved ``config.carry`` of the way to what has been learned since the last."""
-        with torch.no_grad():
-            for name, tensor in self.initial.items():
-                tensor.lerp_(self.average[name], self.config.carry)
         self.reset()
 
     def reset(self) -> None:
         """Go back to the start: weights, average and optimizer."""
-        self.trained = {name: tensor.clone().requires_grad_() for name, tensor in self.initial.items()}
-        self.average = {name: tensor.clone() for name, tensor in self.initial.items()}
+        initial = self.parameterisation.trained
+        self.trained = {name: tensor.clone().requires_grad_() for name, tensor in initial.items()}
+        self.average = {name: tensor.clone() for name, tensor in initial.items()}
         self.steps = 0
         parameters = list(self.trained.values())
         config = self.config
@@ -136,11 +129,6 @@ class Trainer:
                 self.average[name].lerp_(parameter, 1.0 - self.config.polyak_decay)
         return loss
 
-    def initial_weights(self) -> dict[str, Tensor]:
-        """Return the model's weights at the start."""
-        with torch.no_grad():
-            return self.parameterisation.weights(self.initial)
-
     def scoring_weights(self) -> dict[str, Tensor]:
         """Return the model's weights that the Polyak average stands for."""
         with torch.no_grad():
@@ -150,7 +138,6 @@ class Trainer:
         """Return weights, average and optimizer as arrays."""
         optimizer = self._optimizer.state_dict()["state"]
         return {
-            "initial": {name: _array(tensor) for name, tensor in self.initial.items()},
             "trained": {name: _array(tensor) for name, tensor in self.trained.items()},
             "average": {name: _array(tensor) for name, tensor in self.average.items()},
             "optimizer": {
@@ -162,9 +149,6 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
-        with torch.no_grad():
-            for name, tensor in self.initial.items():
-                tensor.copy_(torch.from_numpy(state["initial"][name]))
         self.reset()
         with torch.no_grad():
             for name in self.trained:

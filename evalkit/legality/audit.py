@@ -159,12 +159,12 @@ class _Audits:
             seconds = (0.9 if side_by_side else 0.4) * self._left()
             covered["span"] = substitution.audit(context, host, "span", seconds, self._rng(7))
 
-        if not context.states_rows:
+        if not context.states_rows and not context.settled:
             salted(known.EVERY, 0.15)
         # with one worker the stated distribution comes first: it covers most where a call is dear
         self._together(*(((single,), (in_span,)) if self._workers == 2 else ((in_span, single),)))
         too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
-        if too_few and not context.states_rows and context.left() > 1.0:
+        if too_few and not context.states_rows and not context.settled and context.left() > 1.0:
             salted(5 * known.EVERY, 0.9)
 
     @property
@@ -208,6 +208,6 @@ def _conclude(context: Context, covered: dict[str, int]) -> None:
     needed = min(substitution.RUN, positions)
     stated = covered.get("distribution", 0)
     if sums < needed and stated < positions // 2:
-        context.gap(f"substitution: the budget allowed {sums} positions of {positions}; {needed} are needed")
+        context.gap(f"substitution: sums were made at {sums} positions of {positions}; {needed} are needed")
     if sums == 0 and stated < positions // 2:
         context.gap("substitution: no position could be covered")

@@ -19,6 +19,12 @@ from evalkit.legality.noise import Grid, NoiseProfile, grid_of
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Axiom, Finding, LegalityReport
 
+DEAR_SECONDS = 0.2
+"""What a sum over the vocabulary may take before it is dear."""
+
+ENOUGH = 8
+"""Sums, or offsets of a span, that are enough where calls are dear and the verdict stands."""
+
 KEPT = 4
 """Findings that one audit lists for one axiom; the rest are counted."""
 
@@ -73,6 +79,16 @@ class Context:
     def states_rows(self) -> bool:
         """Whether the forecaster offers whole distributions."""
         return "distribution" in self.offers
+
+    @property
+    def dear(self) -> bool:
+        """Whether a sum over the vocabulary takes long: each call a copy of the process, or slow by itself."""
+        return not self.recallable or self.vocab_size * self.base.call_seconds > DEAR_SECONDS
+
+    @property
+    def settled(self) -> bool:
+        """Whether an audit has convicted already, and what further ones could add takes long."""
+        return self.dear and bool(self.report.findings)
 
     def left(self) -> float:
         """Return the seconds that are left of the budget."""

@@ -19,12 +19,19 @@ class Run:
     Attributes:
         nats: Score of position ``1 + i`` at index ``i``; NaN where the pass did not get to.
         spans: The spans ``(start, stop)`` that were scored.
+        score_seconds: What each call of ``score`` took.
         seconds: Wall time of the pass.
     """
 
     nats: Floats
     spans: list[tuple[int, int]] = field(default_factory=list)
+    score_seconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def call_seconds(self) -> float:
+        """What a call of ``score`` takes; the median, since a first call may compile or load what the others use."""
+        return float(np.median(self.score_seconds)) if self.score_seconds else 0.0
 
     @property
     def stop(self) -> int:
@@ -67,11 +74,19 @@ def advance(host: Host, span: Ids) -> None:
 
 
 def run_stream(
-    host: Host, tokens: Ids, span: int, *, deadline: float = math.inf, seam: int = 0, patience: float = 0.0
+    host: Host,
+    tokens: Ids,
+    span: int,
+    *,
+    deadline: float = math.inf,
+    seconds: float = math.inf,
+    seam: int = 0,
+    patience: float = 0.0,
 ) -> Run:
     """Score ``tokens`` from position 1 with the forecaster that ``host`` has just started.
 
-    At the deadline it stops behind the span at hand; ``patience`` more seconds are granted to get past ``seam``.
+    At the deadline, or ``seconds`` after the first span (a first call may compile), it stops behind the span at hand;
+    ``patience`` more seconds are granted to get past ``seam``.
 
     Raises:
         Fault: the forecaster failed in a call.
@@ -80,9 +95,13 @@ def run_stream(
     began = time.monotonic()
     for start, stop in spans(host, len(tokens), span):
         piece = tokens[start:stop]
+        clock = time.monotonic()
         run.nats[start - 1 : stop - 1] = host.score(piece[None, :])[0]
+        run.score_seconds.append(time.monotonic() - clock)
         run.spans.append((start, stop))
         host.observe(piece)
+        if len(run.spans) == 1:
+            deadline = min(deadline, time.monotonic() + seconds)
         late = time.monotonic() - deadline
         if late > (patience if stop <= seam else 0.0):
             break

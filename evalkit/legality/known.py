@@ -152,7 +152,7 @@ def salted_rows(context: Context, host: Host, seconds: float, most: int, rng: np
     places: list[Ids] = []
     try:
         host.fresh(int(context.tokens[0]))
-        per_row = context.base.seconds / max(len(context.base.spans), 1)
+        per_row = context.base.call_seconds
         for number, (start, stop) in enumerate(spans(host, len(context.tokens), context.options.span)):
             left = deadline - time.monotonic()
             if left < 0:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from evalkit.errors import InputError
@@ -16,7 +14,7 @@ AUDIT = "ledger"
 
 
 def first_pass(context: Context, host: Host, seconds: float) -> bool:
-    """Score the stream for at most ``seconds``; return False where no further audit makes sense.
+    """Score the first span and ``seconds`` more of the stream; return False where no further audit makes sense.
 
     The context adopts the scores. Shape, dtype and untouched tokens are checked in every call of every audit; here
     the numbers are checked too: finite, and no probability above 1.
@@ -38,8 +36,7 @@ def first_pass(context: Context, host: Host, seconds: float) -> bool:
         span = context.options.span
         # A forecaster that learns at seams is judged there: the pass may take five times its share to get past one.
         seam = host.boundary() or 0
-        deadline = time.monotonic() + seconds
-        run = run_stream(host, context.tokens, span, deadline=deadline, seam=seam + span, patience=4 * seconds)
+        run = run_stream(host, context.tokens, span, seconds=seconds, seam=seam + span, patience=4 * seconds)
         if seam and run.stop <= seam + 1:
             context.gap(
                 f"no seam was reached: the forecaster learns at position {seam:,}, and {run.stop - 1:,} could be "

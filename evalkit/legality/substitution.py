@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from evalkit.legality.context import Context
+from evalkit.legality.context import ENOUGH, Context
 from evalkit.legality.driver import advance, spans
 from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
@@ -23,10 +23,6 @@ Mode = Literal["single", "span"]
 NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
-
-ENOUGH = 8
-"""Where every call takes a copy of the process: sums above their tolerance after which no more are added up, and
-positions at which they are at all once another audit has convicted."""
 
 ROUNDS = 3
 """Times that an audit plans anew with what time is left."""
@@ -124,7 +120,7 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
                 sums.total.append(float(np.sum(p)))
                 sums.tolerance.append(tolerance(scores, context.noise, context.drift))
                 sums.weights = sums.weights + np.minimum(p, 1.0)
-                if not context.recallable and sums.over >= ENOUGH:
+                if context.dear and sums.over >= ENOUGH:
                     return
         if stop > last:
             break
@@ -219,15 +215,16 @@ def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.rand
     name = NAMES[mode]
     sums = Sums()
     deadline = time.monotonic() + seconds
-    convicted = bool(context.report.findings) and not context.recallable
-    most = ENOUGH if convicted else context.options.positions or math.inf
+    most = context.options.positions or math.inf
+    if context.settled:
+        most = min(most, ENOUGH)
     try:
         cost = calibrate(context, host, mode)
         for _ in range(ROUNDS):
             left = deadline - time.monotonic()
             missing = min(len(context.tokens) - 1, most) - len(sums.position)
             count = int(min((0.8 * left - context.base.seconds) / max(cost, 1e-6), missing))
-            enough = not context.recallable and sums.over >= ENOUGH
+            enough = context.dear and sums.over >= ENOUGH
             if count < 1 or enough or (sums.position and left < 0.3 * seconds):
                 break
             # an estimate made on a busy machine may be far too high: what time is left goes to further positions

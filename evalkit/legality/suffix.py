@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.legality.context import Context
+from evalkit.legality.context import ENOUGH, Context
 from evalkit.legality.driver import advance, spans
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import (
@@ -106,7 +106,7 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
     """Pass over the stream once, perturbing every span; stop where the time is up."""
     began = time.monotonic()
     host.fresh(int(context.tokens[0]))
-    per_row = context.base.seconds / max(len(context.base.spans), 1)
+    per_row = context.base.call_seconds
     end = len(context.tokens)
     for start, stop in spans(host, end, context.options.span):
         real = context.tokens[start:stop]
@@ -116,6 +116,8 @@ def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, 
                 break
             spans_left = max(1.0, (end - start) / (stop - start))
             limit = max(1, int(left / spans_left / max(per_row, 1e-6)) - 1)
+            if context.settled:
+                limit = min(limit, ENOUGH)
             offsets = pick_offsets(real, limit, context.options.bos, rng)
             rows = staircase(real, offsets, context, rng)
             clock = time.monotonic()
@@ -326,7 +328,7 @@ def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator
     try:
         sweeps = 0
         began = time.monotonic()
-        most = SWEEPS if context.recallable else 1  # a copy of the process for each call is dear
+        most = 1 if context.settled or not context.recallable else SWEEPS
         while sweeps < most and (sweeps == 0 or (time.monotonic() - began) * (1 + 1 / sweeps) < seconds):
             sweep(context, host, rng, moves, seconds - (time.monotonic() - began))
             sweeps += 1
