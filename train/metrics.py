@@ -106,5 +106,5 @@ def draw_losses(log: Path, picture: Path) -> bool:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    figure.savefig(picture, dpi=100)
+    write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=100))
     return True
