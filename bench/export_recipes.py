@@ -160,7 +160,7 @@ def main() -> None:
         seen = collect_hessians(model, reader.calibration())
         stream = TokenStream(shards, vocab_size=model.config.vocab_size)
         later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
-        unseen = collect_hessians(model, list(later))
+        unseen = collect_hessians(model, list(later)) if options.plans != "own" else {}
         target, said = target_weights(model, trained, reader.held_out())
         exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
         for label in options.plans.split(","):

@@ -41,7 +41,7 @@ class RefineConfig:
     """
 
     steps: int
-    learning_rate: float = 0.003
+    learning_rate: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.95
 
