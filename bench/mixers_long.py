@@ -6,9 +6,10 @@
 
 The stream is drawn on the fly: tokens from a random second-order Markov chain with many rare continuations, phrases
 repeated from the last 100,000 tokens. ``--like text`` has about as much news as FineWeb: 1.00 million n-grams (up to
-4-grams) after 622,787 tokens, 1.80 times as many for twice the length, 3.9 nats a token under the default preset without
-a network (FineWeb's prefix: 0.85 million, 1.78, 3.7). ``--like noise`` has far more: 1.49 million, 1.90, 6.1. What a network would say of each token is drawn
-too. Times are seconds of scoring, learning and committing for each million tokens, and for the whole stream.
+4-grams) after 622,787 tokens, 1.80 times as many for twice the length, 3.9 nats a token under the default preset
+without a network (FineWeb's prefix: 0.85 million, 1.78, 3.7). ``--like noise`` has far more: 1.49 million, 1.90, 6.1.
+What a network would say of each token is drawn too. Times are seconds of scoring, learning and committing for each
+million tokens, and for the whole stream.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def main() -> None:
 
     Mixer(warm_up).score(tokens, 1, 2000, *said(1, 2000))  # compiles
     print(
-        f"a stream like {options.like}, {options.preset} preset, {len(config.experts)} experts, bound {options.memory} GiB\n"
+        f"a stream like {options.like}, {options.preset} preset, {len(config.experts)} experts, "
+        f"bound {options.memory} GiB\n"
     )
     print("| million tokens | s / million | nats / token | MB of tables | million records | peak MB of process |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
