@@ -14,6 +14,7 @@ from mixers.ngram import (
     HAND,
     HASH,
     IDENTITY,
+    MOST_DROPS,
     NEXT_IDENTITY,
     OCCUPIED,
     PARENT,
@@ -107,7 +108,8 @@ class NgramChain:
             self._saved = self._state.copy(), self._table[self._contexts()]
         position, stop = 0, len(tokens)
         while position < stop:
-            self._grow_journal((stop - position) * (self.orders + 5))
+            # Each token's events and, at the bound, as many n-grams dropped as are new.
+            self._grow_journal((stop - position) * ((1 + DROP_ROWS) * self.orders + 5) + DROP_ROWS * MOST_DROPS)
             position, self._journal_used = ngram_pass(
                 tokens,
                 position,

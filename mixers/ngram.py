@@ -65,7 +65,7 @@ _HELD = np.uint32(1 << 31)
 """Mark in the token's word of a record that must not be dropped; set only while dropping goes on."""
 _HAND_SLOTS = 16
 """Slots that the hand passes at a time."""
-_MOST_DROPS = 1024
+MOST_DROPS = 1024
 """n-grams that go at a time, at most; so much room in the log is kept for them."""
 
 # What the hand drops, milder first: counts up to the one, older (in records made since) than capacity >> the other.
@@ -304,7 +304,7 @@ def _drop(table: Any, state: Any, limit: Any, journal: Any, j: Any) -> Any:
             and 0 < table[s, COUNT] <= highest
             and oldest < table[s, IDENTITY] < newest
             and table[s, TOKEN] < _HELD
-            and dropped < _MOST_DROPS
+            and dropped < MOST_DROPS
         ):
             c = table[s, COUNT]
             parent = _slot_of_parent(table, s)
@@ -495,7 +495,7 @@ def ngram_pass(
             state[DEPTH] = deeper
         while state[USED] + orders > limit:
             rest = (stop - i) * (orders + RECORD_WORDS // 2 + 1)
-            if j + rest + _MOST_DROPS * DROP_ROWS > journal.shape[0]:
+            if j + rest + MOST_DROPS * DROP_ROWS > journal.shape[0]:
                 return i + 1, j
             j = _drop(table, state, limit, journal, j)
         if state[OCCUPIED] + orders > room:
@@ -590,7 +590,7 @@ def ngram_drop(table: Any, state: Any, limit: Any, more: Any, journal: Any, jour
     """Drop n-grams until ``more`` new ones stay within the limit; return (whether they do, rows of the log in use)."""
     j = journal_used
     while state[USED] + more > limit:
-        if j + _MOST_DROPS * DROP_ROWS > journal.shape[0]:
+        if j + MOST_DROPS * DROP_ROWS > journal.shape[0]:
             return False, j
         j = _drop(table, state, limit, journal, j)
     return True, j

@@ -160,7 +160,9 @@ def test_totals_stay_the_sums_over_records(local):
 @given(seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([300, 1000, 1 << 16]), local=st.booleans())
 def test_rollback_is_exact_to_the_bit(seed, slots, local):
     rng = np.random.default_rng(seed)
-    chain = make(5, 30, local=local, slots=slots)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain_module, "FIRST_SLOTS", 256)  # the largest bound grows on the way
+        chain = make(5, 30, local=local, slots=slots)
     for _ in range(4):
         advance(chain, markov(rng, int(rng.integers(1, 300)), 30))
         chain.commit()
@@ -185,6 +187,21 @@ def test_spans_of_any_size_give_the_same_bits():
         chain.commit()
         at += step
     np.testing.assert_array_equal(whole, np.concatenate(pieces))
+
+
+def test_numbering_identities_anew_changes_nothing(monkeypatch):
+    tokens = markov(np.random.default_rng(6), 3000, 60)
+    expected, _ = advance(make(4, 60), tokens)
+    monkeypatch.setattr(chain_module, "RENUMBER_FROM", 300)
+    chain, pieces = make(4, 60), []
+    for start in range(0, 3000, 250):
+        pieces.append(advance(chain, tokens[start : start + 250])[0])
+        advance(chain, tokens[:40])
+        chain.rollback()
+        pieces[-1] = advance(chain, tokens[start : start + 250])[0]
+        chain.commit()
+    np.testing.assert_array_equal(np.concatenate(pieces), expected)
+    assert born(chain) == chain.records + 2  # no identity lies between two
 
 
 def test_frequent_contexts_outlive_rare_ones():
