@@ -144,17 +144,17 @@ class NoiseProfile:
         """Return the move in nats below which no test is made: it cannot be told from arithmetic."""
         return EXACT if self.exact and self.grid == "float64" else FLOAT32
 
-    def bias(self, weights: Floats) -> float:
+    def bias(self, weights: Floats, distinct: Floats | float = 1.0) -> float:
         """Return how far above 0 the mean of many log sums may lie, although every score's noise is symmetric.
 
-        Noise of a call's content may depend on a token alone, as rounding does, and is then the same at every position:
-        it averages over tokens only, which ``weights`` (their mean probabilities) tell; Z_SYSTEMATIC deviations of that
-        mean are allowed. Noise of equal calls averages out. A mean of ``exp(-noise)`` lies half its variance above 1.
+        Noise of a call's content may depend on a token alone and is then the same at every position: it averages over
+        tokens only, which ``weights`` (their mean probabilities) tell; Z_SYSTEMATIC deviations of that mean are
+        allowed. Rounding repeats itself where a score does: a token with many ``distinct`` scores averages over them.
+        Noise of equal calls averages out. A mean of ``exp(-noise)`` lies half its variance above 1.
         """
         variance = (self.call**2 + self.content**2) / 2
-        rounding = (
-            step(-np.log(np.maximum(weights, 1e-300)), self.grid) ** 2 / 6
-        )  # of the score and of what it came from
+        # of the score and of what it came from
+        rounding = step(-np.log(np.maximum(weights, 1e-300)), self.grid) ** 2 / 6 / distinct
         token = float(np.sqrt(np.sum(weights**2 * (self.content**2 / 2 + rounding))))
         return 3 * FLOAT32 + variance / 2 + Z_SYSTEMATIC * token
 

@@ -24,6 +24,9 @@ NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substituti
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
 
+KEPT = 256
+"""Positions of which every score is remembered, to see how often a token's score changes."""
+
 ROUNDS = 3
 """Times that an audit plans anew with what time is left."""
 
@@ -37,6 +40,7 @@ class Sums:
         total: Sum of the probabilities there.
         tolerance: How far above 1 that sum may lie.
         weights: Sum over the positions of the probability of each token, ``[vocab_size]``.
+        kept: The scores at the first :data:`KEPT` positions, each ``[vocab_size]``.
         seconds: What all of them cost.
     """
 
@@ -44,7 +48,15 @@ class Sums:
     total: list[float] = field(default_factory=list)
     tolerance: list[float] = field(default_factory=list)
     weights: Floats = field(default_factory=lambda: np.zeros(1))
+    kept: list[Floats] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def distinct(self) -> Floats:
+        """How many different scores each token has among those kept, ``[vocab_size]``."""
+        ordered = np.sort(np.stack(self.kept), axis=0)
+        changes: Floats = 1.0 + np.count_nonzero(np.diff(ordered, axis=0), axis=0)
+        return changes
 
     @property
     def over(self) -> int:
@@ -120,6 +132,8 @@ def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: fl
                 sums.total.append(float(np.sum(p)))
                 sums.tolerance.append(tolerance(scores, context.noise, context.drift))
                 sums.weights = sums.weights + np.minimum(p, 1.0)
+                if len(sums.kept) < KEPT:
+                    sums.kept.append(scores)
                 if context.dear and sums.over >= ENOUGH:
                     return
         if stop > last:
@@ -188,7 +202,8 @@ def conclude(context: Context, audit: str, sums: Sums) -> None:
             f"{len(over)} of {len(position)} tested positions are above 1, {mean:.4g} nats per token on average.",
         )
     if len(over) == 0 and np.all(total > 0):
-        bias = context.noise.bias(sums.weights / max(float(np.sum(sums.weights)), 1e-300))
+        weights = sums.weights / max(float(np.sum(sums.weights)), 1e-300)
+        bias = context.noise.bias(weights, sums.distinct)
         p_value = symmetric_bets(np.log(total) - bias).p_value
         context.cover(audit, mean_p_value=p_value, mean_tolerance=bias)
         if p_value < P_SYSTEMATIC:
