@@ -3,7 +3,7 @@
     python bench/train_qat.py --data DIR --tokenizer MODEL --out DIR [--steps 300] [--scale 128x4]
 
 Each recipe is trained once up to the step where QAT begins; from that state it is finished with QAT off, with rounding
-in the forward pass alone, as the recipe has it, and with soft rounding. Finished variants in DIR are not repeated, and
+in the forward pass alone, and as the recipe has it. Finished variants in DIR are not repeated, and
 ``--only`` trains some recipes; without it, the table in RESULTS.md is written anew.
 """
 
@@ -18,13 +18,11 @@ import torch
 from results import replace_table
 from torch import Tensor
 
-from evalkit.artifact.layouts import held_values
 from evalkit.files import write_json
 from evalkit.recipes import load_recipe
 from train.config import RunConfig
 from train.data import ByteCounter, TokenStream, find_shards, load_validation
 from train.distributed import Ranks
-from train.export.pipeline import ExportConfig, export_run
 from train.files import read_json
 from train.folder import RunFolder, load_run
 from train.loop import Trainer
@@ -39,11 +37,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     "off": {"qat.enabled": "false"},
     "rounding alone": {"qat.grid_pull": "0"},
     "as the recipe": {},
-    "soft rounding": {"qat.rounding": "soft"},
 }
 HEADER = """\
-| recipe | late QAT | distance, raw | distance, exported | float | rounded | exported |
-|---|---|---:|---:|---:|---:|---:|
+| recipe | late QAT | distance, raw | distance, exported | float | rounded |
+|---|---|---:|---:|---:|---:|
 """
 CPU = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
@@ -100,7 +97,7 @@ class Bench:
         return folder.path
 
     def measure(self, recipe: str, variant: str) -> dict[str, float]:
-        """Return distances to the grid and bits per byte: float, rounded on QAT's grid, and as exported."""
+        """Return distances to the grid, and bits per byte as they are and rounded to QAT's grid."""
         path = self.finish(recipe, variant)
         cached = path / "measured.json"
         if cached.exists():
@@ -126,14 +123,11 @@ class Bench:
 
         rounded = {n: round_to_grid(w, b, config.qat) if (b := bits_of(n, config.qat)) else w
                    for n, w in run.weights.items()}  # fmt: skip
-        exported = export_run(run, path / "model.evk", ExportConfig(calibration_data=self.data)).tensors
-        held = {n: torch.from_numpy(held_values(t)).view_as(run.weights[n]) for n, t in exported.items()}
         result = {
             "raw distance": grid_distance(raw.weights, config.qat),
             "distance": grid_distance(run.weights, config.qat),
             "float": bpb(run.weights),
             "rounded": bpb(rounded),
-            "exported": bpb(held),
         }
         write_json(cached, result)
         return result
@@ -157,12 +151,10 @@ def main() -> None:
     rows = []
     for recipe in arguments.only or RECIPES:
         for variant in VARIANTS:
-            if variant == "soft rounding" and load_recipe(recipe).sections["qat"].get("rounding") == "soft":
-                continue
             m = bench.measure(recipe, variant)
             rows.append(
-                f"| {recipe} | {variant} | {m['raw distance']:.3f} | {m['distance']:.3f} | {m['float']:.4f} | "
-                f"{m['rounded']:.4f} | {m['exported']:.4f} |"
+                f"| {recipe} | {variant} | {m['raw distance']:.3f} | {m['distance']:.3f} | "
+                f"{m['float']:.4f} | {m['rounded']:.4f} |"
             )
             print(rows[-1], flush=True)
     if not arguments.only:

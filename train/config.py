@@ -296,7 +296,7 @@ class QatConfig:
     rounding: Literal["ste", "soft"] = "ste"
     soft_alpha_start: float = 1.0
     soft_alpha_end: float = 16.0
-    grid_pull: float = 2.0
+    grid_pull: float = 4.0
     crown_q: float = 0.0
     crown_q_reduction: Literal["sum", "mean"] = "sum"
 
