@@ -38,6 +38,8 @@ class TTTConfig:
         schedule: ``constant``; ``inverse_sqrt`` of the number of chunks seen; ``cosine`` over all chunks, which needs
             their number in advance: side information that a decoder must be sent.
         ramp: the learning rate grows to this multiple over the first 30% of the chunks (``cosine`` only; 1 is off).
+        frozen_weight: weight of the frozen network in a mixture with the one that learns, below 1; 0 leaves it out.
+            Another forward pass, where something has been learned.
         temperature: logits are divided by clamp(1 - (1 - T)(1 - H / ln V), 0.9, 1.05), H their entropy; 1 is off.
         time_limit: stop learning this many seconds after the start; 0 never stops. A limit makes scores depend on the
             machine's speed, so no decoder can follow.
@@ -61,6 +63,7 @@ class TTTConfig:
     adapter_rank: int = 8
     schedule: str = "constant"
     ramp: float = 1.0
+    frozen_weight: float = 0.5
     temperature: float = 1.0
     time_limit: float = 0.0
     seed: int = 0
@@ -81,6 +84,7 @@ class TTTConfig:
         _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
+        _require(0 <= self.frozen_weight < 1, "frozen_weight", self.frozen_weight, "at least 0 and below 1")
         _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")
         _require(self.time_limit >= 0, "time_limit", self.time_limit, "0 (never) or seconds")
 
@@ -96,6 +100,7 @@ def published_config() -> TTTConfig:
         trainable="last_blocks_and_scales",
         schedule="cosine",
         ramp=3.0,
+        frozen_weight=0.0,
         temperature=0.98,
     )
 
@@ -108,6 +113,7 @@ def full_config() -> TTTConfig:
         batch_sequences=4,
         trainable="all",
         polyak_decay=0.98,
+        frozen_weight=0.0,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,16 @@ from ttt.parameters import parameterise
 from ttt.schedule import learning_rate
 from ttt.temperature import temper
 from ttt.trainer import Row, Trainer
+
+
+def mix_with_frozen(logits: Tensor, frozen: Tensor, weight: float) -> Tensor:
+    """Return the log-probabilities of ``(1 - weight) softmax(logits) + weight softmax(frozen)``, float64.
+
+    What a few steps on noisy gradients get wrong, they get wrong with confidence; the mixture costs at most
+    ``-ln(1 - weight)`` nats a token where the learned weights are right, and bounds the loss where they are not.
+    """
+    learned = torch.log_softmax(logits.double(), dim=-1) + math.log1p(-weight)
+    return torch.logaddexp(learned, torch.log_softmax(frozen.double(), dim=-1) + math.log(weight))
 
 
 class TTTForecaster:
@@ -53,8 +66,6 @@ class TTTForecaster:
         num_chunks: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        from copy import deepcopy
-
         self.config = config
         self.vocab_size = model.config.vocab_size
         self.preferred_span = config.chunk_tokens
@@ -71,15 +82,21 @@ class TTTForecaster:
             threads=sliding.threads,
             ranks=ranks,
         )
-        self._frozen = SlidingForecaster(deepcopy(model), sliding, ranks) if config.compare else None
+        self._mixes = config.frozen_weight > 0 and config.epochs > 0
+        self._model = model
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
-        self._initial = self._trainer.scoring_weights()
+        self._initial = {name: value.clone() for name, value in self._trainer.scoring_weights().items()}
         self._adapted_since = 1
         self._started = time.monotonic()
         self.time_limit_struck_at: int | None = None
         self.chunks: list[dict[str, Any]] = []
         self._score_seconds = 0.0
+
+    @cached_property
+    def _frozen(self) -> SlidingForecaster:
+        """The network as it came."""
+        return SlidingForecaster(deepcopy(self._model), self._sliding.config, self._sliding.ranks)
 
     def next_boundary(self, start: int) -> int:
         """Return where the chunk of ``start`` stops; spans never cross it."""
@@ -89,14 +106,12 @@ class TTTForecaster:
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
         nll = np.empty(stop - start)
-        for first, last, logits in self.logits(tokens, start, stop):
+        frozen_nll = nll.copy() if self.config.compare else nll
+        for first, last, logits, frozen in self._predict(tokens, start, stop):
             nll[first - start : last - start] = target_nll(logits, tokens[first:last])
-        self._pending = [nll, nll]
-        if self._frozen is not None:
-            self._pending[1] = np.empty(stop - start)
-            for first, last, logits in self._frozen.logits(tokens, start, stop):
-                tempered = temper(logits, self.config.temperature)
-                self._pending[1][first - start : last - start] = target_nll(tempered, tokens[first:last])
+            if self.config.compare:
+                frozen_nll[first - start : last - start] = target_nll(frozen, tokens[first:last])
+        self._pending = [nll, frozen_nll]
         return nll
 
     def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
@@ -106,17 +121,17 @@ class TTTForecaster:
 
     def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order, temperature applied."""
-        began = time.monotonic()
-        for first, last, adapted in self._segments(tokens, start, stop):
-            self._load(self._trainer.scoring_weights() if adapted else self._initial)
-            for piece_first, piece_last, logits in self._sliding.logits(tokens, first, last):
-                yield piece_first, piece_last, temper(logits, self.config.temperature)
-        self._score_seconds += time.monotonic() - began
+        for first, last, logits, _ in self._predict(tokens, start, stop):
+            yield first, last, logits
 
     def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
         """Return the logits of every row of some windows, ``[len(windows), seq_len, vocab_size]``."""
         self._load(self._trainer.scoring_weights())
-        return temper(self._sliding.window_logits(tokens, windows), self.config.temperature)
+        logits = temper(self._sliding.window_logits(tokens, windows), self.config.temperature)
+        if not self._mixes:
+            return logits
+        frozen = temper(self._frozen.window_logits(tokens, windows), self.config.temperature)
+        return mix_with_frozen(logits, frozen, self.config.frozen_weight)
 
     def next_logits(self, prefix: Tokens) -> Tensor:
         """Return the logits after ``prefix``, ``[1, vocab_size]``; see :meth:`SlidingForecaster.next_logits`."""
@@ -125,8 +140,13 @@ class TTTForecaster:
         fresh = self._document_token is not None and bool(
             (np.asarray(prefix[chunk_start:]) == self._document_token).any()
         )
-        self._load(self._initial if fresh or self._trainer.steps == 0 else self._trainer.scoring_weights())
-        return temper(self._sliding.next_logits(prefix), self.config.temperature)
+        adapted = not fresh and self._has_learned()
+        self._load(self._trainer.scoring_weights() if adapted else self._initial)
+        logits = temper(self._sliding.next_logits(prefix), self.config.temperature)
+        if not (adapted and self._mixes):
+            return logits
+        frozen = temper(self._frozen.next_logits(prefix), self.config.temperature)
+        return mix_with_frozen(logits, frozen, self.config.frozen_weight)
 
     def next_distribution(self, prefix: Tokens) -> Nats:
         """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
@@ -160,7 +180,7 @@ class TTTForecaster:
             {
                 "chunk": chunk,
                 "stop": stop,
-                **self._gains.take_chunk(compared=self._frozen is not None),
+                **self._gains.take_chunk(compared=self.config.compare),
                 "learning_rate": rate,
                 "steps": len(losses),
                 "first_loss": losses[0] if losses else None,
@@ -203,7 +223,7 @@ class TTTForecaster:
                 "side_information": (
                     "the number of chunks, for the cosine schedule" if self.config.schedule == "cosine" else None
                 ),
-                "gain": self._gains.summary() if self._frozen is not None else None,
+                "gain": self._gains.summary() if self.config.compare else None,
                 "chunks": self.chunks,
             }
         }
@@ -214,17 +234,48 @@ class TTTForecaster:
             )
         return report
 
+    def _predict(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Yield ``(first, last, logits, frozen)`` in order: what is scored, and the same of the frozen network.
+
+        Where nothing has been learned both are one; where the frozen network is not asked for, it is not run.
+        """
+        began = time.monotonic()
+        temperature = self.config.temperature
+        for first, last, adapted in self._segments(tokens, start, stop):
+            self._load(self._trainer.scoring_weights() if adapted else self._initial)
+            pieces = self._sliding.logits(tokens, first, last)
+            if not adapted or not (self._mixes or self.config.compare):
+                for begin, end, raw in pieces:
+                    logits = temper(raw, temperature)
+                    yield begin, end, logits, logits
+                continue
+            for (begin, end, raw), (*_, raw_frozen) in zip(
+                pieces, self._frozen.logits(tokens, first, last), strict=True
+            ):
+                logits, frozen = temper(raw, temperature), temper(raw_frozen, temperature)
+                if self._mixes:
+                    logits = mix_with_frozen(logits, frozen, self.config.frozen_weight)
+                yield begin, end, logits, frozen
+        self._score_seconds += time.monotonic() - began
+
     def _segments(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
         """Cut a span after every token that opens a document: what follows it starts from the unadapted weights."""
+        adapted = self._has_learned()
         if self._document_token is None:
-            yield start, stop, True
+            yield start, stop, adapted
             return
         visible = np.asarray(tokens[start : stop - 1])
         cuts = [start + int(i) + 1 for i in np.flatnonzero(visible == self._document_token)]
-        adapted = self._trainer.steps > 0
         for first, last in zip([start, *cuts], [*cuts, stop], strict=True):
             yield first, last, adapted
             adapted = False
+
+    def _has_learned(self) -> bool:
+        """Whether the weights to score with are other than the network came with."""
+        if self._trainer.steps == 0:
+            return False
+        weights = self._trainer.scoring_weights()
+        return any(not torch.equal(value, self._initial[name]) for name, value in weights.items())
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:

@@ -112,6 +112,8 @@ def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> Le
         raise InputError("--text needs --tokenizer, which turns it into tokens")
     else:
         stream = tokenize_file(options["text"], tokenizer)
+    if options["limit_tokens"] < 0:
+        raise InputError(f"--limit-tokens is {options['limit_tokens']}; expected 0 (all) or more")
     if options["limit_tokens"]:
         stream = stream.truncated(options["limit_tokens"] + 1)
     return check_forecaster(

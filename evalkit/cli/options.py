@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 limit_tokens_option = click.option(
-    "--limit-tokens",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Score at most this many tokens (default: 0, which is all).",
+    "--limit-tokens", type=int, default=0, help="Score at most this many tokens (default: 0, which is all)."
 )
 stride_option = click.option(
     "--stride", type=int, default=64, show_default=True, help="Distance between windows in tokens."
