@@ -105,6 +105,17 @@ def test_without_learning_the_scores_are_the_sliding_scores(model: GPT, tokens: 
     np.testing.assert_array_equal(scores(model, replace(BASE, **change), tokens), scores(model, None, tokens))
 
 
+@pytest.mark.parametrize("variant", ["adapters", "all", "temperature"])
+def test_scores_are_those_of_the_mixture_with_the_frozen_network(model: GPT, tokens: np.ndarray, variant: str) -> None:
+    config = replace(BASE, **VARIANTS[variant])
+    mixed, alone, frozen = (
+        scores(model, replace(config, **change), tokens)
+        for change in ({"frozen_weight": 0.25}, {"frozen_weight": 0.0}, {"epochs": 0})
+    )
+    assert (alone != frozen).any()
+    np.testing.assert_allclose(mixed, -np.log(0.75 * np.exp(-alone) + 0.25 * np.exp(-frozen)), rtol=0, atol=1e-12)
+
+
 def test_polyak_decay_zero_scores_with_the_raw_weights(model: GPT, tokens: np.ndarray) -> None:
     forecaster = TTTForecaster(model, SLIDING, replace(BASE, polyak_decay=0.0), TABLE)
     forecaster.score(tokens[: CHUNK + 1], 1, CHUNK + 1)
