@@ -60,7 +60,8 @@ def main() -> None:
             ttt, config = report["ttt_report"], report["ttt_config"]
             gain = ttt["gain"]
             score_seconds = ttt["score_seconds"]
-            fed_per_second = report["tokens_scored"] / stride * seq_len / ttt["score_seconds"]
+            # scored twice: the comparison needs the frozen network too
+            fed_per_second = 2 * report["tokens_scored"] / stride * seq_len / ttt["score_seconds"]
             rows = ttt["steps"] * min(config["batch_sequences"], max(config["chunk_tokens"] // seq_len, 1))
             minimum = rows * seq_len * 3 / fed_per_second
             low, high = gain["interval_95"] or (0.0, 0.0)
