@@ -16,8 +16,9 @@ from evalkit.scoring import score
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, mixed with the frozen network (default)": {},
+    "adapters alone, 2e-2": {"frozen_weight": "0", "learning_rate": "2e-2"},
     "adapters alone": {"frozen_weight": "0"},
-    "adapters, 1e-2, 2 epochs": {"learning_rate": "1e-2", "epochs": "2"},
+    "adapters, 4e-2, 2 epochs": {"learning_rate": "4e-2", "epochs": "2"},
     "adapters, chunks of 512": {"chunk_tokens": "512"},
     "all weights, Polyak 0.98": {"preset": "full"},
     "all weights, no averaging": {"preset": "full", "polyak_decay": "0"},
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--limit-tokens", type=int, default=65536)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--default-only", action="store_true", help="only the frozen network and the first two")
+    parser.add_argument("--default-only", action="store_true", help="only the frozen network and the first three")
     options = parser.parse_args()
     print("| artifact | what trains | bpb | gain | 95% | steps | score s | train s | train / minimum |")
     print("|---|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
@@ -55,7 +56,7 @@ def main() -> None:
         name = artifact.rsplit("/", 1)[-1]
         print(f"| {name} | nothing | {frozen.bpb:.4f} | | | | {frozen.values['seconds']:.0f} | | |", flush=True)
         seq_len, stride = frozen.values["seq_len"], frozen.values["stride"]
-        for label, settings in list(VARIANTS.items())[: 2 if options.default_only else None]:
+        for label, settings in list(VARIANTS.items())[: 3 if options.default_only else None]:
             report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
             ttt, config = report["ttt_report"], report["ttt_config"]
             gain = ttt["gain"]

@@ -51,7 +51,7 @@ class TTTConfig:
     chunk_tokens: int = 128
     epochs: int = 1
     optimizer: str = "adamw"
-    learning_rate: float = 2e-2
+    learning_rate: float = 5e-2
     momentum: float = 0.9
     grad_clip: float = 1.0
     batch_sequences: int = 1
