@@ -36,6 +36,9 @@ def open_for_coding(options: ScoreOptions) -> Session:
 
 def span_of(session: Session) -> int:
     """Return the positions between two calls of ``observe``."""
+    if session.options.context == "streaming":
+        # Blocks that are not kept yet are computed again for every token.
+        return int(session.streaming_config().block)
     return int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
 
 
