@@ -4,7 +4,7 @@ The baseline does what the published evaluators do: every window through all lay
 cross-entropy over all of them in float32, and then the last ``stride`` losses of each window are kept. Both sides use
 the same model, windows and threads.
 
-    python bench/scoring.py --recipe pr849 --windows 8
+    python bench/scoring.py --recipe pr849 --windows 32 --batch 32
     python bench/scoring.py --recipe pr849 --windows 4096 --batch 64 --device cuda
 
 On a GPU both sides are compiled, and the table also has tokens per second of context, peak memory, and the model FLOP
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="pr849")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=2, help="windows at a time, on a CPU in the plain loop alone")
+    parser.add_argument("--batch", type=int, default=8, help="windows at a time, on a CPU in the plain loop alone")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)

@@ -98,3 +98,61 @@ def test_a_probe_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [finding["axiom"] for finding in document["findings"]] == ["normalisation"]
     assert document["findings"][0]["position"] == 2049
     assert run_command(emit) == 2  # a used stream is no longer secret
+
+
+LATE = """
+import numpy as np
+class Late:
+    vocab_size = 32
+    def score(self, tokens, start, stop):
+        return np.where(np.arange(start, stop) > 1500, 0.5, 1.0) * np.log(32)
+    def observe(self, tokens, start, stop): pass
+make = Late
+"""
+
+
+@pytest.mark.parametrize(("length", "code"), [(1200, 0), (4000, 3)])
+def test_fiction_beyond_the_audited_part_is_met(length: int, code: int, tmp_path: Path, capsys) -> None:
+    tokens, _ = BigramSource.invented(32, 1).sample(length, 1, np.random.default_rng(0))
+    write_shard(tmp_path / "val_000000.bin", tokens)
+    (tmp_path / "late.py").write_text(LATE)
+    arguments = ["--forecaster", f"{tmp_path}/late.py:make", "--tokens", str(tmp_path / "val_*.bin")]
+    assert run_command(["check", *arguments, "--max-tokens", "1000", "--budget", "8"]) == code
+    out = capsys.readouterr().out
+    assert f"audited 1,000 of {length:,} tokens" in out
+    assert ("audit deep salting" in out) == bool(code)
+
+
+BROKEN = """
+def make():
+    raise RuntimeError("no such\\nmodel")
+def shrinking():
+    class Shrinking:
+        vocab_size = 32
+        def score(self, tokens, start, stop):
+            self.vocab_size -= 1
+            return 0.0 * tokens[start:stop] + 4.0
+        def observe(self, tokens, start, stop): pass
+    return Shrinking()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["{file}:make"], 2, "the factory made no forecaster: RuntimeError: no such model"),
+        (["{file}:shrinking"], 3, "vocab_size went from 32 to 31"),
+        (["{file}:shrinking", "--mixer", "hedge", "--decode", "5"], 2, "--mixer, --decode: for an artifact"),
+        (["{file}:shrinking", "--seed", "-1"], 2, "the seed is -1"),
+        (["{file}:shrinking", "--limit-tokens", "-1"], 2, "--limit-tokens is -1"),
+        (["{file}:shrinking", "--span", "x"], 2, "Invalid value for '--span': 'x'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, said: str, tmp_path: Path, capsys) -> None:
+    write_shard(tmp_path / "val_000000.bin", np.arange(60) % 32)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    filled = [argument.format(file=tmp_path / "broken.py") for argument in arguments]
+    assert run_command(["check", "--tokens", str(tmp_path / "val_*.bin"), "--forecaster", *filled]) == code
+    out, err = capsys.readouterr()
+    assert said in (out if code == 3 else err)
+    assert code == 3 or (not out and err.count("\n") == 1)
