@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recipe_arguments import parse_arguments
 from results import replace_table
 
 from evalkit.tokens.shards import open_shard
@@ -39,18 +40,7 @@ def unigram_nats(data: Path, val_tokens: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
-    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
-    parser.add_argument("--only", nargs="+", choices=RECIPES, help="train these and write no table")
-    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
-    parser.add_argument("--scale", default="128x4", help="WIDTHxDEPTH of every model")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
-    parser.add_argument("--seq-len", type=int, default=256, help="window in tokens")
-    parser.add_argument("--val-tokens", type=int, default=65_536, help="validation targets")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, RECIPES)
     torch.set_num_threads(arguments.threads)
     for recipe in arguments.only or RECIPES:
         train(recipe, arguments)
