@@ -5,7 +5,7 @@
 RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Everything that is learned reads training
 shards. Bits per byte are those of the first validation tokens, and of ``--other``'s, which are of another kind of text,
 in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses
-the clip of a row by the error of its weights. Plans: "own" is what ``evalkit export`` does for the recipe, at its
+the clip of a row by the error of its weights, and rounds the weights as they are. Plans: "own" is what ``evalkit export`` does for the recipe, at its
 widths and step floors; int6 and int5 have every matrix of the blocks at that width, no floor, and the rest as it is.
 Output errors are e H e^T, GPTQ's over rounding's with the clips chosen by the same measure, on training tokens that
 calibration has not seen.
@@ -161,11 +161,11 @@ def main() -> None:
         stream = TokenStream(shards, vocab_size=model.config.vocab_size)
         later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
         unseen = collect_hessians(model, list(later)) if options.plans != "own" else {}
-        target, said = target_weights(model, trained, reader.held_out())
         exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
         for label in options.plans.split(","):
             own = label == "own"
             plan = plan_of(trained, 1.0) if own else uniform_plan(int(label.removeprefix("int")))
+            target, _ = target_weights(model, trained, plan, seen, reader.held_out()) if own else (weights, [])
             rounded = {
                 "nearest": quantize_state_dict(weights, without_gptq(plan)),
                 "gptq": quantize_state_dict(target, plan, seen),
@@ -178,7 +178,7 @@ def main() -> None:
             for kind, text in texts.items():
                 bits = {name: text.bits(model, as_state(model, tensors)) for name, tensors in rounded.items()}
                 bits["float"] = exact[kind]
-                cells = [recipe, label + (", rounded first" if said else ""), kind]
+                cells = [recipe, label, kind]
                 cells += [f"{text.per_byte(bits[name]):.5f}" for name in ("float", "nearest")]
                 cells += [
                     text.compare(bits[name], bits[base]) if name in bits else ""

@@ -22,6 +22,11 @@ LEFT_CONTEXT = 3
 """Tokens before a row that its embedding depends on: two for the trigram hash, one more through the smear gate."""
 
 
+def head_name(config: ModelConfig) -> str:
+    """Return the name of the module whose weight the head multiplies by."""
+    return "tok_emb" if config.tie_embeddings else "lm_head"
+
+
 class HashEmbedding(nn.Module):
     """A table indexed by a hash of the last tokens, projected to the model's width and scaled."""
 
@@ -286,11 +291,15 @@ class GPT(nn.Module):
             x = self.smear(x)
         return x[:, first_row - left :]
 
+    def head_input(self, x: Tensor) -> Tensor:
+        """Return what the head multiplies by its weight, float32 ``[..., d]``."""
+        return rms_norm(x.float())
+
     def head(self, x: Tensor) -> Tensor:
         """Return soft-capped logits in float32, ``[..., vocab_size]``."""
         weight = self.tok_emb.weight if self.config.tie_embeddings else self.lm_head.weight
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(rms_norm(x.float()), weight.float())
+            logits = F.linear(self.head_input(x), weight.float())
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

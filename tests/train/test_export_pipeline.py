@@ -24,7 +24,8 @@ from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
-from train.export.pipeline import ExportConfig, ExportResult, _text_losses, export_run, plan_of, target_weights
+from train.export.export import quantize_state_dict
+from train.export.pipeline import ExportConfig, ExportResult, collect_hessians, export_run, plan_of, target_weights
 from train.export.text import TrainingText
 from train.folder import load_run
 from train.qat import bits_of, round_to_grid, step_size
@@ -243,31 +244,68 @@ def test_wrong_options_end_with_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_training_fitted_to_the_grid_stay_on_it(runs: Path, shards: Path) -> None:
-    """Decided by the loss on training text: here the rounded network is good, and what lies between is noise."""
+def test_the_better_artifact_decides_how_far_gptq_starts_towards_the_grid(runs: Path, shards: Path) -> None:
+    """Of the average, the rounded weights and the middle, the one whose artifact loses least on training text."""
     trained = load_run(runs / "pr849")
     qat = trained.config.qat
     assert qat.enabled
-    held_out = TrainingText(shards, trained, calibration_tokens=512).held_out()
+    text = TrainingText(shards, trained, calibration_tokens=512)
     rng = torch.Generator().manual_seed(0)
     grid = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in trained.weights.items() if bits_of(n, qat)}
+    assert grid
     step = {n: step_size(w, bits_of(n, qat), qat) for n, w in grid.items()}
     noisy = {n: w + 0.49 * step[n] * (2 * torch.rand(w.shape, generator=rng) - 1) for n, w in grid.items()}
+    run = replace(trained, weights=trained.weights | noisy)
+    model = GPT(run.config.model).eval().requires_grad_(False)
+    model.load_state_dict(run.weights)
+    plan = plan_of(run, 1.0)
+    hessians = collect_hessians(model, text.calibration())
+    chosen, (note,) = target_weights(model, run, plan, hessians, text.held_out())
+    assert all(torch.equal(w, run.weights[n]) for n, w in model.state_dict().items()), "the model is left as it was"
+    losses = {}
+    for share in (0.0, 0.5, 1.0):
+        moved = {n: w + share * (round_to_grid(w, bits_of(n, qat), qat) - w) for n, w in noisy.items()}
+        stored = quantize_state_dict(run.weights | moved, plan, hessians)
+        model.load_state_dict({n: torch.from_numpy(held_values(t)).view_as(run.weights[n]) for n, t in stored.items()})
+        ids = text.held_out()
+        logits = model(ids[:, :-1])
+        losses[share] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+    assert len(set(losses.values())) == 3
+    best = min(losses, key=lambda share: losses[share])
+    assert f"moved by {best:g} of the way" in note
+    for name, w in noisy.items():
+        expected = w + best * (round_to_grid(w, bits_of(name, qat), qat) - w)
+        assert torch.allclose(chosen[name], expected, atol=1e-6)
+
+
+def test_the_head_gets_its_integers_by_gptq(runs: Path, shards: Path) -> None:
+    """The table that the head is tied to leaves less error in the logits than rounding it to nearest would."""
+    trained = load_run(runs / "pr634")
     model = GPT(trained.config.model).eval().requires_grad_(False)
-    for weights, label in ((noisy, "noisy"), (grid, "on the grid")):
-        run = replace(trained, weights=trained.weights | weights)
-        model.load_state_dict(run.weights)
-        chosen, notes = target_weights(model, run, held_out)
-        before = _text_losses(model, held_out).mean()
-        assert all(torch.equal(model.state_dict()[n], run.weights[n]) for n in weights), "the model is left as it was"
-        model.load_state_dict(run.weights | grid)
-        gained = bool(notes)
-        assert gained == any(not torch.equal(chosen[n], run.weights[n]) for n in weights)
-        if gained:
-            assert all(torch.allclose(chosen[n], grid[n]) for n in weights)
-            assert _text_losses(model, held_out).mean() < before
-        if label == "on the grid":
-            assert not gained
+    model.load_state_dict(trained.weights)
+    text = TrainingText(shards, trained, calibration_tokens=512)
+    hessians = collect_hessians(model, text.calibration())
+    plan = plan_of(trained, 1.0)
+    nearest = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
+    table = trained.weights["tok_emb.weight"]
+    x = model.head_input(model.hidden(torch.cat(text.calibration())))
+    errors = []
+    for rules in (plan, nearest):
+        tensor = quantize_state_dict({"tok_emb.weight": table}, rules, hessians)["tok_emb.weight"]
+        assert isinstance(tensor, QuantizedTensor)
+        assert tensor.bits == 8
+        errors.append(float((x @ (table - torch.from_numpy(tensor.dequantize())).T).square().mean()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_head_of_its_own_is_calibrated_too() -> None:
+    config = replace(load_recipe("tiny").model_config(), tie_embeddings=False, vocab_size=64)
+    model = GPT(config).eval().requires_grad_(False)
+    ids = torch.arange(48).view(1, -1)
+    hessians = collect_hessians(model, [ids])
+    x = model.head_input(model.hidden(ids))[0]
+    assert torch.allclose(hessians["lm_head"], x.T @ x / len(x), atol=1e-5)
+    assert "tok_emb" not in hessians
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

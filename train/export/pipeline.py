@@ -18,7 +18,7 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.errors import InputError
-from evalkit.model.gpt import GPT
+from evalkit.model.gpt import GPT, head_name
 from evalkit.recipes import load_recipe
 from train.export.export import (
     ArtifactFile,
@@ -37,6 +37,9 @@ from train.qat import bits_of, round_to_grid
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
 from train.quantization.pruning import prune_to_size, zeroing_costs
+
+ROUNDED_SHARES = (0.0, 0.5, 1.0)
+"""How far towards the grid of training-time rounding the weights are moved before GPTQ, as candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     hessians = collect_hessians(model, text.calibration()) if config.calibration_tokens else None
     weights = dict(trained.weights)
     if hessians and isinstance(text, TrainingText):
-        weights, said = target_weights(model, trained, text.held_out())
+        weights, said = target_weights(model, trained, plan, hessians, text.held_out())
         notes += said
     tensors: Mapping[str, StoredTensor]
     table: list[FitRow] = []
@@ -194,6 +197,9 @@ def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> Expo
 def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
     """Return the recipe's plan at the model's width, or one with the widths that its QAT trained for.
 
+    The head is a matrix like the others, so a plan that stores it (or the token table it is tied to) in integers gets
+    them by GPTQ. As an embedding a row would be best rounded to nearest, but the logits feel its errors more.
+
     Args:
         trained: names the recipe and the width.
         floor: factor on the step floors.
@@ -213,31 +219,37 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
     else:
         published = load_recipe(trained.config.recipe).model_config()
         plan = plan.for_width(trained.config.model.model_dim / published.model_dim)
+    head = f"{head_name(trained.config.model)}.weight"
+    plan = plan.with_gptq(head, trained.weights[head].numel(), trained.config.model.num_layers)
     return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
 
 
-def target_weights(model: GPT, trained: TrainedModel, held_out: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights whose function the artifact should have, and what must be said about them.
+def target_weights(
+    model: GPT, trained: TrainedModel, plan: QuantizationPlan, hessians: Mapping[str, Tensor], held_out: Tensor
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights that GPTQ should reproduce, and what must be said about them.
 
-    Training-time rounding moves the optimum onto the grid: the network that was trained is the rounded one, and GPTQ
-    that reproduces the unrounded weights would undo it. Where rounding was too short to matter, it is the other way
-    round. So the loss on training text ``[rows, T + 1]`` decides.
+    Training-time rounding trains the rounded network, while what is exported is an average that lies between the grid
+    points. GPTQ towards the average keeps its outputs; towards the rounded weights it keeps what training found. Which
+    of them, or the middle, makes the better artifact is decided by the loss on training text ``[rows, T + 1]``.
     """
     weights = dict(trained.weights)
     qat = trained.config.qat
     rounded = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in weights.items() if bits_of(n, qat)}
     if not (qat.enabled and rounded):
         return weights, []
-    before = _text_losses(model, held_out)
-    model.load_state_dict(weights | rounded)
-    after = _text_losses(model, held_out)
+    measure = _loss_of(model, held_out)
+    candidates = {
+        share: weights | {name: w.lerp(rounded[name], share) for name, w in weights.items() if name in rounded}
+        for share in ROUNDED_SHARES
+    }
+    losses = {s: measure(quantize_state_dict(w, plan, hessians)) for s, w in candidates.items()}
     model.load_state_dict(weights)
-    gain = before - after
-    if float(gain.mean()) <= 2 * float(gain.std()) / math.sqrt(max(len(gain), 1)):  # two standard errors
-        return weights, []
-    return weights | rounded, [
-        f"weights as rounded in training: {float(after.mean()):.5f} nats per token of training text, "
-        f"{float(before.mean()):.5f} without the rounding"
+    best = min(losses, key=lambda share: losses[share])
+    tried = ", ".join(f"{loss:.5f} at {share:g}" for share, loss in losses.items())
+    return candidates[best], [
+        f"GPTQ towards the weights moved by {best:g} of the way to the grid of their training; "
+        f"nats per token of other training text: {tried}"
     ]
 
 
@@ -264,11 +276,12 @@ def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayou
 
 
 def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the mean of x x^T of every linear layer's input, by module name."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Return the mean of x x^T of every matrix's input, by module name; that of the head under the table it reads."""
+    head = head_name(model.config)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != head]
     with torch.inference_mode(), HessianCollector(model, shared_input_groups(names)) as collector:
         for batch in batches:
-            model(batch, first_row=0)
+            collector.observe(head, model.head_input(model.hidden(batch)))
     return collector.hessians()
 
 

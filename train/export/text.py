@@ -19,7 +19,7 @@ from train.data import TokenStream, find_shards
 from train.folder import TrainedModel
 from train.quantization.calibration import check_calibration_shards
 
-HELD_OUT_TOKENS = 16_384
+HELD_OUT_TOKENS = 16_384  # at least; as many as calibrate where those are more
 REFINE_TOKENS = 4096  # of one update
 _BOS = 1
 
@@ -59,7 +59,7 @@ class TrainingText:
     ) -> None:
         self._seq_len = trained.config.train.seq_len
         self._calibration_rows = max(calibration_tokens // self._seq_len, 1) if calibration_tokens else 0
-        self._held_out_rows = max(HELD_OUT_TOKENS // self._seq_len, 1)
+        self._held_out_rows = max(max(calibration_tokens, HELD_OUT_TOKENS) // self._seq_len, 1)
         self._refine_rows = max(REFINE_TOKENS // self._seq_len, 1)
         self._held_out_start = self._calibration_rows * self._seq_len
         self._refine_start = self._held_out_start + self._held_out_rows * (self._seq_len + 1)

@@ -138,6 +138,11 @@ class QuantizationPlan:
         )
         return replace(self, rules=rules)
 
+    def with_gptq(self, name: str, elements: int, layers: int) -> QuantizationPlan:
+        """Return the plan with GPTQ for one tensor, in whatever format its rule gives it."""
+        rule = replace(self.rule_for(name, elements, layers), patterns=(name,), max_elements=0, last_layers=0, gptq=True)
+        return replace(self, rules=(rule, *self.rules))
+
     def with_step_factor(self, factor: float) -> QuantizationPlan:
         """Return the plan with the floors of all integer steps multiplied: the knob between size and loss.
 
