@@ -5,10 +5,11 @@
 RUNS holds one run folder of ``evalkit train`` for each recipe, named like it. Everything that is learned reads training
 shards. Bits per byte are those of the first validation tokens, and of ``--other``'s, which are of another kind of text,
 in windows of the training length; standard errors are of paired differences, clustered by document. "nearest" chooses
-the clip of a row by the error of its weights, and rounds the weights as they are. Plans: "own" is what ``evalkit export`` does for the recipe, at its
-widths and step floors; int6 and int5 have every matrix of the blocks at that width, no floor, and the rest as it is.
-Output errors are e H e^T, GPTQ's over rounding's with the clips chosen by the same measure, on training tokens that
-calibration has not seen.
+the clip of a row by the error of its weights, and rounds the weights as they are.
+
+Plans: "own" is what ``evalkit export`` does for the recipe, at its widths and step floors; int6 and int5 have every
+matrix of the blocks at that width, no floor, and the rest as it is. Output errors are e H e^T, GPTQ's over rounding's
+with the clips chosen by the same measure, on training tokens that calibration has not seen.
 """
 
 from __future__ import annotations

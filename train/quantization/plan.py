@@ -140,7 +140,9 @@ class QuantizationPlan:
 
     def with_gptq(self, name: str, elements: int, layers: int) -> QuantizationPlan:
         """Return the plan with GPTQ for one tensor, in whatever format its rule gives it."""
-        rule = replace(self.rule_for(name, elements, layers), patterns=(name,), max_elements=0, last_layers=0, gptq=True)
+        rule = replace(
+            self.rule_for(name, elements, layers), patterns=(name,), max_elements=0, last_layers=0, gptq=True
+        )
         return replace(self, rules=(rule, *self.rules))
 
     def with_step_factor(self, factor: float) -> QuantizationPlan:
