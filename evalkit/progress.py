@@ -9,8 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from evalkit.log import LOG
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -51,6 +55,26 @@ class Progress:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
             self._width = 0
+
+
+def tracked(items: Sequence[T], label: str, *, unit: str, size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+    """Yield the items, showing how far the work on them is.
+
+    Args:
+        items: what is worked on.
+        label: what is being done.
+        unit: name of a unit of work.
+        size: units of work of an item.
+    """
+    progress = Progress(label, sum(map(size, items)), unit=unit)
+    done = 0
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+            progress.update(done)
+    finally:
+        progress.close()
 
 
 def format_seconds(seconds: float) -> str:

@@ -27,6 +27,11 @@ class QuantizedTensor:
     bits: int
     dtype: str = "float32"
 
+    @property
+    def format(self) -> str:
+        """What the values are: ``int4`` to ``int8``."""
+        return f"int{self.bits}"
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Return the weights in float32, not yet rounded to ``dtype``."""
         scale = self.scale.astype(np.float32)
@@ -48,6 +53,11 @@ class PlainTensor:
     values: npt.NDArray[Any]
     stored: str
     dtype: str = "float32"
+
+    @property
+    def format(self) -> str:
+        """What the values are: ``float16``, ``float32`` or ``bfloat16``."""
+        return self.stored
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Return the values in float32, not yet rounded to ``dtype``."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.files import check_writable
+from evalkit.files import check_writable, write_json
 from evalkit.table import format_pairs, format_table
+
+if TYPE_CHECKING:
+    from train.export.fit import FitRow
+    from train.export.pipeline import ExportResult
 
 EXAMPLE = """Examples:
 
@@ -39,6 +44,7 @@ EXAMPLE = """Examples:
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
 @click.option("--fit", is_flag=True, help="Search widths and floors for the lowest loss that fits.")
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
+@click.option("--json", "json_path", metavar="FILE", help="Write sizes, notes and what was tried as JSON.")
 def command(
     checkpoint: str,
     output: str,
@@ -53,12 +59,14 @@ def command(
     code: tuple[str, ...],
     fit: bool,
     tokenizer: str | None,
+    json_path: str | None,
 ) -> None:
     """Turn the run in CHECKPOINT (a folder of evalkit train) into an artifact: quantise, prune, encode."""
     from train.export.pipeline import ExportConfig, export_run
     from train.folder import load_run
 
     check_writable(output)
+    check_writable(json_path)
     result = export_run(
         load_run(Path(checkpoint), weights),
         Path(output),
@@ -76,17 +84,38 @@ def command(
         ),
     )
     total = result.file.n_bytes + result.code_bytes
+    if json_path:
+        write_json(json_path, _as_json(result, container, target_bytes))
     if result.table:
         header = ["tried", "step factor", "zeroed", "bytes with code", "fits", "loss"]
-        rows = [
-            [row.label, f"{row.step_factor:.3g}", f"{row.zeroed:,}", f"{row.total_bytes:,}", str(row.fits),
-             f"{row.loss:.5f}" if row.loss is not None else ""]
-            for row in result.table
-        ]  # fmt: skip
-        click.echo(format_table(header, rows))
+        click.echo(format_table(header, [_cells(row) for row in result.table]))
     pairs = [
         ("artifact", f"{result.file.path}: {result.file.n_bytes:,} bytes, sha256 {result.file.sha256}"),
         ("with code", f"{total:,} bytes, {target_bytes - total:,} under the target of {target_bytes:,}"),
     ]
     pairs += [("note", note) for note in result.notes]
     click.echo(format_pairs(pairs))
+
+
+def _as_json(result: ExportResult, container: str, target_bytes: int) -> dict[str, Any]:
+    file = result.file
+    return {
+        "artifact": {"path": str(file.path), "bytes": file.n_bytes, "sha256": file.sha256, "container": container},
+        "code_bytes": result.code_bytes,
+        "total_bytes": file.n_bytes + result.code_bytes,
+        "target_bytes": target_bytes,
+        "zeroed": result.zeroed,
+        "notes": result.notes,
+        "tried": [asdict(row) for row in result.table],
+        "tensors": {
+            name: {"shape": list(tensor.values.shape), "format": tensor.format}
+            for name, tensor in result.tensors.items()
+        },
+    }
+
+
+def _cells(row: FitRow) -> list[str]:
+    """Return a line of the table of what was tried."""
+    factor = "own" if row.step_factor is None else f"{row.step_factor:.3g}"
+    loss = "" if row.loss is None else f"{row.loss:.5f}"
+    return [row.label, factor, f"{row.zeroed:,}", f"{row.total_bytes:,}", "yes" if row.fits else "no", loss]

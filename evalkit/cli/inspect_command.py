@@ -77,12 +77,9 @@ def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
     entropies of their bytes, a guide to what a compressor makes of them. ``file_bytes`` is there where the container
     tells what each tensor takes in the file; with the header they add up to its size.
     """
-    from evalkit.artifact.tensors import QuantizedTensor
-
     groups: dict[tuple[str, str], list[tuple[str, StoredTensor]]] = defaultdict(list)
     for name, tensor in artifact.tensors.items():
-        kind = f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else tensor.stored
-        groups[name if each else _role(name), kind].append((name, tensor))
+        groups[name if each else _role(name), tensor.format].append((name, tensor))
     rows = []
     coded = artifact.coded_bytes
     for (name, kind), members in groups.items():

@@ -201,7 +201,9 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
         return results[-1]
 
     monkeypatch.setattr("train.export.pipeline.export_run", recorded)
-    assert export(runs / "tiny", "-o", fitted, *arguments, "--target-bytes", target, "--fit") == 0
+    json_path = tmp_path / "fitted.json"
+    chosen = ("--target-bytes", target, "--fit", "--json", json_path)
+    assert export(runs / "tiny", "-o", fitted, *arguments, *chosen) == 0
     printed = capsys.readouterr().out
     (result,) = results
     losses = [row.loss for row in result.table if row.loss is not None]
@@ -210,10 +212,30 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert best.n_bytes == fitted.stat().st_size <= target
     assert all(row.fits == (row.total_bytes <= target) for row in result.table)
     assert any(not row.fits for row in result.table)
-    assert {row.label.split(",")[0] for row in result.table} >= {"plan", "one bit wider", "one bit narrower"}
+    assert {row.label.split(",")[0] for row in result.table} >= {
+        "plan", "a step for each tensor", "wider", "narrower"
+    }  # fmt: skip
     for row in result.table:
         assert f"{row.total_bytes:,}" in printed
     assert f"{best.loss:.5f}" in printed
+    report = json.loads(json_path.read_text())
+    assert report["artifact"]["bytes"] == report["total_bytes"] == fitted.stat().st_size
+    assert report["artifact"]["sha256"] == hashlib.sha256(fitted.read_bytes()).hexdigest()
+    assert report["target_bytes"] == target
+    assert [row["loss"] for row in report["tried"]] == [row.loss for row in result.table]
+    held = load_artifact(fitted).tensors
+    assert {n: t["format"] for n, t in report["tensors"].items()} == {n: t.format for n, t in held.items()}
+
+
+def test_fit_keeps_to_the_widths_of_a_published_layout(runs: Path, shards: Path, tmp_path: Path) -> None:
+    free, fitted = tmp_path / "free", tmp_path / "fitted"
+    arguments = ("--data", shards, "--container", "torch-xz", *FEW)
+    assert export(runs / "pr634", "-o", free, *arguments) == 0
+    target = int(0.9 * free.stat().st_size)
+    assert export(runs / "pr634", "-o", fitted, *arguments, "--target-bytes", target, "--fit") == 0
+    assert fitted.stat().st_size <= target
+    formats = {tensor.format for tensor in load_artifact(fitted).tensors.values()}
+    assert formats <= {"int5", "int6", "int8", "float16", "float32", "bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
+from evalkit.progress import tracked
 from train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
 from train.quantization.gptq import gptq_search
 from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
@@ -60,19 +61,20 @@ def quantize_state_dict(
     """
     layers = layer_count(state)
     return {
-        name: _quantize(name, tensor, plan, plan.rule_for(name, tensor.numel(), layers), hessians)
-        for name, tensor in state.items()
+        name: quantize_tensor(name, tensor, plan, plan.rule_for(name, tensor.numel(), layers), hessians)
+        for name, tensor in tracked(list(state.items()), "quantise", unit="weights", size=lambda item: item[1].numel())
     }
 
 
 @torch.no_grad()
-def _quantize(
+def quantize_tensor(
     name: str,
     tensor: Tensor,
     plan: QuantizationPlan,
     rule: TensorRule,
     hessians: Mapping[str, Tensor] | None,
 ) -> StoredTensor:
+    """Quantise one tensor by one rule; the plan says what else there is to know. Arguments and errors as above."""
     dtype = plan.dtype_of(name)
     if not tensor.is_floating_point():
         raise InputError(f"tensor {name!r} has dtype {tensor.dtype}, not a floating-point one")

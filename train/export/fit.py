@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evalkit.artifact.native import NativeMetadata
-from evalkit.artifact.tensors import StoredTensor
+from evalkit.artifact.tensors import INT_BITS, StoredTensor
 from evalkit.errors import InputError
+from train.export.allocation import allocate, choices
 from train.export.export import Container, pack_artifact, quantize_state_dict
 from train.export.torch_layouts import TorchLayout
+from train.quantization.curvature import Curvature
 from train.quantization.plan import QuantizationPlan
 from train.quantization.pruning import prune_to_size, zeroing_costs
 
 CAP_BYTES = 16_000_000
+
+_ALLOCATIONS = 6
+_FULL = 0.998  # of the target is close enough
+_SLACK = 0.0005  # below it after an allocation that was too large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +35,8 @@ class FitOption:
         container: how it is packed.
         layout: arrangement of a torch container.
         reach: how the option is brought under the cap. ``step`` searches the factor on the step's floor, up
-            and down, so that the file just fits; ``prune`` zeroes +-1 integers; ``none`` takes the plan as
-            it is.
+            and down, so that the file just fits; ``prune`` zeroes +-1 integers; ``tensors`` gives every tensor its own
+            step and width; ``none`` takes the plan as it is.
     """
 
     label: str
@@ -39,9 +45,14 @@ class FitOption:
     layout: TorchLayout | None = None
     reach: str = "step"
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of integers that the container holds, ascending."""
+        return INT_BITS if self.layout is None else self.layout.widths
+
     def __post_init__(self) -> None:
-        if self.reach not in ("step", "prune", "none"):
-            raise InputError(f"reach {self.reach!r} is none of step, prune, none")
+        if self.reach not in ("step", "prune", "tensors", "none"):
+            raise InputError(f"reach {self.reach!r} is none of step, prune, tensors, none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,7 @@ class FitRow:
     Attributes:
         label: the option.
         container: its container.
-        step_factor: factor on the floors of the plan's steps.
+        step_factor: factor on the floors of the plan's steps; None where every tensor has its own step.
         zeroed: integers of +-1 set to 0.
         n_bytes: artifact bytes, as packed.
         total_bytes: with the code.
@@ -61,7 +72,7 @@ class FitRow:
 
     label: str
     container: str
-    step_factor: float
+    step_factor: float | None
     zeroed: int
     n_bytes: int
     total_bytes: int
@@ -95,6 +106,7 @@ def fit(
     code_bytes: int = 0,
     hessians: Mapping[str, Tensor] | None = None,
     metadata: NativeMetadata | None = None,
+    curvature: Curvature | None = None,
     step_range: tuple[float, float] = (0.25, 4.0),
     step_trials: int = 6,
 ) -> FitResult:
@@ -108,6 +120,7 @@ def fit(
         code_bytes: bytes of the code that ships.
         hessians: as for :func:`quantize_state_dict`.
         metadata: as for :func:`pack_artifact`.
+        curvature: weighs errors of different tensors, for options with ``reach="tensors"``.
         step_range: lowest and highest factor on the step floors.
         step_trials: halvings of that range, in logarithm.
 
@@ -120,7 +133,10 @@ def fit(
     best: tuple[FitRow, FitOption, dict[str, StoredTensor]] | None = None
     for option in options:
         search = _Search(state, option, hessians, metadata, cap_bytes, code_bytes, table)
-        found = search.run(step_range, step_trials)
+        if option.reach == "tensors":
+            found = search.allocate(curvature) if curvature is not None else None
+        else:
+            found = search.run(step_range, step_trials)
         if found is None:
             continue
         row, tensors = found
@@ -154,7 +170,7 @@ class _Search:
     def size(self, tensors: Mapping[str, StoredTensor]) -> int:
         return len(pack_artifact(tensors, self.option.container, layout=self.option.layout, metadata=self.metadata))
 
-    def record(self, factor: float, zeroed: int, n_bytes: int) -> FitRow:
+    def record(self, factor: float | None, zeroed: int, n_bytes: int) -> FitRow:
         total = n_bytes + self.code_bytes
         row = FitRow(
             label=self.option.label,
@@ -172,6 +188,27 @@ class _Search:
         plan = self.option.plan if factor == 1.0 else self.option.plan.with_step_factor(factor)
         tensors = quantize_state_dict(self.state, plan, self.hessians)
         return self.record(factor, 0, self.size(tensors)), tensors
+
+    def allocate(self, curvature: Curvature) -> tuple[FitRow, dict[str, StoredTensor]] | None:
+        """Give every tensor its own step; what the container took for one allocation corrects the next."""
+        options = choices(self.state, self.option.plan, self.hessians or {}, curvature, self.option.widths)
+        target = self.cap_bytes - self.code_bytes
+        best, last = None, None
+        packed_by_estimate = 1.0
+        for _ in range(_ALLOCATIONS):
+            chosen = allocate(options, target / packed_by_estimate)
+            estimate = sum(choice.n_bytes for choice in chosen.values())
+            if estimate == last:
+                break  # every tensor has its finest step already
+            last = estimate
+            tensors = {name: choice.tensor for name, choice in chosen.items()}
+            row = self.record(None, 0, self.size(tensors))
+            if row.fits and (best is None or row.n_bytes > best[0].n_bytes):
+                best = (row, tensors)
+            if row.fits and row.n_bytes > _FULL * target:
+                break
+            packed_by_estimate = row.n_bytes / estimate * (1.0 if row.fits else 1.0 + _SLACK)
+        return best
 
     def run(self, step_range: tuple[float, float], step_trials: int) -> tuple[FitRow, dict[str, StoredTensor]] | None:
         row, tensors = self.attempt(1.0)
@@ -192,7 +229,10 @@ class _Search:
             middle = high if fitting is None and trial == 0 else (low + high) / 2
             row, tensors = self.attempt(math.exp(middle))
             if row.fits:
+                settled = fitting is not None and row.n_bytes - fitting[0].n_bytes < (1 - _FULL) * row.n_bytes
                 fitting, high = (row, tensors), middle
+                if settled or row.total_bytes > _FULL * self.cap_bytes:
+                    break
             elif fitting is None and middle == high:
                 return None
             else:

@@ -19,6 +19,7 @@ from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, head_name
+from evalkit.progress import tracked
 from evalkit.recipes import load_recipe
 from train.export.export import (
     ArtifactFile,
@@ -34,6 +35,7 @@ from train.export.text import ExportText, OwnSamples, TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout
 from train.folder import TrainedModel
 from train.qat import bits_of, round_to_grid
+from train.quantization.curvature import collect_curvature
 from train.quantization.hessian import HessianCollector, shared_input_groups
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
 from train.quantization.pruning import prune_to_size, zeroing_costs
@@ -139,6 +141,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             code_bytes=code_bytes,
             hessians=hessians,
             metadata=_metadata(trained, config, notes),
+            curvature=collect_curvature(model, text.calibration()) if hessians else None,
         )
         tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
     else:
@@ -254,24 +257,28 @@ def target_weights(
 
 
 def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayout | None) -> list[FitOption]:
-    """Return the plan itself and variants with every block one bit wider and narrower, each brought to the cap."""
+    """Return what ``fit`` tries, each brought to the cap.
 
-    def shifted(bits: int) -> QuantizationPlan:
-        rules = tuple(
-            replace(rule, format=f"int{min(max(rule.bits + bits, 4), 8)}", min_step=0.0)
-            if rule.bits and rule.bits < 8 else rule
-            for rule in plan.rules
-        )  # fmt: skip
-        return replace(plan, rules=rules)
+    The plan itself; a step for every tensor; and the plan without floors, with blocks as wide as they are, or one width
+    wider or narrower, in the widths that the container has. (Without floors as wide, ``step`` is the plan itself.)
+    """
+    base = FitOption(label="plan, steps to fit", plan=plan, container=container, layout=layout)
+    options = [base, replace(base, label="a step for each tensor", reach="tensors")]
 
-    options = [FitOption(label="plan, steps to fit", plan=plan, container=container, layout=layout, reach="step")]
-    for bits, label in ((1, "one bit wider"), (0, "no floor"), (-1, "one bit narrower")):
-        for reach in ("step", "prune"):
-            options.append(
-                FitOption(
-                    label=f"{label}, {reach}", plan=shifted(bits), container=container, layout=layout, reach=reach
-                )
-            )
+    def shifted(places: int) -> QuantizationPlan:
+        def rule_of(rule: TensorRule) -> TensorRule:
+            if not rule.bits or rule.bits == 8:
+                return rule
+            place = base.widths.index(rule.bits) + places
+            return replace(rule, format=f"int{base.widths[max(place, 0)]}", min_step=0.0)
+
+        return replace(plan, rules=tuple(map(rule_of, plan.rules)))
+
+    for places, label in ((1, "wider"), (0, "no floor"), (-1, "narrower")):
+        if places and shifted(places) == shifted(0):
+            continue
+        for reach in ("step", "prune") if places else ("prune",):
+            options.append(replace(base, label=f"{label}, {reach}", plan=shifted(places), reach=reach))
     return options
 
 
@@ -279,8 +286,8 @@ def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]
     """Return the mean of x x^T of every matrix's input, by module name; that of the head under the table it reads."""
     head = head_name(model.config)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != head]
-    with torch.inference_mode(), HessianCollector(model, shared_input_groups(names)) as collector:
-        for batch in batches:
+    with torch.no_grad(), HessianCollector(model, shared_input_groups(names)) as collector:
+        for batch in tracked(batches, "calibrate", unit="tokens", size=Tensor.numel):
             collector.observe(head, model.head_input(model.hidden(batch)))
     return collector.hessians()
 
@@ -295,10 +302,13 @@ def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]],
     return loss
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _text_losses(model: GPT, text: Tensor) -> Tensor:
     """Return the mean nats per token of each row ``[rows, seq_len + 1]``, float64 ``[rows]``."""
-    rows = [F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double() for row in text]
+    rows = [
+        F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double()
+        for row in tracked(list(text), "measure the loss", unit="tokens", size=lambda row: row.numel() - 1)
+    ]
     return torch.stack(rows) / (text.shape[1] - 1)
 
 

@@ -23,6 +23,7 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
+from evalkit.progress import tracked
 from train.export.export import store_plain
 
 _SMALLEST_UNIT = 0.01  # of a tensor of zeros, such as a gate that never moved
@@ -71,7 +72,7 @@ def refine(
     optimizer = torch.optim.Adam(
         [f.change for f in free.values()], lr=config.learning_rate, betas=(config.beta1, config.beta2)
     )
-    for step in range(config.steps):
+    for step in tracked(range(config.steps), "refine", unit="steps"):
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
         ids = text(step)
         state = {name: f.value().reshape(shapes[name]) for name, f in free.items()}

@@ -20,7 +20,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 
 TorchCompression = Literal["zstd", "xz", "zlib"]
@@ -42,6 +42,11 @@ class TorchLayout:
     format_tag: str = ""
     bits_in_meta: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of integers that the layout has a name for, ascending."""
+        return _LAYOUT_B_BITS if self.kind == "B" else INT_BITS
 
     def published_name(self, name: str) -> str:
         """Return the name that the published system has for one of our tensors."""
