@@ -19,6 +19,8 @@ EXAMPLE = """Examples:
 
   evalkit export runs/tiny -o tiny.evk --data data/sp1024
 
+  evalkit export runs/pr634 -o final_model.evk --data data/sp1024 --fit --json export.json
+
   evalkit export runs/pr634 -o final_model.int6.ptz --container torch-xz --target-bytes 16000000 --code train_gpt.py
 """
 
@@ -42,7 +44,7 @@ EXAMPLE = """Examples:
 @click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the smallest steps; 0 has none.")
 @click.option("--target-bytes", type=int, default=16_000_000, show_default=True, help="Cap on artifact plus code.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
-@click.option("--fit", is_flag=True, help="Search widths and floors for the lowest loss that fits.")
+@click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
 @click.option("--json", "json_path", metavar="FILE", help="Write sizes, notes and what was tried as JSON.")
 def command(

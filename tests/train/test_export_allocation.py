@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
-from train.export.allocation import Choice, allocate, choices, estimated_bytes, step_rule
+from train.export.allocation import (
+    Choice,
+    allocate,
+    at_one_price,
+    choices,
+    estimated_bytes,
+    quantize_rows_to,
+    row_factors,
+)
 from train.export.pipeline import collect_hessians
 from train.quantization.curvature import collect_curvature
+from train.quantization.gptq import GptqConfig
 from train.quantization.plan import QuantizationPlan, TensorRule
 
 NOTHING = PlainTensor(values=np.zeros(0, dtype=np.float16), stored="float16")
@@ -83,17 +92,23 @@ choice_lists = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(choice_lists, st.integers(1, 160))
-def test_no_other_allocation_of_as_many_bytes_costs_less(drawn: list[list[tuple[int, float]]], budget: int) -> None:
+def test_allocations(drawn: list[list[tuple[int, float]]], budget: int) -> None:
+    """At one price no other of as many bytes costs less; what is filled up then leaves nothing that would still fit."""
     options = {str(i): [Choice(tensor=NOTHING, n_bytes=n, cost=cost) for n, cost in one] for i, one in enumerate(drawn)}
-    chosen = allocate(options, budget)
-    assert list(chosen) == list(options)
-    taken = sum(c.n_bytes for c in chosen.values())
-    cost = sum(c.cost for c in chosen.values())
     smallest = sum(min(n for n, _ in one) for one in drawn)
-    assert taken <= max(budget, smallest)
+    chosen, filled = at_one_price(options, budget), allocate(options, budget)
+    assert list(chosen) == list(filled) == list(options)
+    taken, cost = (sum(c.n_bytes for c in chosen.values()), sum(c.cost for c in chosen.values()))
     for other in itertools.product(*options.values()):
         if sum(c.n_bytes for c in other) <= taken:
             assert sum(c.cost for c in other) >= cost - 1e-9
+    filled_bytes = sum(c.n_bytes for c in filled.values())
+    assert taken <= max(budget, smallest)
+    assert filled_bytes <= max(budget, smallest)
+    assert sum(c.cost for c in filled.values()) <= cost
+    for name, now in filled.items():
+        for choice in options[name]:
+            assert choice.cost >= now.cost or filled_bytes - now.n_bytes + choice.n_bytes > budget
 
 
 def test_more_bytes_never_predict_a_higher_loss() -> None:
@@ -116,12 +131,27 @@ def test_more_bytes_never_predict_a_higher_loss() -> None:
 
 def test_widths_are_those_of_the_container() -> None:
     weight = torch.linspace(-1, 1, 64).view(8, 8)
-    rms = float(weight.square().mean().sqrt())
-    assert step_rule("w", weight, 1 / 10 / rms, (5, 6, 8), gptq=False).format == "int5"
-    assert step_rule("w", weight, 1 / 20 / rms, (5, 6, 8), gptq=False).format == "int6"
-    assert step_rule("w", weight, 1 / 50 / rms, (5, 6, 8), gptq=False).format == "int8"
-    assert step_rule("w", weight, 1 / 50 / rms, (4, 5, 6, 7, 8), gptq=False).format == "int7"
-    assert step_rule("w", weight, 1 / 500 / rms, (5, 6, 8), gptq=False).format == "int8"
+
+    def stored(step: float, widths: tuple[int, ...]) -> QuantizedTensor:
+        return quantize_rows_to(weight, torch.full((8,), step), widths, None, GptqConfig(), "float32")
+
+    assert stored(1 / 10, (5, 6, 8)).format == "int5"
+    assert stored(1 / 20, (5, 6, 8)).format == "int6"
+    assert stored(1 / 50, (5, 6, 8)).format == "int8"
+    assert stored(1 / 50, (4, 5, 6, 7, 8)).format == "int7"
+    too_fine = stored(1 / 500, (5, 6, 8))  # rows that reach to 1 get the finest step that int8 has for them
+    assert too_fine.format == "int8"
+    error = np.abs(too_fine.dequantize() - weight.numpy()).max(axis=1)
+    assert np.all(error <= np.maximum(too_fine.scale.astype(np.float32), 1 / 500) * 0.51)
+
+
+def test_rows_whose_errors_cost_four_times_as_much_get_half_the_step() -> None:
+    factors = row_factors(torch.tensor([1.0, 4.0, 16.0, 0.0]))
+    assert 1.6 < float(factors[0] / factors[1]) <= 2.0
+    assert 1.6 < float(factors[1] / factors[2]) <= 2.0
+    assert float(factors[3]) < 4.0  # of a row that calibration did not touch, bounded
+    quarters = 4 * torch.log2(factors)
+    assert torch.allclose(quarters, quarters.round(), atol=1e-5)
 
 
 def test_estimates_are_entropies() -> None:

@@ -227,6 +227,17 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert {n: t["format"] for n, t in report["tensors"].items()} == {n: t.format for n, t in held.items()}
 
 
+def test_fit_says_what_the_other_containers_would_take(runs: Path, shards: Path, tmp_path: Path) -> None:
+    json_path = tmp_path / "a.json"
+    arguments = ("--data", shards, *FEW, "--fit", "--json", json_path)
+    assert export(runs / "pr634", "-o", tmp_path / "a", *arguments) == 0
+    report = json.loads(json_path.read_text())
+    best = min((row for row in report["tried"] if row["container"] == "evalkit"), key=lambda row: row["loss"] or 99)
+    others = {row["container"]: row for row in report["tried"] if row["container"] != "evalkit"}
+    assert set(others) == {"torch-zstd", "torch-xz", "torch-zlib"}
+    assert all(row["loss"] == best["loss"] and row["n_bytes"] > best["n_bytes"] for row in others.values())
+
+
 def test_fit_keeps_to_the_widths_of_a_published_layout(runs: Path, shards: Path, tmp_path: Path) -> None:
     free, fitted = tmp_path / "free", tmp_path / "fitted"
     arguments = ("--data", shards, "--container", "torch-xz", *FEW)

@@ -20,13 +20,17 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.progress import tracked
 from train.export.export import quantize_tensor
 from train.quantization.curvature import Curvature
-from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
-from train.quantization.rows import integer_limit
+from train.quantization.gptq import GptqConfig, gptq_round
+from train.quantization.plan import QuantizationPlan, layer_count
+from train.quantization.rows import integer_limit, round_to_step, row_step
 
 STEPS = tuple(2.0 ** (-j / 2) for j in range(-2, 8))
-"""Candidates for the step, in root mean squares of a tensor's entries: about 1 to 5.5 bits an entry."""
+"""Candidates for the step of a row of mean curvature, in root mean squares of a tensor's entries."""
 
 _PRICES = 60  # halvings
+_UNTOUCHED = 0.1  # of the mean curvature, added to that of every row
+_FACTORS_PER_OCTAVE = 4
+_LARGEST_STEP = 60_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,36 +69,63 @@ def choices(
     for name, weight in tracked(list(state.items()), "try steps", unit="weights", size=lambda item: item[1].numel()):
         rule = plan.rule_for(name, weight.numel(), layers)
         module = name.removesuffix(".weight")
-        rules = [rule]
+        tensors = [quantize_tensor(name, weight, plan, rule, hessians)]
         if weight.ndim == 2 and (rule.bits or not rule.max_elements) and curvature.knows(module):
-            rules += [step_rule(name, weight, factor, widths, gptq=module in hessians) for factor in STEPS]
-        result[name] = [_choice(name, weight, plan, one, hessians, curvature) for one in rules]
+            finest = float(weight.square().mean().sqrt()) * row_factors(curvature.rows(module))
+            tensors += [
+                quantize_rows_to(weight, factor * finest, widths, hessians.get(module), plan.gptq, plan.dtype_of(name))
+                for factor in STEPS
+            ]
+        result[name] = [
+            Choice(tensor=t, n_bytes=estimated_bytes(t), cost=_cost(module, weight, t, hessians, curvature))
+            for t in tensors
+        ]
     return result
 
 
-def step_rule(name: str, weight: Tensor, factor: float, widths: Sequence[int], *, gptq: bool) -> TensorRule:
-    """Return a rule with the step ``factor`` times the root mean square of a tensor, in the width that this needs."""
-    step = factor * float(weight.square().mean().sqrt())
-    largest = float(weight.abs().max())
-    fitting = [bits for bits in widths if integer_limit(bits) * step >= largest]
+def row_factors(curvature: Tensor) -> Tensor:
+    """Return the steps that rows should have beside one another, ``[rows]``, 1 for the mean curvature.
+
+    A byte buys the same everywhere if curvature times squared step is the same. Factors are powers of a fourth root
+    of 2, so that few of them are distinct, and a row that calibration hardly touched is not given up.
+    """
+    relative = curvature.double() / curvature.double().mean().clamp_min(1e-300)
+    exponents = -0.5 * torch.log2(relative + _UNTOUCHED)
+    return torch.exp2(torch.round(_FACTORS_PER_OCTAVE * exponents) / _FACTORS_PER_OCTAVE).float()
+
+
+def quantize_rows_to(
+    weight: Tensor, step: Tensor, widths: Sequence[int], hessian: Tensor | None, config: GptqConfig, dtype: str
+) -> QuantizedTensor:
+    """Return a matrix in integers of given steps, in the narrowest width that holds them.
+
+    Args:
+        weight: ``[rows, cols]``.
+        step: ``[rows]``; larger where even the widest integers would not reach a row's largest entry.
+        widths: integer widths to choose from, ascending.
+        hessian: mean of ``x x^T``; None rounds to nearest.
+        config: options of GPTQ.
+        dtype: in which the model holds the weight.
+    """
+    weight = weight.detach().float()
+    largest = weight.abs().amax(dim=1)
+    clipped = row_step(largest, widths[-1])
+    steps = torch.maximum(step.half(), clipped).clamp(max=_LARGEST_STEP)
+    fitting = [bits for bits in widths if bool((integer_limit(bits) * steps.float() >= largest).all())]
     bits = fitting[0] if fitting else widths[-1]
-    return TensorRule(patterns=(name,), format=f"int{bits}", min_step=min(step, 60_000.0), gptq=gptq)
+    if hessian is not None:
+        values = gptq_round(weight, hessian, steps, bits, config)
+    else:
+        values = round_to_step(weight, steps, bits)
+    return QuantizedTensor(values=values.contiguous().numpy(), scale=steps.numpy(), bits=bits, dtype=dtype)
 
 
-def _choice(
-    name: str,
-    weight: Tensor,
-    plan: QuantizationPlan,
-    rule: TensorRule,
-    hessians: Mapping[str, Tensor],
-    curvature: Curvature,
-) -> Choice:
-    tensor = quantize_tensor(name, weight, plan, rule, hessians)
-    module = name.removesuffix(".weight")
-    cost = 0.0
-    if weight.ndim == 2 and curvature.knows(module):
-        cost = curvature.cost(module, weight - torch.from_numpy(tensor.dequantize()).view_as(weight), hessians)
-    return Choice(tensor=tensor, n_bytes=estimated_bytes(tensor), cost=cost)
+def _cost(
+    module: str, weight: Tensor, tensor: StoredTensor, hessians: Mapping[str, Tensor], curvature: Curvature
+) -> float:
+    if weight.ndim != 2 or not curvature.knows(module):
+        return 0.0
+    return curvature.cost(module, weight - torch.from_numpy(tensor.dequantize()).view_as(weight), hessians)
 
 
 def estimated_bytes(tensor: StoredTensor) -> float:
@@ -117,10 +148,29 @@ def _entropy_bytes(values: np.ndarray) -> float:
 
 
 def allocate(options: Mapping[str, Sequence[Choice]], n_bytes: float) -> dict[str, Choice]:
-    """Return a choice for every tensor, the least total cost at one price, whose estimates stay within ``n_bytes``.
+    """Return a choice for every tensor whose estimates stay within ``n_bytes``, at next to the least total cost.
 
-    If even the smallest choices do not, they are what comes back.
+    That is the best allocation at one price, and then, because prices leave gaps, what still fits into the rest.
+    If even the smallest choices do not fit, they are what comes back.
     """
+    chosen = at_one_price(options, n_bytes)
+    left = n_bytes - _total(chosen)
+    while True:
+        better = [
+            (now.cost - choice.cost, name, choice)
+            for name, now in chosen.items()
+            for choice in options[name]
+            if choice.cost < now.cost and choice.n_bytes - now.n_bytes <= left
+        ]
+        if not better:
+            return chosen
+        _, name, choice = max(better, key=lambda one: one[0])
+        left -= choice.n_bytes - chosen[name].n_bytes
+        chosen[name] = choice
+
+
+def at_one_price(options: Mapping[str, Sequence[Choice]], n_bytes: float) -> dict[str, Choice]:
+    """Return the allocation at the lowest price of a byte at which all fits: none of as many bytes costs less."""
     low, high = 0.0, 1.0
     if _total(_at(options, low)) <= n_bytes:
         return _at(options, low)

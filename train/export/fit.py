@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from evalkit.artifact.native import NativeMetadata
-from evalkit.artifact.tensors import INT_BITS, StoredTensor
+from evalkit.artifact.tensors import INT_BITS, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 from train.export.allocation import allocate, choices
-from train.export.export import Container, pack_artifact, quantize_state_dict
+from train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
 from train.export.torch_layouts import TorchLayout
 from train.quantization.curvature import Curvature
 from train.quantization.plan import QuantizationPlan
@@ -149,6 +149,30 @@ def fit(
         smallest = min(row.total_bytes for row in table)
         raise InputError(f"no option fits {cap_bytes} bytes: the smallest took {smallest} with the code")
     return FitResult(tensors=best[2], option=best[1], best=best[0], table=table)
+
+
+def in_torch_containers(
+    tensors: Mapping[str, StoredTensor], best: FitRow, layout: TorchLayout, *, cap_bytes: int, code_bytes: int
+) -> list[FitRow]:
+    """Return what the winner's tensors would take in the containers of a published layout, as more lines."""
+    named = {
+        name: replace(tensor, bits=min(bits for bits in layout.widths if bits >= tensor.bits))
+        if isinstance(tensor, QuantizedTensor)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    rows = []
+    for container in CONTAINERS:
+        if container != "evalkit":
+            n_bytes = len(pack_artifact(named, container, layout=layout))
+            total = n_bytes + code_bytes
+            rows.append(
+                replace(
+                    best, label=f"the best, in {container}", container=container, n_bytes=n_bytes, total_bytes=total,
+                    fits=total <= cap_bytes,
+                )
+            )  # fmt: skip
+    return rows
 
 
 class _Search:

@@ -29,7 +29,7 @@ from train.export.export import (
     quantize_state_dict,
     write_artifact,
 )
-from train.export.fit import CAP_BYTES, FitOption, FitRow, fit
+from train.export.fit import CAP_BYTES, FitOption, FitRow, fit, in_torch_containers
 from train.export.refine import RefineConfig, refine
 from train.export.text import ExportText, OwnSamples, TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout
@@ -144,6 +144,10 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             curvature=collect_curvature(model, text.calibration()) if hessians else None,
         )
         tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
+        if layout is None and trained.config.recipe in LAYOUTS:
+            published = LAYOUTS[trained.config.recipe]
+            sizes = {"cap_bytes": config.target_bytes, "code_bytes": code_bytes}
+            table = table + in_torch_containers(tensors, result.best, published, **sizes)
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))

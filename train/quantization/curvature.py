@@ -44,6 +44,10 @@ class Curvature:
             return 0.5 * float((self.outputs[name].double() * weighted_row_error(error, hessians[name])).sum())
         return 0.5 * float((self.entries[name].double() * error.double().square()).sum())
 
+    def rows(self, name: str) -> Tensor:
+        """Return the curvature of every row of a module's weight, float32 ``[rows]``; only ratios mean anything."""
+        return self.outputs[name] if name in self.outputs else self.entries[name].mean(dim=1)
+
     def knows(self, name: str) -> bool:
         """Return whether the tensor of a module can be weighed."""
         return name in self.outputs or name in self.entries
