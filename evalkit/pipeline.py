@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from evalkit.checking import CheckOptions, check_session
 from evalkit.compose import ScoreOptions, open_session
+from evalkit.constants import SIZE_CAP
 from evalkit.errors import EvalkitError
 from evalkit.files import write_json
 from evalkit.log import LOG, timed
@@ -37,6 +38,8 @@ class PipelineOptions:
         resume: continue an interrupted run.
         container: of the artifact.
         floor: factor on the published floors of the quantisation steps.
+        fit: search steps and widths for the lowest loss under ``target_bytes``.
+        target_bytes: cap on the artifact.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
@@ -58,6 +61,8 @@ class PipelineOptions:
     resume: bool = False
     container: str = "evalkit"
     floor: float = 1.0
+    fit: bool = False
+    target_bytes: int = SIZE_CAP
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
@@ -109,6 +114,8 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
                 floor=options.floor,
+                fit=options.fit,
+                target_bytes=options.target_bytes,
                 calibration_tokens=options.calibration_tokens,
                 calibration_data=options.data,
                 tokenizer=options.tokenizer,

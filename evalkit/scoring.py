@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.artifact.load import SIZE_CAP
 from evalkit.compose import ScoreOptions, Session, open_session, versions
+from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from evalkit.log import LOG

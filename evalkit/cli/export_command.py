@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.constants import SIZE_CAP
 from evalkit.files import check_writable, write_json
 from evalkit.table import format_pairs, format_table
 
@@ -42,7 +43,7 @@ EXAMPLE = """Examples:
 @click.option("--refine", type=int, default=0, show_default=True, metavar="STEPS",
               help="Train steps and gains after rounding, integers fixed (needs --data).")  # fmt: skip
 @click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the smallest steps; 0 has none.")
-@click.option("--target-bytes", type=int, default=16_000_000, show_default=True, help="Cap on artifact plus code.")
+@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
 @click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")

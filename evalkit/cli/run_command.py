@@ -27,6 +27,8 @@ EXAMPLE = """Example:
     help="evalkit's own, or the published layouts.",
 )
 @click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the quantiser's smallest steps.")
+@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on the artifact.")
+@click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
 @limit_tokens_option
 @stride_option
 @click.option(
@@ -53,6 +55,8 @@ def command(
     resume: bool,
     container: str,
     floor: float,
+    target_bytes: int,
+    fit: bool,
     limit_tokens: int,
     stride: int,
     mixer: str,
@@ -82,6 +86,8 @@ def command(
                 resume=resume,
                 container=container,
                 floor=floor,
+                target_bytes=target_bytes,
+                fit=fit,
                 limit_tokens=limit_tokens,
                 variants=tuple(variants),
                 check_seconds=budget,

@@ -227,6 +227,22 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert {n: t["format"] for n, t in report["tensors"].items()} == {n: t.format for n, t in held.items()}
 
 
+def test_a_published_layout_says_what_it_does_not_hold(
+    runs: Path, tmp_path: Path, tokenizer_path: Path, shards: Path
+) -> None:
+    result = exported(runs, "pr634", tmp_path / "a", tokenizer_path, container="torch-xz")
+    (note,) = [note for note in result.notes if "does not hold" in note]
+    named = re.findall(r"model\.(\w+)", note)
+    assert "xsa_last_n" in named
+    assert "trigram_dim" not in named  # there is no such table
+    config = load_run(runs / "pr634").config.model.to_dict()
+    found = load_artifact(tmp_path / "a").resolve().config.to_dict()
+    assert set(named) == {key for key in config if config[key] != found[key]} - {"trigram_dim"}
+    told = load_artifact(tmp_path / "a").resolve(str(runs / "pr634" / "recipe.toml"))
+    assert told.config.to_dict() | {"trigram_dim": config["trigram_dim"]} == config
+    assert not any("does not hold" in note for note in exported(runs, "pr634", tmp_path / "b", tokenizer_path).notes)
+
+
 def test_fit_says_what_the_other_containers_would_take(runs: Path, shards: Path, tmp_path: Path) -> None:
     json_path = tmp_path / "a.json"
     arguments = ("--data", shards, *FEW, "--fit", "--json", json_path)

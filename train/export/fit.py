@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import INT_BITS, QuantizedTensor, StoredTensor
+from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
 from train.export.allocation import allocate, choices
 from train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
@@ -17,8 +18,6 @@ from train.export.torch_layouts import TorchLayout
 from train.quantization.curvature import Curvature
 from train.quantization.plan import QuantizationPlan
 from train.quantization.pruning import prune_to_size, zeroing_costs
-
-CAP_BYTES = 16_000_000
 
 _ALLOCATIONS = 6
 _FULL = 0.998  # of the target is close enough
@@ -102,7 +101,7 @@ def fit(
     options: Sequence[FitOption],
     loss: Callable[[Mapping[str, StoredTensor]], float],
     *,
-    cap_bytes: int = CAP_BYTES,
+    cap_bytes: int = SIZE_CAP,
     code_bytes: int = 0,
     hessians: Mapping[str, Tensor] | None = None,
     metadata: NativeMetadata | None = None,

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from evalkit import __version__
 from evalkit.artifact.layouts import held_values
+from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
+from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
+from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
 from evalkit.progress import tracked
 from evalkit.recipes import load_recipe
@@ -29,7 +32,7 @@ from train.export.export import (
     quantize_state_dict,
     write_artifact,
 )
-from train.export.fit import CAP_BYTES, FitOption, FitRow, fit, in_torch_containers
+from train.export.fit import FitOption, FitRow, fit, in_torch_containers
 from train.export.refine import RefineConfig, refine
 from train.export.text import ExportText, OwnSamples, TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout
@@ -69,7 +72,7 @@ class ExportConfig:
     calibration_data: Path | None = None
     force_calibration: bool = False
     refine: int = 0
-    target_bytes: int = CAP_BYTES
+    target_bytes: int = SIZE_CAP
     fit: bool = False
     code: tuple[Path, ...] = ()
     tokenizer: Path | None = None
@@ -167,7 +170,23 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
         tensors, zeroed = pruned.tensors, zeroed + pruned.zeroed
         notes.append(f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
+    if layout is not None:
+        notes += missing_settings(path, trained.config.model)
     return ExportResult(file=file, code_bytes=code_bytes, zeroed=zeroed, notes=notes, table=table, tensors=tensors)
+
+
+def missing_settings(path: Path, config: ModelConfig) -> list[str]:
+    """Say which settings a reader of a published layout would get wrong, because it holds tensors alone."""
+    try:
+        found = load_artifact(path).resolve().config.to_dict()
+    except InputError:
+        found = {}
+    unused = [table + "_dim" for table in ("bigram", "trigram") if not getattr(config, table + "_buckets")]
+    differing = [f"model.{k}" for k, value in config.to_dict().items() if found.get(k) != value and k not in unused]
+    if not differing:
+        return []
+    named = ", ".join(differing) if found else "the configuration"
+    return [f"this layout does not hold {named}: score it with --recipe and the run's recipe.toml"]
 
 
 def refined(

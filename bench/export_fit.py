@@ -1,0 +1,87 @@
+"""What ``evalkit export --fit`` gains at several sizes: the plan with its steps scaled, and a step for each tensor.
+
+    python bench/export_fit.py RUN... --data DIR --tokenizer MODEL [--other SHARD] [--shares 0.85,0.7,0.55]
+
+RUN is a run folder of ``evalkit train``. Sizes are shares of what the recipe's own plan takes (share 1, the first row).
+Everything that is learned or chosen reads training shards; bits per byte are those of the first validation tokens, and
+of ``--other``'s, which are of another kind of text. Differences are to the plan's artifact, paired, with standard
+errors clustered by document.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from export_recipes import Text, as_state
+
+from evalkit.artifact.native import NativeMetadata, write_native
+from evalkit.errors import InputError
+from evalkit.model.gpt import GPT
+from evalkit.tokens.tokenizer import Tokenizer
+from train.data import find_shards
+from train.export.export import quantize_state_dict
+from train.export.fit import FitOption, fit
+from train.export.pipeline import collect_hessians, plan_of, target_weights
+from train.export.text import TrainingText
+from train.folder import load_run
+from train.quantization.curvature import collect_curvature
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
+    parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--shares", default="0.85,0.7,0.55", help="of the plan's bytes")
+    parser.add_argument("--tokens", type=int, default=65536, help="of each text")
+    parser.add_argument("--calibration-tokens", type=int, default=32768)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(options.tokenizer)
+    print("| run | way | bytes | validation | against the plan | other | against the plan |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for run in options.runs:
+        trained = load_run(run)
+        model = GPT(trained.config.model).eval().requires_grad_(False)
+        model.load_state_dict(trained.weights)
+        seq_len = trained.config.train.seq_len
+        _, validation = find_shards(options.data, trained.config.data)
+        texts = [Text.read(validation, options.tokens, seq_len, tokenizer)]
+        if options.other:
+            texts.append(Text.read([options.other], options.tokens, seq_len, tokenizer))
+        reader = TrainingText(options.data, trained, calibration_tokens=options.calibration_tokens)
+        hessians = collect_hessians(model, reader.calibration())
+        curvature = collect_curvature(model, reader.calibration())
+        plan = plan_of(trained, 1.0)
+        target, _ = target_weights(model, trained, plan, hessians, reader.held_out())
+        tensors = quantize_state_dict(target, plan, hessians)
+        full = len(write_native(tensors, NativeMetadata()))
+        reference = [text.bits(model, as_state(model, tensors)) for text in texts]
+        cells = [f"{text.per_byte(bits):.5f} | " for text, bits in zip(texts, reference, strict=True)]
+        print(f"| {trained.config.recipe} | plan | {full:,} | {' | '.join(cells)} |", flush=True)
+        for share in map(float, options.shares.split(",")):
+            for label, reach in (("steps scaled", "step"), ("a step for each tensor", "tensors")):
+                try:
+                    found = fit(
+                        target,
+                        [FitOption(label=label, plan=plan, reach=reach)],
+                        lambda held: 0.0,  # one way: there is nothing to choose
+                        cap_bytes=int(share * full),
+                        hessians=hessians,
+                        curvature=curvature,
+                    )
+                except InputError as error:
+                    print(f"| {trained.config.recipe} | {label} | {error} | | | | |", flush=True)
+                    continue
+                cells = [f"| {trained.config.recipe} | {label} | {found.best.n_bytes:,}"]
+                for text, before in zip(texts, reference, strict=True):
+                    bits = text.bits(model, as_state(model, found.tensors))
+                    cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
+                print(" | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
