@@ -247,6 +247,8 @@ def test_fit_says_what_the_other_containers_would_take(runs: Path, shards: Path,
     json_path = tmp_path / "a.json"
     arguments = ("--data", shards, *FEW, "--fit", "--json", json_path)
     assert export(runs / "pr634", "-o", tmp_path / "a", *arguments) == 0
+    assert export(runs / "pr634", "-o", tmp_path / "b", *arguments) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     report = json.loads(json_path.read_text())
     best = min((row for row in report["tried"] if row["container"] == "evalkit"), key=lambda row: row["loss"] or 99)
     others = {row["container"]: row for row in report["tried"] if row["container"] != "evalkit"}

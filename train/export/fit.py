@@ -12,6 +12,7 @@ from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import INT_BITS, QuantizedTensor, StoredTensor
 from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
+from evalkit.log import LOG
 from train.export.allocation import allocate, choices
 from train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
 from train.export.torch_layouts import TorchLayout
@@ -205,6 +206,8 @@ class _Search:
             fits=total <= self.cap_bytes,
         )
         self.table.append(row)
+        way = row.label if factor is None else f"{row.label} (step factor {factor:.3g})"
+        LOG.info("%s: %s bytes with the code, %s", way, f"{total:,}", "fits" if row.fits else "too large")
         return row
 
     def attempt(self, factor: float) -> tuple[FitRow, dict[str, StoredTensor]]:
