@@ -23,10 +23,11 @@ from evalkit.tokens.tokenizer import Tokenizer
 from train.data import find_shards
 from train.export.export import quantize_state_dict
 from train.export.fit import FitOption, fit
-from train.export.pipeline import collect_hessians, plan_of, target_weights
+from train.export.pipeline import plan_of, target_weights
 from train.export.text import TrainingText
 from train.folder import load_run
 from train.quantization.curvature import collect_curvature
+from train.quantization.hessian import collect_hessians
 
 
 def main() -> None:

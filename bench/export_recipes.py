@@ -32,10 +32,11 @@ from evalkit.model.gpt import GPT
 from evalkit.tokens.tokenizer import Tokenizer
 from train.data import TokenStream, find_shards, load_validation
 from train.export.export import quantize_state_dict
-from train.export.pipeline import collect_hessians, plan_of, target_weights
+from train.export.pipeline import plan_of, target_weights
 from train.export.refine import RefineConfig, refine
 from train.export.text import TrainingText
 from train.folder import load_run
+from train.quantization.hessian import collect_hessians
 from train.quantization.plan import QuantizationPlan, TensorRule
 from train.quantization.rows import weighted_row_error
 

@@ -23,9 +23,9 @@ from train.export.allocation import (
     quantize_rows_to,
     row_factors,
 )
-from train.export.pipeline import collect_hessians
 from train.quantization.curvature import collect_curvature
 from train.quantization.gptq import GptqConfig
+from train.quantization.hessian import collect_hessians
 from train.quantization.plan import QuantizationPlan, TensorRule
 
 NOTHING = PlainTensor(values=np.zeros(0, dtype=np.float16), stored="float16")

@@ -25,10 +25,11 @@ from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
 from train.export.export import quantize_state_dict
-from train.export.pipeline import ExportConfig, ExportResult, collect_hessians, export_run, plan_of, target_weights
+from train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
 from train.export.text import TrainingText
 from train.folder import load_run
 from train.qat import bits_of, round_to_grid, step_size
+from train.quantization.hessian import collect_hessians
 from train.resolve import resolve
 from train.run import train_model
 

@@ -71,9 +71,9 @@ def choices(
         module = name.removesuffix(".weight")
         tensors = [quantize_tensor(name, weight, plan, rule, hessians)]
         if weight.ndim == 2 and (rule.bits or not rule.max_elements) and curvature.knows(module):
-            finest = float(weight.square().mean().sqrt()) * row_factors(curvature.rows(module))
+            unit = float(weight.square().mean().sqrt()) * row_factors(curvature.rows(module))
             tensors += [
-                quantize_rows_to(weight, factor * finest, widths, hessians.get(module), plan.gptq, plan.dtype_of(name))
+                quantize_rows_to(weight, factor * unit, widths, hessians.get(module), plan.gptq, plan.dtype_of(name))
                 for factor in STEPS
             ]
         result[name] = [

@@ -17,7 +17,7 @@ from train.export.allocation import allocate, choices
 from train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
 from train.export.torch_layouts import TorchLayout
 from train.quantization.curvature import Curvature
-from train.quantization.plan import QuantizationPlan
+from train.quantization.plan import QuantizationPlan, TensorRule
 from train.quantization.pruning import prune_to_size, zeroing_costs
 
 _ALLOCATIONS = 6
@@ -95,6 +95,32 @@ class FitResult:
     option: FitOption
     best: FitRow
     table: list[FitRow]
+
+
+def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayout | None) -> list[FitOption]:
+    """Return what ``fit`` tries, each brought to the cap.
+
+    The plan itself; a step for every tensor; and the plan without floors, with blocks as wide as they are, or one width
+    wider or narrower, in the widths that the container has. (Without floors as wide, ``step`` is the plan itself.)
+    """
+    base = FitOption(label="plan, steps to fit", plan=plan, container=container, layout=layout)
+    options = [base, replace(base, label="a step for each tensor", reach="tensors")]
+
+    def shifted(places: int) -> QuantizationPlan:
+        def rule_of(rule: TensorRule) -> TensorRule:
+            if not rule.bits or rule.bits == 8:
+                return rule
+            place = base.widths.index(rule.bits) + places
+            return replace(rule, format=f"int{base.widths[max(place, 0)]}", min_step=0.0)
+
+        return replace(plan, rules=tuple(map(rule_of, plan.rules)))
+
+    for places, label in ((1, "wider"), (0, "no floor"), (-1, "narrower")):
+        if places and shifted(places) == shifted(0):
+            continue
+        for reach in ("step", "prune") if places else ("prune",):
+            options.append(replace(base, label=f"{label}, {reach}", plan=shifted(places), reach=reach))
+    return options
 
 
 def fit(

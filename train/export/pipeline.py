@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from evalkit import __version__
 from evalkit.artifact.layouts import held_values
@@ -32,14 +32,14 @@ from train.export.export import (
     quantize_state_dict,
     write_artifact,
 )
-from train.export.fit import FitOption, FitRow, fit, in_torch_containers
+from train.export.fit import FitRow, fit, fit_options, in_torch_containers
 from train.export.refine import RefineConfig, refine
 from train.export.text import ExportText, OwnSamples, TrainingText
 from train.export.torch_layouts import LAYOUTS, TorchLayout
 from train.folder import TrainedModel
 from train.qat import bits_of, round_to_grid
 from train.quantization.curvature import collect_curvature
-from train.quantization.hessian import HessianCollector, shared_input_groups
+from train.quantization.hessian import collect_hessians
 from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
 from train.quantization.pruning import prune_to_size, zeroing_costs
 
@@ -277,42 +277,6 @@ def target_weights(
         f"GPTQ towards the weights moved by {best:g} of the way to the grid of their training; "
         f"nats per token of other training text: {tried}"
     ]
-
-
-def fit_options(plan: QuantizationPlan, container: Container, layout: TorchLayout | None) -> list[FitOption]:
-    """Return what ``fit`` tries, each brought to the cap.
-
-    The plan itself; a step for every tensor; and the plan without floors, with blocks as wide as they are, or one width
-    wider or narrower, in the widths that the container has. (Without floors as wide, ``step`` is the plan itself.)
-    """
-    base = FitOption(label="plan, steps to fit", plan=plan, container=container, layout=layout)
-    options = [base, replace(base, label="a step for each tensor", reach="tensors")]
-
-    def shifted(places: int) -> QuantizationPlan:
-        def rule_of(rule: TensorRule) -> TensorRule:
-            if not rule.bits or rule.bits == 8:
-                return rule
-            place = base.widths.index(rule.bits) + places
-            return replace(rule, format=f"int{base.widths[max(place, 0)]}", min_step=0.0)
-
-        return replace(plan, rules=tuple(map(rule_of, plan.rules)))
-
-    for places, label in ((1, "wider"), (0, "no floor"), (-1, "narrower")):
-        if places and shifted(places) == shifted(0):
-            continue
-        for reach in ("step", "prune") if places else ("prune",):
-            options.append(replace(base, label=f"{label}, {reach}", plan=shifted(places), reach=reach))
-    return options
-
-
-def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the mean of x x^T of every matrix's input, by module name; that of the head under the table it reads."""
-    head = head_name(model.config)
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != head]
-    with torch.no_grad(), HessianCollector(model, shared_input_groups(names)) as collector:
-        for batch in tracked(batches, "calibrate", unit="tokens", size=Tensor.numel):
-            collector.observe(head, model.head_input(model.hidden(batch)))
-    return collector.hessians()
 
 
 def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]], float]:

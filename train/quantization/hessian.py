@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import InputError
+from evalkit.model.gpt import GPT, head_name
+from evalkit.progress import tracked
 
 _ROWS_PER_PRODUCT = 8192  # bounds the float32 copy of a layer's input
 
@@ -130,3 +132,13 @@ class HessianCollector:
             for name in group:
                 result[name] = mean
         return result
+
+
+def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the mean of x x^T of every matrix's input, by module name; that of the head under the table it reads."""
+    head = head_name(model.config)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != head]
+    with torch.no_grad(), HessianCollector(model, shared_input_groups(names)) as collector:
+        for batch in tracked(batches, "calibrate", unit="tokens", size=Tensor.numel):
+            collector.observe(head, model.head_input(model.hidden(batch)))
+    return collector.hessians()
