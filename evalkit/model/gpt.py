@@ -312,5 +312,6 @@ class GPT(nn.Module):
     def _rotary(self, fed_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (fed_length, device)
         if key not in self._rope_cache:
-            self._rope_cache[key] = rotary_tables(self.config, fed_length, device)
+            with torch.inference_mode(False):  # gradients may be wanted from the same model later
+                self._rope_cache[key] = rotary_tables(self.config, fed_length, device)
         return self._rope_cache[key]

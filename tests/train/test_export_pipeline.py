@@ -257,6 +257,19 @@ def test_fit_says_what_the_other_containers_would_take(runs: Path, shards: Path,
     assert all(row["loss"] == best["loss"] and row["n_bytes"] > best["n_bytes"] for row in others.values())
 
 
+@pytest.mark.parametrize("calibration", [("--calibration-tokens", "512"), ("--calibration-tokens", "0")])
+def test_fit_without_training_text(
+    calibration: tuple[str, str], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the model's own samples; and without calibration, where a step for each tensor cannot be priced."""
+    json_path = tmp_path / "a.json"
+    assert export(runs / "tiny", "-o", tmp_path / "a", *calibration, "--fit", "--json", json_path) == 0
+    labels = {row["label"] for row in json.loads(json_path.read_text())["tried"]}
+    calibrated = calibration[1] != "0"
+    assert ("a step for each tensor" in labels) == calibrated
+    assert ("no step for each tensor was tried" in capsys.readouterr().out) == (not calibrated)
+
+
 def test_fit_keeps_to_the_widths_of_a_published_layout(runs: Path, shards: Path, tmp_path: Path) -> None:
     free, fitted = tmp_path / "free", tmp_path / "fitted"
     arguments = ("--data", shards, "--container", "torch-xz", *FEW)

@@ -160,7 +160,9 @@ def fit(
     for option in options:
         search = _Search(state, option, hessians, metadata, cap_bytes, code_bytes, table)
         if option.reach == "tensors":
-            found = search.allocate(curvature) if curvature is not None else None
+            if curvature is None:
+                raise InputError(f"option {option.label!r} needs the curvature of the loss")
+            found = search.allocate(curvature)
         else:
             found = search.run(step_range, step_trials)
         if found is None:

@@ -136,9 +136,13 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     tensors: Mapping[str, StoredTensor]
     table: list[FitRow] = []
     if config.fit:
+        options = fit_options(plan, config.container, layout)
+        if not hessians:
+            options = [option for option in options if option.reach != "tensors"]
+            notes.append("no step for each tensor was tried: it needs calibration, and --calibration-tokens is 0")
         result = fit(
             weights,
-            fit_options(plan, config.container, layout),
+            options,
             _loss_of(model, text.held_out()),
             cap_bytes=config.target_bytes,
             code_bytes=code_bytes,
@@ -168,7 +172,9 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
         exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
         pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
         tensors, zeroed = pruned.tensors, zeroed + pruned.zeroed
-        notes.append(f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes")
+        notes.append(
+            f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes; --fit may lose less"
+        )
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
     if layout is not None:
         notes += missing_settings(path, trained.config.model)

@@ -110,7 +110,7 @@ class OwnSamples:
         return sample(self._model, rows=rows, seq_len=self._seq_len + 1, seed=self._seed + 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
     """Draw ``[rows, seq_len]`` tokens from the model itself, each row from BOS."""
     generator = torch.Generator().manual_seed(seed)

@@ -172,7 +172,8 @@ def prune_to_size(
         high = total
         if measure(total) > target_bytes:
             raise InputError(
-                f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target of {target_bytes}"
+                f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target of {target_bytes}; "
+                "take larger steps (--floor), or have them searched (--fit)"
             )
     halve = False
     while high - low > max(1, resolution):
