@@ -122,7 +122,8 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             ),
         )
     LOG.info("exported %s: %s bytes", artifact, f"{exported.file.n_bytes:,}")
-    report["artifact"] = {"path": str(artifact), "bytes": exported.file.n_bytes, "sha256": exported.file.sha256}
+    report["export"] = exported.to_dict()
+    report["artifact"] = report["export"]["artifact"]
     for mixer, ttt in options.variants:
         name = variant_name(mixer, ttt)
         scored, verdict = _score_variant(options, artifact, mixer, ttt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from evalkit.table import format_pairs, format_table
 
 if TYPE_CHECKING:
     from train.export.fit import FitRow
-    from train.export.pipeline import ExportResult
 
 EXAMPLE = """Examples:
 
@@ -88,7 +86,7 @@ def command(
     )
     total = result.file.n_bytes + result.code_bytes
     if json_path:
-        write_json(json_path, _as_json(result, container, target_bytes))
+        write_json(json_path, result.to_dict() | {"container": container, "target_bytes": target_bytes})
     if result.table:
         header = ["tried", "step factor", "zeroed", "bytes with code", "fits", "loss"]
         click.echo(format_table(header, [_cells(row) for row in result.table]))
@@ -98,23 +96,6 @@ def command(
     ]
     pairs += [("note", note) for note in result.notes]
     click.echo(format_pairs(pairs))
-
-
-def _as_json(result: ExportResult, container: str, target_bytes: int) -> dict[str, Any]:
-    file = result.file
-    return {
-        "artifact": {"path": str(file.path), "bytes": file.n_bytes, "sha256": file.sha256, "container": container},
-        "code_bytes": result.code_bytes,
-        "total_bytes": file.n_bytes + result.code_bytes,
-        "target_bytes": target_bytes,
-        "zeroed": result.zeroed,
-        "notes": result.notes,
-        "tried": [asdict(row) for row in result.table],
-        "tensors": {
-            name: {"shape": list(tensor.values.shape), "format": tensor.format}
-            for name, tensor in result.tensors.items()
-        },
-    }
 
 
 def _cells(row: FitRow) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,18 @@ class ExportResult:
     notes: list[str] = field(default_factory=list)
     table: list[FitRow] = field(default_factory=list)
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a report holds of it."""
+        return {
+            "artifact": {"path": str(self.file.path), "bytes": self.file.n_bytes, "sha256": self.file.sha256},
+            "code_bytes": self.code_bytes,
+            "total_bytes": self.file.n_bytes + self.code_bytes,
+            "zeroed": self.zeroed,
+            "notes": self.notes,
+            "tried": [asdict(row) for row in self.table],
+            "tensors": {n: {"shape": list(t.values.shape), "format": t.format} for n, t in self.tensors.items()},
+        }
 
 
 def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> ExportResult:
