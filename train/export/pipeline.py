@@ -140,7 +140,8 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
     text = export_text(model, trained, config)
     notes = list(text.notes)
-    hessians = collect_hessians(model, text.calibration()) if config.calibration_tokens else None
+    calibration = text.calibration()
+    hessians = collect_hessians(model, calibration) if calibration else None
     weights = dict(trained.weights)
     if hessians and isinstance(text, TrainingText):
         weights, said = target_weights(model, trained, plan, hessians, text.held_out())
@@ -160,7 +161,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             code_bytes=code_bytes,
             hessians=hessians,
             metadata=_metadata(trained, config, notes),
-            curvature=collect_curvature(model, text.calibration()) if hessians else None,
+            curvature=collect_curvature(model, calibration) if hessians else None,
         )
         tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
         if layout is None and trained.config.recipe in LAYOUTS:
@@ -184,9 +185,8 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
         exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
         pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
         tensors, zeroed = pruned.tensors, zeroed + pruned.zeroed
-        notes.append(
-            f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes; --fit may lose less"
-        )
+        hint = "" if config.fit else "; --fit may lose less"
+        notes.append(f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes{hint}")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
     if layout is not None:
         notes += missing_settings(path, trained.config.model)
