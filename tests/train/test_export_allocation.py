@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
@@ -92,6 +92,7 @@ choice_lists = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(choice_lists, st.integers(1, 160))
+@example([[(1, 0.0)], [(1, 1e-05), (1, 0.0)]], 1)  # nothing fits: still the cheaper of two that are as small
 def test_allocations(drawn: list[list[tuple[int, float]]], budget: int) -> None:
     """At one price no other of as many bytes costs less; what is filled up then leaves nothing that would still fit."""
     options = {str(i): [Choice(tensor=NOTHING, n_bytes=n, cost=cost) for n, cost in one] for i, one in enumerate(drawn)}

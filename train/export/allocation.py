@@ -187,7 +187,8 @@ def at_one_price(options: Mapping[str, Sequence[Choice]], n_bytes: float) -> dic
 
 def _at(options: Mapping[str, Sequence[Choice]], price: float) -> dict[str, Choice]:
     return {
-        n: min(c, key=lambda choice: (choice.cost + price * choice.n_bytes, choice.n_bytes)) for n, c in options.items()
+        n: min(c, key=lambda choice: (choice.cost + price * choice.n_bytes, choice.n_bytes, choice.cost))
+        for n, c in options.items()
     }
 
 
