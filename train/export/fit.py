@@ -168,7 +168,7 @@ def fit(
         if found is None:
             continue
         row, tensors = found
-        measured = FitRow(**{**row.__dict__, "loss": loss(tensors)})
+        measured = replace(row, loss=loss(tensors))
         table[table.index(row)] = measured
         assert measured.loss is not None
         if best is None or best[0].loss is None or measured.loss < best[0].loss:

@@ -48,7 +48,7 @@ class HessianCollector:
         self._groups = [list(group) for group in groups]
         self._sums: list[Tensor | None] = [None] * len(self._groups)
         self._tokens = [0] * len(self._groups)
-        self._shown: dict[str, int] = {}
+        self._observed: dict[str, int] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._leaders: list[nn.Module] = []
         for group in self._groups:
@@ -74,12 +74,12 @@ class HessianCollector:
 
     def observe(self, name: str, x: Tensor) -> None:
         """Add inputs ``[..., in_features]`` of a matrix that no module multiplies by, such as a tied head."""
-        if name not in self._shown:
-            self._shown[name] = len(self._groups)
+        if name not in self._observed:
+            self._observed[name] = len(self._groups)
             self._groups.append([name])
             self._sums.append(None)
             self._tokens.append(0)
-        self._add(self._shown[name], x)
+        self._add(self._observed[name], x)
 
     def _hook(self, index: int):  # type: ignore[no-untyped-def]
         def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
