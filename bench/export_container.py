@@ -34,13 +34,13 @@ from evalkit.artifact.native import NativeMetadata, read_native, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.export.export import quantize_state_dict
-from train.export.pipeline import plan_of
-from train.export.text import TrainingText
-from train.export.torch_layouts import LAYOUTS, TorchLayout, compress_payload, torch_payload
-from train.folder import load_run
-from train.quantization.hessian import collect_hessians
-from train.quantization.plan import PLANS
+from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.pipeline import plan_of
+from evalkit.train.export.text import TrainingText
+from evalkit.train.export.torch_layouts import LAYOUTS, TorchLayout, compress_payload, torch_payload
+from evalkit.train.folder import load_run
+from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.quantization.plan import PLANS
 
 PARITY = Path(__file__).resolve().parents[1] / "../shared/parity"
 HEADER = (

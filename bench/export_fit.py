@@ -20,14 +20,14 @@ from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
 from evalkit.tokens.tokenizer import Tokenizer
-from train.data import find_shards
-from train.export.export import quantize_state_dict
-from train.export.fit import FitOption, fit
-from train.export.pipeline import plan_of, target_weights
-from train.export.text import TrainingText
-from train.folder import load_run
-from train.quantization.curvature import collect_curvature
-from train.quantization.hessian import collect_hessians
+from evalkit.train.data import find_shards
+from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.fit import FitOption, fit
+from evalkit.train.export.pipeline import plan_of, target_weights
+from evalkit.train.export.text import TrainingText
+from evalkit.train.folder import load_run
+from evalkit.train.quantization.curvature import collect_curvature
+from evalkit.train.quantization.hessian import collect_hessians
 
 
 def main() -> None:

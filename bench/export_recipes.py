@@ -30,15 +30,15 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from evalkit.tokens.tokenizer import Tokenizer
-from train.data import TokenStream, find_shards, load_validation
-from train.export.export import quantize_state_dict
-from train.export.pipeline import plan_of, target_weights
-from train.export.refine import RefineConfig, refine
-from train.export.text import TrainingText
-from train.folder import load_run
-from train.quantization.hessian import collect_hessians
-from train.quantization.plan import QuantizationPlan, TensorRule
-from train.quantization.rows import weighted_row_error
+from evalkit.train.data import TokenStream, find_shards, load_validation
+from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.pipeline import plan_of, target_weights
+from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.text import TrainingText
+from evalkit.train.folder import load_run
+from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
+from evalkit.train.quantization.rows import weighted_row_error
 
 SMALL = 2048  # vectors, in a model of 128x4
 MATRICES = ("*.mlp.*", "*.attn.c_?.weight", "*.attn.proj.weight")

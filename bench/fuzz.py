@@ -323,9 +323,9 @@ def _valid_artifacts(folder: Path) -> dict[str, bytes]:
 
     from evalkit.model.gpt import GPT
     from evalkit.recipes import load_recipe
-    from train.export.export import quantize_state_dict, write_artifact
-    from train.export.torch_layouts import LAYOUTS
-    from train.quantization.plan import PLANS
+    from evalkit.train.export.export import quantize_state_dict, write_artifact
+    from evalkit.train.export.torch_layouts import LAYOUTS
+    from evalkit.train.quantization.plan import PLANS
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

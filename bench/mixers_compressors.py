@@ -19,7 +19,7 @@ import pyppmd
 import zstandard
 from mixers_text import cpu_seconds, load_text, load_tokens
 
-from mixers import Mixer, best_config, default_config
+from evalkit.mixers import Mixer, best_config, default_config
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from mixers_text import load_tokens
 from numba import njit
 
-from mixers import Mixer, best_config, default_config
+from evalkit.mixers import Mixer, best_config, default_config
 
 SPAN = 65536
 """Tokens between two commits."""

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from mixers_text import cpu_seconds, load_tokens
 
-from mixers import Mixer, MixerConfig, best_config, default_config
+from evalkit.mixers import Mixer, MixerConfig, best_config, default_config
 
 
 def main() -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from train.files import load_tensors
-from train.metrics import read_metrics
+from evalkit.train.files import load_tensors
+from evalkit.train.metrics import read_metrics
 
 CHILD = """
 import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from train.run import run_training
+from evalkit.train.run import run_training
 keys = {"train.batch_tokens": "512", "train.spans": "2", "train.seq_len": "64", "train.checkpoint_every": "3",
         "train.val_tokens": "2000", "train.log_every": "1", "train.device": "cpu"}
 run_training("tiny", Path(sys.argv[1]), None, Path(sys.argv[2]), keys,

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from evalkit.files import write_json
 from evalkit.recipes import load_recipe
-from train.config import RunConfig
-from train.data import ByteCounter, TokenStream, find_shards, load_validation
-from train.distributed import Ranks
-from train.files import read_json
-from train.folder import RunFolder, load_run
-from train.loop import Trainer
-from train.objective import Objective
-from train.qat import bits_of, grid_distance, round_to_grid
-from train.resolve import resolve
-from train.run import train_model
-from train.validation import Validator
+from evalkit.train.config import RunConfig
+from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
+from evalkit.train.distributed import Ranks
+from evalkit.train.files import read_json
+from evalkit.train.folder import RunFolder, load_run
+from evalkit.train.loop import Trainer
+from evalkit.train.objective import Objective
+from evalkit.train.qat import bits_of, grid_distance, round_to_grid
+from evalkit.train.resolve import resolve
+from evalkit.train.run import train_model
+from evalkit.train.validation import Validator
 
 RECIPES = ("pr333", "pr592", "pr344", "pr634", "pr849")
 VARIANTS: dict[str, dict[str, str]] = {

@@ -18,11 +18,11 @@ from recipe_arguments import parse_arguments
 from results import replace_table
 
 from evalkit.tokens.shards import open_shard
-from train.config import DataConfig
-from train.data import find_shards, load_validation
-from train.files import read_json
-from train.metrics import read_metrics
-from train.run import run_training
+from evalkit.train.config import DataConfig
+from evalkit.train.data import find_shards, load_validation
+from evalkit.train.files import read_json
+from evalkit.train.metrics import read_metrics
+from evalkit.train.run import run_training
 
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 

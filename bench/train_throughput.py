@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.data import TokenStream
-from train.distributed import Ranks
-from train.folder import RunFolder
-from train.init import initial_weights
-from train.loop import Trainer
-from train.resolve import resolve
+from evalkit.train.data import TokenStream
+from evalkit.train.distributed import Ranks
+from evalkit.train.folder import RunFolder
+from evalkit.train.init import initial_weights
+from evalkit.train.loop import Trainer
+from evalkit.train.resolve import resolve
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 

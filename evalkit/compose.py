@@ -167,8 +167,8 @@ class Session:
             forecaster: Forecaster = network
             return forecaster
         if self.options.mixer == "published":
+            from evalkit.mixers.published import PublishedMixer
             from evalkit.prequential.published import PublishedMixedForecaster
-            from mixers.published import PublishedMixer
 
             assert network is not None
             assert self.sliding is not None
@@ -180,8 +180,8 @@ class Session:
                 batch_windows=self.sliding.batch_windows,
                 chunk_tokens=self.ttt_config().chunk_tokens,
             )
+        from evalkit.mixers import Mixer
         from evalkit.prequential.mixed import MixedForecaster
-        from mixers import Mixer
 
         return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
 
@@ -191,7 +191,7 @@ class Session:
             return
         import numpy as np
 
-        from mixers import Mixer
+        from evalkit.mixers import Mixer
 
         mixer = Mixer(self.mixer_config())
         tokens = np.zeros(3, dtype=np.int64)
@@ -204,7 +204,7 @@ class Session:
 
         PR849's mixer comes with PR849's temperature and chunks even when nothing trains.
         """
-        from ttt.config import PRESETS
+        from evalkit.ttt.config import PRESETS
 
         settings = dict(self.options.settings.get("ttt", {}))
         preset = settings.pop("preset", "published" if self.options.mixer == "published" else "default")
@@ -215,7 +215,7 @@ class Session:
 
     def mixer_config(self) -> Any:
         """Return the configuration of the online mixer."""
-        from mixers import best_config, default_config
+        from evalkit.mixers import best_config, default_config
 
         settings = dict(self.options.settings.get("mixer", {}))
         preset = settings.pop("preset", "best" if self.artifact is None else "default")
@@ -238,7 +238,7 @@ class Session:
             from evalkit.prequential.sliding import SlidingForecaster
 
             return SlidingForecaster(model, self.sliding, self.ranks)
-        from ttt.forecaster import TTTForecaster
+        from evalkit.ttt.forecaster import TTTForecaster
 
         config = self.ttt_config()
         return TTTForecaster(

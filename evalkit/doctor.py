@@ -111,7 +111,7 @@ def _test_model() -> str:
 def _test_mixer() -> str:
     import numpy as np
 
-    from mixers import Mixer, default_config
+    from evalkit.mixers import Mixer, default_config
 
     mixer = Mixer(default_config(32, network=False, document_token=None))
     tokens = np.random.default_rng(0).integers(0, 32, 96).astype(np.uint16)

@@ -79,9 +79,9 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
         Interrupted: training was interrupted; run again with ``resume``.
         InputError: an input is unusable.
     """
-    from train.export.pipeline import ExportConfig, export_run
-    from train.folder import load_run
-    from train.run import run_training
+    from evalkit.train.export.pipeline import ExportConfig, export_run
+    from evalkit.train.folder import load_run
+    from evalkit.train.run import run_training
 
     training = {k: v for k, v in (options.settings or {}).items() if k.split(".")[0] not in ("mixer", "ttt")}
     folder = options.out / "run"

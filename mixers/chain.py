@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixers.ngram import (
+from evalkit.mixers.ngram import (
     CONTEXT,
     DEPTH,
     DROP_ROWS,

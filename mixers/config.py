@@ -33,7 +33,7 @@ def ngram_order(name: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
-    """What a :class:`mixers.mixer.Mixer` is made of.
+    """What a :class:`evalkit.mixers.mixer.Mixer` is made of.
 
     Attributes:
         vocab_size: V, 2 to 65,535.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mixers.chain import NgramChain
-from mixers.config import MixerConfig, ngram_order
-from mixers.hedge import LOG_FLOOR
-from mixers.inputs import Network
-from mixers.ngram import CODES_PER_ORDER
-from mixers.tree import CODES_PER_ORDER as TREE_CODES_PER_ORDER
-from mixers.tree_expert import TreeExpert
+from evalkit.mixers.chain import NgramChain
+from evalkit.mixers.config import MixerConfig, ngram_order
+from evalkit.mixers.hedge import LOG_FLOOR
+from evalkit.mixers.inputs import Network
+from evalkit.mixers.ngram import CODES_PER_ORDER
+from evalkit.mixers.tree import CODES_PER_ORDER as TREE_CODES_PER_ORDER
+from evalkit.mixers.tree_expert import TreeExpert
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

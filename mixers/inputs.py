@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixers.config import MixerConfig
-from mixers.hedge import LOG_FLOOR
+from evalkit.mixers.config import MixerConfig
+from evalkit.mixers.hedge import LOG_FLOOR
 
 Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.integer[Any]]

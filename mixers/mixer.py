@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixers.config import MixerConfig
-from mixers.experts import Experts
-from mixers.inputs import Network, check_network, check_row, check_tokens
-from mixers.weighting import Weighting
+from evalkit.mixers.config import MixerConfig
+from evalkit.mixers.experts import Experts
+from evalkit.mixers.inputs import Network, check_network, check_row, check_tokens
+from evalkit.mixers.weighting import Weighting
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

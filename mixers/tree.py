@@ -9,8 +9,8 @@ weight vectors chosen by context, their sums weighed once more and squashed (log
 Weights and tables learn only after the whole token has been scored, so all nodes of a token see the same state and
 the full row is one pass over the nodes.
 
-Counts live in lists (:mod:`mixers.tree_lists`), so one walk over a context's block yields the sums along a path. Sums
-are integers (discounts in 1/256), hence the same in any order.
+Counts live in lists (:mod:`evalkit.mixers.tree_lists`), so one walk over a context's block yields the sums along a
+path. Sums are integers (discounts in 1/256), hence the same in any order.
 
 Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
 that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, DOCUMENT_STORE, POOL_TOP, PREVIOUS, STREAM_STORE
-from mixers.tree_work import SETS
+from evalkit.mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, DOCUMENT_STORE, POOL_TOP, PREVIOUS, STREAM_STORE
+from evalkit.mixers.tree_work import SETS
 
 UNIT = 256
 """Discounted counts are held in units of 1/256."""

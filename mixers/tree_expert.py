@@ -1,4 +1,4 @@
-"""The tree expert: owns the count lists, learned tables and weights that the kernels of ``mixers.tree`` work on."""
+"""The tree expert: owns the count lists, learned tables and weights of the kernels in ``tree.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixers.tree import (
+from evalkit.mixers.tree import (
     CODES_PER_ORDER,
     LEVEL_STARTS,
     LEVELS,
@@ -18,8 +18,8 @@ from mixers.tree import (
     tree_pass,
     tree_row,
 )
-from mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, POOL_TOP, tree_prune, tree_undo
-from mixers.tree_work import SETS, input_count, new_nodes, new_sums
+from evalkit.mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, POOL_TOP, tree_prune, tree_undo
+from evalkit.mixers.tree_work import SETS, input_count, new_nodes, new_sums
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

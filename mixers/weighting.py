@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixers.config import MixerConfig, ngram_order
-from mixers.hedge import (
+from evalkit.mixers.config import MixerConfig, ngram_order
+from evalkit.mixers.hedge import (
     STAT_NATS,
     STAT_WEIGHT,
     STAT_WITHOUT,
@@ -109,7 +109,7 @@ class Weighting:
             self._saved = None
 
     def report(self, scored: int) -> dict[str, Any]:
-        """Return ``experts`` and ``weights_over_time`` of :meth:`mixers.Mixer.report`; ``scored`` tokens were."""
+        """Return ``experts`` and ``weights_over_time`` of :meth:`Mixer.report`; ``scored`` tokens were."""
         experts = {
             name: {
                 "nats": float(self._stats[STAT_NATS, e]),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.config import AverageKind, AveragingConfig
+from evalkit.train.config import AverageKind, AveragingConfig
 
 
 class WeightAverages:

@@ -13,7 +13,7 @@ from torch import Tensor
 from evalkit.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard
 from evalkit.tokens.tokenizer import Tokenizer
-from train.config import DataConfig
+from evalkit.train.config import DataConfig
 
 _CHECKED_TOKENS = 1_000_000
 

@@ -3,7 +3,7 @@
 =================  ====================================================================================
 ``recipe.toml``    the resolved recipe, every field of every section; usable as ``--recipe``
 ``config.json``    {format, version, recipe, sections, data}: the same and the shards, for programs
-``checkpoint.pt``  the last resumable state (:class:`train.loop.Trainer`), replaced atomically
+``checkpoint.pt``  the last resumable state (:class:`evalkit.train.loop.Trainer`), replaced atomically
 ``metrics.jsonl``  one JSON object a line: training steps and events, each with ``step``
 ``model.pt``       the exported weights: a plain state dict of the GPT, name to float32 tensor
 ``raw.pt`` ...     the other kinds of weights there are (``raw.pt``, ``ema.pt``, ``swa.pt``), likewise
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from evalkit.errors import InputError
 from evalkit.files import write_atomically, write_json
-from train.config import RunConfig
-from train.files import load_tensors, read_json
-from train.resolve import to_toml
+from evalkit.train.config import RunConfig
+from evalkit.train.files import load_tensors, read_json
+from evalkit.train.resolve import to_toml
 
 FORMAT, VERSION = "evalkit-run", 1
 _MAY_CHANGE = {

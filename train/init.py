@@ -13,8 +13,8 @@ from torch import Tensor
 
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
-from train.config import InitConfig
-from train.parameters import role_of
+from evalkit.train.config import InitConfig
+from evalkit.train.parameters import role_of
 
 _VALUE_TABLE_STD = 0.01
 _GATE_BIAS = 4.0

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from evalkit.errors import InputError
 from evalkit.files import write_json
-from train.averaging import WeightAverages
-from train.config import AverageKind, RunConfig
-from train.data import TokenStream
-from train.distributed import Ranks
-from train.files import load_tensors, plain_weights, save_tensors
-from train.folder import RunFolder
-from train.init import initial_weights
-from train.metrics import MetricsLog, Progress, draw_losses
-from train.objective import Objective
-from train.optimizers.optimizer import Optimizer
-from train.parameters import DTYPES, pack, role_of, unpack
-from train.qat import grid_distance, kept_distance, pull_to_grid, soft_alpha
-from train.schedules import Clock, muon_momentum
-from train.signals import StopSignals
-from train.validation import Validation, Validator
+from evalkit.train.averaging import WeightAverages
+from evalkit.train.config import AverageKind, RunConfig
+from evalkit.train.data import TokenStream
+from evalkit.train.distributed import Ranks
+from evalkit.train.files import load_tensors, plain_weights, save_tensors
+from evalkit.train.folder import RunFolder
+from evalkit.train.init import initial_weights
+from evalkit.train.metrics import MetricsLog, Progress, draw_losses
+from evalkit.train.objective import Objective
+from evalkit.train.optimizers.optimizer import Optimizer
+from evalkit.train.parameters import DTYPES, pack, role_of, unpack
+from evalkit.train.qat import grid_distance, kept_distance, pull_to_grid, soft_alpha
+from evalkit.train.schedules import Clock, muon_momentum
+from evalkit.train.signals import StopSignals
+from evalkit.train.validation import Validation, Validator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evalkit.model.gpt import GPT
-from train.config import RunConfig
-from train.parameters import DTYPES, is_linear, unpack
-from train.qat import crown_q_penalty, fake_quantise
+from evalkit.train.config import RunConfig
+from evalkit.train.parameters import DTYPES, is_linear, unpack
+from evalkit.train.qat import crown_q_penalty, fake_quantise
 
 
 class Objective:
@@ -39,7 +39,7 @@ class Objective:
         """Return the mean cross-entropy in nats and the quantisation penalty.
 
         Args:
-            masters: float32 (tables may be bfloat16), as :func:`train.parameters.pack` lays them out.
+            masters: float32 (tables may be bfloat16), as :func:`evalkit.train.parameters.pack` lays them out.
             ids: ``[B, T]``.
             targets: ``[B, T]``.
             quantised: pass the weights through the quantiser.

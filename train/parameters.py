@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evalkit.model.config import ModelConfig
-from train.config import Precision
+from evalkit.train.config import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from train.config import QatConfig
-from train.parameters import role_of
+from evalkit.train.config import QatConfig
+from evalkit.train.parameters import role_of
 
 _TINY = 1e-12
 

@@ -1,4 +1,4 @@
-"""From a recipe and the command line to a :class:`~train.config.RunConfig`, and back to TOML."""
+"""From a recipe and the command line to a :class:`~evalkit.train.config.RunConfig`, and back to TOML."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from evalkit.errors import InputError
 from evalkit.recipes import Recipe
-from train.config import SECTIONS, RunConfig, coerce
-from train.scaling import scale_model
+from evalkit.train.config import SECTIONS, RunConfig, coerce
+from evalkit.train.scaling import scale_model
 
 
 def resolve(
@@ -30,7 +30,7 @@ def resolve(
     Args:
         recipe: where to start.
         overrides: ``section.key`` to value.
-        scale: see :func:`train.scaling.scale_model`.
+        scale: see :func:`evalkit.train.scaling.scale_model`.
         steps: budget in steps.
         max_seconds: budget in seconds.
 

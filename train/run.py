@@ -16,13 +16,13 @@ import torch
 
 from evalkit.log import LOG
 from evalkit.recipes import load_recipe
-from train.config import RunConfig
-from train.data import ByteCounter, TokenStream, find_shards, load_validation
-from train.distributed import launched
-from train.folder import RunFolder
-from train.loop import Trainer, TrainResult
-from train.resolve import resolve
-from train.validation import Validator
+from evalkit.train.config import RunConfig
+from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
+from evalkit.train.distributed import launched
+from evalkit.train.folder import RunFolder
+from evalkit.train.loop import Trainer, TrainResult
+from evalkit.train.resolve import resolve
+from evalkit.train.validation import Validator
 
 
 def run_training(
@@ -38,7 +38,7 @@ def run_training(
     resume: bool = False,
     progress: TextIO | None = None,
 ) -> TrainResult:
-    """Train a recipe's model and leave everything in the run folder; see :mod:`train.folder`.
+    """Train a recipe's model and leave everything in the run folder; see :mod:`evalkit.train.folder`.
 
     Args:
         recipe: name of a recipe, or a ``.toml`` file.

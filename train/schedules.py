@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from train.config import OptimizerConfig, RunConfig, ScheduleConfig
+from evalkit.train.config import OptimizerConfig, RunConfig, ScheduleConfig
 
 _IGNORED_STEPS = 3
 _MIN_SAMPLES = 5

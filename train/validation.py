@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from train.data import ByteCounter
-from train.distributed import Ranks
-from train.objective import Objective
+from evalkit.train.data import ByteCounter
+from evalkit.train.distributed import Ranks
+from evalkit.train.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

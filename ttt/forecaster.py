@@ -20,12 +20,12 @@ from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
-from ttt.config import TTTConfig
-from ttt.gains import DocumentGains
-from ttt.parameters import parameterise
-from ttt.schedule import learning_rate
-from ttt.temperature import temper
-from ttt.trainer import Row, Trainer
+from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.gains import DocumentGains
+from evalkit.ttt.parameters import parameterise
+from evalkit.ttt.schedule import learning_rate
+from evalkit.ttt.temperature import temper
+from evalkit.ttt.trainer import Row, Trainer
 
 
 def mix_with_frozen(logits: Tensor, frozen: Tensor, weight: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
-from ttt.config import TTTConfig
+from evalkit.ttt.config import TTTConfig
 
 _PUBLISHED_WORDS = ("norm", "scale", "lm_head")
 _ADAPTED = re.compile(r"^blocks\.\d+\.attn\.(c_q|c_v)\.weight$")

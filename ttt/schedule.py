@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ttt.config import TTTConfig
+from evalkit.ttt.config import TTTConfig
 
 
 def learning_rate(config: TTTConfig, chunk: int, num_chunks: int | None) -> float:

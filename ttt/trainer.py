@@ -17,8 +17,8 @@ from evalkit.errors import EvalkitError
 from evalkit.model.gpt import GPT
 from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
-from ttt.config import TTTConfig
-from ttt.parameters import Parameterisation
+from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.parameters import Parameterisation
 
 
 class TrainingError(EvalkitError):

@@ -12,7 +12,7 @@ from evalkit.files import check_writable, write_json
 from evalkit.table import format_pairs, format_table
 
 if TYPE_CHECKING:
-    from train.export.fit import FitRow
+    from evalkit.train.export.fit import FitRow
 
 EXAMPLE = """Examples:
 
@@ -63,8 +63,8 @@ def command(
     json_path: str | None,
 ) -> None:
     """Turn the run in CHECKPOINT (a folder of evalkit train) into an artifact: quantise, prune, encode."""
-    from train.export.pipeline import ExportConfig, export_run
-    from train.folder import load_run
+    from evalkit.train.export.pipeline import ExportConfig, export_run
+    from evalkit.train.folder import load_run
 
     check_writable(output)
     check_writable(json_path)

@@ -38,7 +38,7 @@ def command(
     resume: bool,
 ) -> int:
     """Train a base model: shards in, weights out, interruptible and resumable to the same bits."""
-    from train.run import run_training
+    from evalkit.train.run import run_training
 
     result = run_training(
         recipe,

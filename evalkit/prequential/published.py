@@ -39,7 +39,7 @@ class PublishedMixedForecaster:
 
     Args:
         network: gives the logits.
-        mixer: :class:`mixers.published.PublishedMixer`.
+        mixer: :class:`evalkit.mixers.published.PublishedMixer`.
         seq_len: window in tokens.
         stride: distance between windows.
         batch_windows: windows in a batch; part of the definition, since weights move after every batch.

@@ -9,9 +9,9 @@ import torch
 
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.export.export import quantize_state_dict, write_artifact
-from train.export.torch_layouts import LAYOUTS
-from train.quantization.plan import PLANS
+from evalkit.train.export.export import quantize_state_dict, write_artifact
+from evalkit.train.export.torch_layouts import LAYOUTS
+from evalkit.train.quantization.plan import PLANS
 
 TINY = {
     "vocab_size": 384,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from evalkit.mixers import Mixer, default_config
 from evalkit.model.gpt import GPT
 from evalkit.prequential.mixed import MixedForecaster
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.prequential.transfer import HostCopy, one_ahead
 from evalkit.recipes import load_recipe
-from mixers import Mixer, default_config
 
 VOCAB = 64
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveChain
 
-import mixers.chain as chain_module
-from mixers.chain import BYTES_PER_SLOT, NgramChain
-from mixers.ngram import (
+import evalkit.mixers.chain as chain_module
+from evalkit.mixers.chain import BYTES_PER_SLOT, NgramChain
+from evalkit.mixers.ngram import (
     CODES_PER_ORDER,
     CONTEXT,
     COUNT,

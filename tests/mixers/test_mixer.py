@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveChain, naive_hedge
 
-from mixers import Mixer, MixerConfig, best_config, default_config
-from mixers.config import DISCOUNTS, ngram_name, ngram_order
+from evalkit.mixers import Mixer, MixerConfig, best_config, default_config
+from evalkit.mixers.config import DISCOUNTS, ngram_name, ngram_order
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixers.published import PublishedMixer, fourgram_row, trigram_row
+from evalkit.mixers.published import PublishedMixer, fourgram_row, trigram_row
 
 REFERENCE = Path(__file__).resolve().parents[2] / "../shared/parity/849/small/ttt"
 CHUNK, LENGTH, STRIDE, BATCH = 2048, 256, 64, 2

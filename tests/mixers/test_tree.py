@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from naive import NaiveTree
 from test_chain import TRIPLES, markov
 
-from mixers.tree import DEPTH
-from mixers.tree_expert import TreeExpert
+from evalkit.mixers.tree import DEPTH
+from evalkit.mixers.tree_expert import TreeExpert
 
 
 def make(vocab_size, orders=4, document_orders=3, *, document_token=1, rate=0.02, memory_bytes=1 << 26):

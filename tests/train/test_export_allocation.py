@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
-from train.export.allocation import (
+from evalkit.train.export.allocation import (
     Choice,
     allocate,
     at_one_price,
@@ -23,10 +23,10 @@ from train.export.allocation import (
     quantize_rows_to,
     row_factors,
 )
-from train.quantization.curvature import collect_curvature
-from train.quantization.gptq import GptqConfig
-from train.quantization.hessian import collect_hessians
-from train.quantization.plan import QuantizationPlan, TensorRule
+from evalkit.train.quantization.curvature import collect_curvature
+from evalkit.train.quantization.gptq import GptqConfig
+from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
 
 NOTHING = PlainTensor(values=np.zeros(0, dtype=np.float16), stored="float16")
 

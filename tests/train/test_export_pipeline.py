@@ -24,14 +24,14 @@ from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
-from train.export.export import quantize_state_dict
-from train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
-from train.export.text import TrainingText
-from train.folder import load_run
-from train.qat import bits_of, round_to_grid, step_size
-from train.quantization.hessian import collect_hessians
-from train.resolve import resolve
-from train.run import train_model
+from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
+from evalkit.train.export.text import TrainingText
+from evalkit.train.folder import load_run
+from evalkit.train.qat import bits_of, round_to_grid, step_size
+from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.resolve import resolve
+from evalkit.train.run import train_model
 
 # 160 wide: the MLP's matrices are above the 65,536 elements up to which the published plans keep float16.
 RUNS = {"pr634": "160x2", "pr849": "160x2", "tiny": "64x2"}
@@ -201,7 +201,7 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
         results.append(export_run(*given))  # type: ignore[arg-type]
         return results[-1]
 
-    monkeypatch.setattr("train.export.pipeline.export_run", recorded)
+    monkeypatch.setattr("evalkit.train.export.pipeline.export_run", recorded)
     json_path = tmp_path / "fitted.json"
     chosen = ("--target-bytes", target, "--fit", "--json", json_path)
     assert export(runs / "tiny", "-o", fitted, *arguments, *chosen) == 0

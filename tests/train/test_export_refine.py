@@ -20,12 +20,12 @@ from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.export.export import quantize_state_dict
-from train.export.refine import RefineConfig, refine
-from train.export.text import TrainingText
-from train.folder import TrainedModel
-from train.quantization.plan import QuantizationPlan, TensorRule
-from train.resolve import resolve
+from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.text import TrainingText
+from evalkit.train.folder import TrainedModel
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
+from evalkit.train.resolve import resolve
 
 PLAN = QuantizationPlan(
     rules=(

@@ -11,7 +11,7 @@ import torch
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
-from train.quantization.pruning import magnitude_prune, prune_to_size, zeroing_cost
+from evalkit.train.quantization.pruning import magnitude_prune, prune_to_size, zeroing_cost
 
 
 def model(seed: int = 0) -> dict[str, StoredTensor]:

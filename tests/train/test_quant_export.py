@@ -20,11 +20,11 @@ from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
-from train.export.fit import FitOption, fit
-from train.export.torch_layouts import LAYOUTS, torch_object
-from train.quantization.hessian import HessianCollector, shared_input_groups
-from train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_count
+from evalkit.train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
+from evalkit.train.export.fit import FitOption, fit
+from evalkit.train.export.torch_layouts import LAYOUTS, torch_object
+from evalkit.train.quantization.hessian import HessianCollector, shared_input_groups
+from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_count
 
 PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
 SYSTEMS = ["baseline", "pr333", "pr344", "pr592", "pr634", "pr849"]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from evalkit.errors import InputError
-from train.quantization.calibration import check_calibration_shards
-from train.quantization.gptq import GptqConfig, gptq_round
-from train.quantization.hessian import HessianCollector, shared_input_groups
-from train.quantization.rows import integer_limit, quantize_rows, round_to_step
+from evalkit.train.quantization.calibration import check_calibration_shards
+from evalkit.train.quantization.gptq import GptqConfig, gptq_round
+from evalkit.train.quantization.hessian import HessianCollector, shared_input_groups
+from evalkit.train.quantization.rows import integer_limit, quantize_rows, round_to_step
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import InputError
-from train.quantization.rows import (
+from evalkit.train.quantization.rows import (
     integer_limit,
     published_min_step,
     quantize_rows,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from train.averaging import WeightAverages
-from train.config import AveragingConfig
+from evalkit.train.averaging import WeightAverages
+from evalkit.train.config import AveragingConfig
 
 
 def test_ema_matches_float64_and_starts_from_the_initial_weights() -> None:

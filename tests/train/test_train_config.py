@@ -4,9 +4,9 @@ import pytest
 
 from evalkit.errors import InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
-from train.config import SECTIONS, RunConfig
-from train.resolve import resolve, to_toml
-from train.scaling import scale_model
+from evalkit.train.config import SECTIONS, RunConfig
+from evalkit.train.resolve import resolve, to_toml
+from evalkit.train.scaling import scale_model
 
 SYSTEMS = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 

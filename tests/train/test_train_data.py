@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from train_helpers import VOCAB, markov_tokens, write_shard
 
 from evalkit.errors import InputError, TokenError
-from train.config import DataConfig
-from train.data import ByteCounter, TokenStream, find_shards, load_validation
+from evalkit.train.config import DataConfig
+from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from train_helpers import SMALL
 
 from evalkit.recipes import load_recipe
-from train.files import load_tensors, read_json
-from train.metrics import read_metrics
-from train.resolve import resolve, to_toml
+from evalkit.train.files import load_tensors, read_json
+from evalkit.train.metrics import read_metrics
+from evalkit.train.resolve import resolve, to_toml
 
 CHILD = """
 import os
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 if int(os.environ["WORLD_SIZE"]) > 1:
     torch.distributed.init_process_group("gloo")
 from pathlib import Path
-from train.run import run_training
+from evalkit.train.run import run_training
 for recipe, data, out, resume in zip(*[iter(sys.argv[1:])] * 4):
     run_training(recipe, Path(data), None, Path(out), resume=resume == "resume")
 if torch.distributed.is_initialized():

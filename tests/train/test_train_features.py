@@ -10,13 +10,13 @@ from train_helpers import SMALL, VOCAB
 
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import RunConfig
-from train.data import TokenStream, find_shards
-from train.distributed import Ranks
-from train.folder import RunFolder
-from train.loop import Trainer
-from train.objective import Objective
-from train.resolve import resolve
+from evalkit.train.config import RunConfig
+from evalkit.train.data import TokenStream, find_shards
+from evalkit.train.distributed import Ranks
+from evalkit.train.folder import RunFolder
+from evalkit.train.loop import Trainer
+from evalkit.train.objective import Objective
+from evalkit.train.resolve import resolve
 
 CPU = torch.device("cpu")
 OFF: dict[str, Any] = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from evalkit.recipes import load_recipe
-from train.init import initial_weights, overtone, phase_mix
-from train.resolve import resolve
+from evalkit.train.init import initial_weights, overtone, phase_mix
+from evalkit.train.resolve import resolve
 
 
 def weights(recipe: str, scale: str = "64x3", **overrides: str) -> dict[str, torch.Tensor]:

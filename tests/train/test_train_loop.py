@@ -18,15 +18,15 @@ from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from train.config import RunConfig
-from train.data import TokenStream, find_shards
-from train.distributed import Ranks
-from train.files import load_tensors
-from train.folder import RunFolder, load_run
-from train.loop import Trainer, TrainResult
-from train.metrics import Progress, read_metrics
-from train.resolve import resolve
-from train.run import run_training, train_model
+from evalkit.train.config import RunConfig
+from evalkit.train.data import TokenStream, find_shards
+from evalkit.train.distributed import Ranks
+from evalkit.train.files import load_tensors
+from evalkit.train.folder import RunFolder, load_run
+from evalkit.train.loop import Trainer, TrainResult
+from evalkit.train.metrics import Progress, read_metrics
+from evalkit.train.resolve import resolve
+from evalkit.train.run import run_training, train_model
 
 QUICK = SMALL | {"train.spans": "1", "qat.start_scale": "0.8"}
 
@@ -112,7 +112,7 @@ def test_progress_is_a_line_on_a_terminal_and_a_line_a_minute_in_a_log(monkeypat
 
     terminal, log, quick = Terminal(), io.StringIO(), io.StringIO()
     for stream, seconds in ((terminal, 60.0), (log, 60.0), (quick, 0.0)):
-        monkeypatch.setattr("train.metrics._LOG_SECONDS", seconds)
+        monkeypatch.setattr("evalkit.train.metrics._LOG_SECONDS", seconds)
         progress = Progress(stream)
         for text in ("step 1: long", "step 2"):
             progress.show(text)
@@ -190,7 +190,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from train.run import run_training
+from evalkit.train.run import run_training
 run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
 """
 

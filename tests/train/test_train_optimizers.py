@@ -3,15 +3,15 @@ import torch
 from torch import nn
 
 from evalkit.recipes import load_recipe
-from train.config import OptimizerConfig
-from train.distributed import Ranks
-from train.init import initial_weights
-from train.objective import Objective
-from train.optimizers.muon import Muon
-from train.optimizers.newton_schulz import SINGULAR_VALUE_BAND, aspect_scale, newton_schulz
-from train.optimizers.optimizer import Optimizer, owner_of
-from train.parameters import BANKS, pack, unpack
-from train.resolve import resolve
+from evalkit.train.config import OptimizerConfig
+from evalkit.train.distributed import Ranks
+from evalkit.train.init import initial_weights
+from evalkit.train.objective import Objective
+from evalkit.train.optimizers.muon import Muon
+from evalkit.train.optimizers.newton_schulz import SINGULAR_VALUE_BAND, aspect_scale, newton_schulz
+from evalkit.train.optimizers.optimizer import Optimizer, owner_of
+from evalkit.train.parameters import BANKS, pack, unpack
+from evalkit.train.resolve import resolve
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
@@ -34,7 +34,7 @@ def test_newton_schulz_puts_singular_values_into_the_band(shape: tuple[int, ...]
 
 
 def test_the_band_is_that_of_the_polynomial() -> None:
-    from train.optimizers.newton_schulz import COEFFICIENTS
+    from evalkit.train.optimizers.newton_schulz import COEFFICIENTS
 
     a, b, c = COEFFICIENTS
     x = torch.linspace(0, 1, 200_001, dtype=torch.float64)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from train_helpers import SMALL
 
 from evalkit.recipes import load_recipe
-from train.config import QatConfig, RunConfig
-from train.folder import load_run
-from train.objective import Objective
-from train.parameters import pack, unpack
-from train.qat import (
+from evalkit.train.config import QatConfig, RunConfig
+from evalkit.train.folder import load_run
+from evalkit.train.objective import Objective
+from evalkit.train.parameters import pack, unpack
+from evalkit.train.qat import (
     bits_of,
     crown_q_penalty,
     fake_quantise,
@@ -30,8 +30,8 @@ from train.qat import (
     step_size,
     straight_through,
 )
-from train.resolve import resolve
-from train.run import train_model
+from evalkit.train.resolve import resolve
+from evalkit.train.run import train_model
 
 MLP = "blocks.0.mlp.fc.weight"
 
@@ -268,7 +268,7 @@ def test_straight_through_lowers_the_loss_of_rounded_weights(data: Path, tmp_pat
             n: round_to_grid(w, b, config.qat) if (b := bits_of(n, config.qat)) else w for n, w in weights.items()
         }
         objective = Objective(config, torch.device("cpu"), compiled=False)
-        from train.data import load_validation
+        from evalkit.train.data import load_validation
 
         tokens = torch.from_numpy(load_validation(sorted(data.glob("*val*")), vocab_size=64, limit=960))
         losses.append(objective.nats(rounded, tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)).mean().item())

@@ -1,9 +1,9 @@
 import pytest
 
 from evalkit.recipes import load_recipe
-from train.config import ScheduleConfig
-from train.resolve import resolve
-from train.schedules import Clock, StepTimer, muon_momentum, warmdown_scale
+from evalkit.train.config import ScheduleConfig
+from evalkit.train.resolve import resolve
+from evalkit.train.schedules import Clock, StepTimer, muon_momentum, warmdown_scale
 
 
 def test_warmdown_is_linear_to_zero() -> None:

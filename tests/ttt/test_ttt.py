@@ -19,11 +19,11 @@ from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import ByteTable
-from ttt.config import TTTConfig
-from ttt.forecaster import TTTForecaster
-from ttt.schedule import learning_rate
-from ttt.temperature import temper
-from ttt.trainer import TrainingError
+from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.forecaster import TTTForecaster
+from evalkit.ttt.schedule import learning_rate
+from evalkit.ttt.temperature import temper
+from evalkit.ttt.trainer import TrainingError
 
 VOCAB, CHUNK, LENGTH = 48, 60, 400
 SLIDING = SlidingConfig(seq_len=32, stride=8)

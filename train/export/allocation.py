@@ -3,8 +3,8 @@
 With an entropy coder, the step decides what a tensor costs, and the width only how large an integer may get. At the
 best allocation one byte more buys the same loss in every tensor, so all tensors minimise ``loss + price * bytes`` at
 one price (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers"). Losses come from
-:mod:`train.quantization.curvature`, bytes from the entropy of the integers; the caller corrects for what a container
-really takes.
+:mod:`evalkit.train.quantization.curvature`, bytes from the entropy of the integers; the caller corrects for what a
+container really takes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.progress import tracked
-from train.export.export import quantize_tensor
-from train.quantization.curvature import Curvature
-from train.quantization.gptq import GptqConfig, gptq_round
-from train.quantization.plan import QuantizationPlan, layer_count
-from train.quantization.rows import integer_limit, round_to_step, row_step
+from evalkit.train.export.export import quantize_tensor
+from evalkit.train.quantization.curvature import Curvature
+from evalkit.train.quantization.gptq import GptqConfig, gptq_round
+from evalkit.train.quantization.plan import QuantizationPlan, layer_count
+from evalkit.train.quantization.rows import integer_limit, round_to_step, row_step
 
 STEPS = tuple(2.0 ** (-j / 2) for j in range(-2, 8))
 """Candidates for the step of a row of mean curvature, in root mean squares of a tensor's entries."""

@@ -16,11 +16,11 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
 from evalkit.files import write_atomically
 from evalkit.progress import tracked
-from train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
-from train.quantization.gptq import gptq_search
-from train.quantization.plan import QuantizationPlan, TensorRule, layer_count
-from train.quantization.pruning import magnitude_prune
-from train.quantization.rows import round_to_step, row_clip, row_step, search_clip
+from evalkit.train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
+from evalkit.train.quantization.gptq import gptq_search
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule, layer_count
+from evalkit.train.quantization.pruning import magnitude_prune
+from evalkit.train.quantization.rows import round_to_step, row_clip, row_step, search_clip
 
 Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]
 CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib")

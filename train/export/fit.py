@@ -13,12 +13,12 @@ from evalkit.artifact.tensors import INT_BITS, QuantizedTensor, StoredTensor
 from evalkit.constants import SIZE_CAP
 from evalkit.errors import InputError
 from evalkit.log import LOG
-from train.export.allocation import allocate, choices
-from train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
-from train.export.torch_layouts import TorchLayout
-from train.quantization.curvature import Curvature
-from train.quantization.plan import QuantizationPlan, TensorRule
-from train.quantization.pruning import prune_to_size, zeroing_costs
+from evalkit.train.export.allocation import allocate, choices
+from evalkit.train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
+from evalkit.train.export.torch_layouts import TorchLayout
+from evalkit.train.quantization.curvature import Curvature
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
+from evalkit.train.quantization.pruning import prune_to_size, zeroing_costs
 
 _ALLOCATIONS = 6
 _FULL = 0.998  # of the target is close enough

@@ -24,7 +24,7 @@ from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
 from evalkit.progress import tracked
 from evalkit.recipes import load_recipe
-from train.export.export import (
+from evalkit.train.export.export import (
     ArtifactFile,
     Container,
     code_size,
@@ -32,16 +32,16 @@ from train.export.export import (
     quantize_state_dict,
     write_artifact,
 )
-from train.export.fit import FitRow, fit, fit_options, in_torch_containers
-from train.export.refine import RefineConfig, refine
-from train.export.text import ExportText, OwnSamples, TrainingText
-from train.export.torch_layouts import LAYOUTS, TorchLayout
-from train.folder import TrainedModel
-from train.qat import bits_of, round_to_grid
-from train.quantization.curvature import collect_curvature
-from train.quantization.hessian import collect_hessians
-from train.quantization.plan import PLANS, QuantizationPlan, TensorRule
-from train.quantization.pruning import prune_to_size, zeroing_costs
+from evalkit.train.export.fit import FitRow, fit, fit_options, in_torch_containers
+from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.text import ExportText, OwnSamples, TrainingText
+from evalkit.train.export.torch_layouts import LAYOUTS, TorchLayout
+from evalkit.train.folder import TrainedModel
+from evalkit.train.qat import bits_of, round_to_grid
+from evalkit.train.quantization.curvature import collect_curvature
+from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule
+from evalkit.train.quantization.pruning import prune_to_size, zeroing_costs
 
 ROUNDED_SHARES = (0.0, 0.5, 1.0)
 """How far towards the grid of training-time rounding the weights are moved before GPTQ, as candidates."""

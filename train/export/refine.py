@@ -24,7 +24,7 @@ from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.progress import tracked
-from train.export.export import store_plain
+from evalkit.train.export.export import store_plain
 
 _SMALLEST_UNIT = 0.01  # of a tensor of zeros, such as a gate that never moved
 _SMALLEST_STEP, _LARGEST_STEP = 2.0**-14, 65504.0  # the normal numbers of float16

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from evalkit.model.gpt import GPT, KVCache
 from evalkit.tokens.shards import open_shard
-from train.data import TokenStream, find_shards
-from train.folder import TrainedModel
-from train.quantization.calibration import check_calibration_shards
+from evalkit.train.data import TokenStream, find_shards
+from evalkit.train.folder import TrainedModel
+from evalkit.train.quantization.calibration import check_calibration_shards
 
 HELD_OUT_TOKENS = 16_384  # at least; as many as calibrate where those are more
 REFINE_TOKENS = 4096  # of one update

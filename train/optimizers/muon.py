@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.config import OptimizerConfig
-from train.distributed import Ranks
-from train.optimizers.newton_schulz import aspect_scale, newton_schulz
-from train.parameters import DTYPES
+from evalkit.train.config import OptimizerConfig
+from evalkit.train.distributed import Ranks
+from evalkit.train.optimizers.newton_schulz import aspect_scale, newton_schulz
+from evalkit.train.parameters import DTYPES
 
 
 def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, config: OptimizerConfig) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from train.config import OptimizerConfig
-from train.distributed import Ranks
-from train.optimizers.muon import Muon
-from train.optimizers.parallel_muon import ParallelMuon
-from train.parameters import BANKS, DTYPES, role_of
+from evalkit.train.config import OptimizerConfig
+from evalkit.train.distributed import Ranks
+from evalkit.train.optimizers.muon import Muon
+from evalkit.train.optimizers.parallel_muon import ParallelMuon
+from evalkit.train.parameters import BANKS, DTYPES, role_of
 
 Owner = Literal["bank", "muon", "table", "head", "vector", "projection"]
 

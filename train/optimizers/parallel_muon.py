@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.config import OptimizerConfig
-from train.distributed import Ranks
-from train.optimizers.muon import gather_rows, muon_direction, scatter_rows, shard_rows
-from train.parameters import DTYPES
+from evalkit.train.config import OptimizerConfig
+from evalkit.train.distributed import Ranks
+from evalkit.train.optimizers.muon import gather_rows, muon_direction, scatter_rows, shard_rows
+from evalkit.train.parameters import DTYPES
 
 
 @dataclass(kw_only=True)

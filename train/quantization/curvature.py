@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evalkit.model.gpt import GPT
 from evalkit.progress import tracked
-from train.quantization.rows import weighted_row_error
+from evalkit.train.quantization.rows import weighted_row_error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError
-from train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
+from evalkit.train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
 
 _DAMPING_RETRIES = 4
 

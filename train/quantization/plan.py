@@ -10,8 +10,8 @@ from typing import Literal
 
 from evalkit.artifact.tensors import INT_BITS
 from evalkit.errors import InputError
-from train.quantization.gptq import DEFAULT_CONFIG, GptqConfig
-from train.quantization.rows import INT8_QUANTILE, PERCENTILES, published_min_step
+from evalkit.train.quantization.gptq import DEFAULT_CONFIG, GptqConfig
+from evalkit.train.quantization.rows import INT8_QUANTILE, PERCENTILES, published_min_step
 
 SMALL_ELEMENTS = 65_536  # inclusive: a 512x128 projection is small
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.errors import InputError
-from train.quantization.plan import SMALL_ELEMENTS
+from evalkit.train.quantization.plan import SMALL_ELEMENTS
 
 _QUANTILE_LIMIT = 1 << 24  # torch.quantile refuses more elements
 
