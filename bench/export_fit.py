@@ -17,8 +17,8 @@ import torch
 from export_recipes import Text, as_state
 
 from evalkit.artifact.native import NativeMetadata, write_native
-from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import InputError
 from evalkit.tokens.tokenizer import Tokenizer
 from evalkit.train.data import find_shards
 from evalkit.train.export.export import quantize_state_dict

@@ -2,7 +2,7 @@
 
     python bench/fuzz.py --inputs 120000 --seconds 600 --json fuzz.json
 
-A reader may answer in two ways: with a value, or with :class:`evalkit.errors.InputError`. Anything else is a crash;
+A reader may answer in two ways: with a value, or with ``InputError``. Anything else is a crash;
 more than ``--hang`` seconds on one input is a hang; both are written to ``--keep``. A process that ever holds more than
 ``--memory`` MiB beyond what it held before its first input breaks the memory bound. Where a checksum guards a format,
 most mutations are applied behind it and the checksum is made right again, or nothing else would ever be reached.
@@ -427,7 +427,7 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
     import numpy as np
 
     np.seterr(all="ignore")
-    from evalkit.errors import EvalkitError
+    from evalkit.plumbing.errors import EvalkitError
 
     started = time.monotonic()
     work = Path(folder)

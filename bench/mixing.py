@@ -21,9 +21,9 @@ from mixers_text import cpu_seconds, load_tokens
 from evalkit.mixers import Mixer, default_config
 from evalkit.mixers.published import PublishedMixer
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.profiling import Profile
 from evalkit.prequential.mixed import MixedForecaster, network_experts
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, one_thread_each, target_nll
-from evalkit.profiling import Profile
 from evalkit.recipes import load_recipe
 
 WINDOW, STRIDE, BATCH = 2048, 64, 32

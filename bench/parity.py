@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evalkit.compose import ScoreOptions
-from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions
 
 SETTINGS = {"333": {"xsa_last_n": "2"}, "592": {"xsa_last_n": "2"}}
 TTT = ("plain", "mixer_only", "ttt_only", "both", "ttt_only_no_averaging", "both_no_averaging")

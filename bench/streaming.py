@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evalkit.compose import ScoreOptions
-from evalkit.scoring import score
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions
 
 
 def main() -> None:

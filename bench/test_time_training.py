@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from evalkit.compose import ScoreOptions
-from evalkit.scoring import score
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, mixed with the frozen network (default)": {},

@@ -19,7 +19,7 @@ from recipe_arguments import parse_arguments
 from results import replace_table
 from torch import Tensor
 
-from evalkit.files import write_json
+from evalkit.plumbing.files import write_json
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
 from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation

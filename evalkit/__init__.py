@@ -29,37 +29,37 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from evalkit.artifact.load import Artifact as Artifact
     from evalkit.artifact.load import load_artifact as load_artifact
-    from evalkit.checking import CheckOptions as CheckOptions
-    from evalkit.checking import check as check
-    from evalkit.checking import check_forecaster as check_forecaster
-    from evalkit.compose import ScoreOptions as ScoreOptions
-    from evalkit.compose import Session as Session
-    from evalkit.compose import open_session as open_session
-    from evalkit.errors import EvalkitError as EvalkitError
-    from evalkit.errors import InputError as InputError
     from evalkit.legality.report import Finding as Finding
     from evalkit.legality.report import LegalityReport as LegalityReport
+    from evalkit.plumbing.errors import EvalkitError as EvalkitError
+    from evalkit.plumbing.errors import InputError as InputError
     from evalkit.prequential.forecaster import Forecaster as Forecaster
-    from evalkit.scoring import ScoreReport as ScoreReport
-    from evalkit.scoring import score as score
     from evalkit.tokens.tokenizer import Tokenizer as Tokenizer
+    from evalkit.verbs.check import CheckOptions as CheckOptions
+    from evalkit.verbs.check import check as check
+    from evalkit.verbs.check import check_forecaster as check_forecaster
+    from evalkit.verbs.score import ScoreReport as ScoreReport
+    from evalkit.verbs.score import score as score
+    from evalkit.verbs.session import ScoreOptions as ScoreOptions
+    from evalkit.verbs.session import Session as Session
+    from evalkit.verbs.session import open_session as open_session
 
 _HOMES = {
     "Artifact": "evalkit.artifact.load",
     "load_artifact": "evalkit.artifact.load",
-    "CheckOptions": "evalkit.checking",
-    "check": "evalkit.checking",
-    "check_forecaster": "evalkit.checking",
-    "ScoreOptions": "evalkit.compose",
-    "Session": "evalkit.compose",
-    "open_session": "evalkit.compose",
-    "EvalkitError": "evalkit.errors",
-    "InputError": "evalkit.errors",
+    "CheckOptions": "evalkit.verbs.check",
+    "check": "evalkit.verbs.check",
+    "check_forecaster": "evalkit.verbs.check",
+    "ScoreOptions": "evalkit.verbs.session",
+    "Session": "evalkit.verbs.session",
+    "open_session": "evalkit.verbs.session",
+    "EvalkitError": "evalkit.plumbing.errors",
+    "InputError": "evalkit.plumbing.errors",
     "Finding": "evalkit.legality.report",
     "LegalityReport": "evalkit.legality.report",
     "Forecaster": "evalkit.prequential.forecaster",
-    "ScoreReport": "evalkit.scoring",
-    "score": "evalkit.scoring",
+    "ScoreReport": "evalkit.verbs.score",
+    "score": "evalkit.verbs.score",
     "Tokenizer": "evalkit.tokens.tokenizer",
 }
 

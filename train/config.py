@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
+from evalkit.plumbing.errors import InputError
 
 Precision = Literal["bfloat16", "float32"]
 AverageKind = Literal["raw", "ema", "swa"]

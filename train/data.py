@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError, TokenError
+from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard
 from evalkit.tokens.tokenizer import Tokenizer
 from evalkit.train.config import DataConfig

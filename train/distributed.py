@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

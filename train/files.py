@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
 
 
 def save_tensors(path: Path, value: Any) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.errors import InputError
-from evalkit.files import write_atomically, write_json
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically, write_json
 from evalkit.train.config import RunConfig
 from evalkit.train.files import load_tensors, read_json
 from evalkit.train.resolve import to_toml

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
-from evalkit.errors import InputError
-from evalkit.files import write_json
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_json
 from evalkit.train.averaging import WeightAverages
 from evalkit.train.config import AverageKind, RunConfig
 from evalkit.train.data import TokenStream

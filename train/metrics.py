@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
 
 _LOG_SECONDS = 60.0
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.recipes import Recipe
 from evalkit.train.config import SECTIONS, RunConfig, coerce
 from evalkit.train.scaling import scale_model

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import torch
 
-from evalkit.log import LOG
+from evalkit.plumbing.log import LOG
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
 from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation

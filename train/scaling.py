@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
+from evalkit.plumbing.errors import InputError
 
 _MIN_HEAD_DIM = 16
 _MULTIPLE = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 TRAINABLE = ("last_blocks_and_scales", "all_but_first_blocks", "scales", "all", "adapters")
 SCHEDULES = ("constant", "inverse_sqrt", "cosine")

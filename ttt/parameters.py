@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import InputError
 from evalkit.ttt.config import TTTConfig
 
 _PUBLISHED_WORDS = ("norm", "scale", "lm_head")

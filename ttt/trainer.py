@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import EvalkitError
 from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
 from evalkit.ttt.config import TTTConfig

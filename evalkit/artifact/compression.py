@@ -7,7 +7,7 @@ import zlib
 
 import zstandard
 
-from evalkit.errors import ArtifactError
+from evalkit.plumbing.errors import ArtifactError
 
 MAX_INFLATED_BYTES = 256 * 2**20
 """Bound on the inflated size. The largest published model is 131 MB in full precision."""

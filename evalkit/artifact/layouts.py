@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor, float32_to_bfloat16_bits
 from evalkit.artifact.torchfile import RawTensor
-from evalkit.errors import ArtifactError
+from evalkit.plumbing.errors import ArtifactError
 
 _RENAMED = (
     (re.compile(r"^smeargate\."), "smear."),

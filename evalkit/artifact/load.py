@@ -13,8 +13,8 @@ from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
-from evalkit.errors import ArtifactError, InputError
 from evalkit.model.infer import ResolvedConfig, resolve_config
+from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from evalkit.artifact.entropy import floats, integers, prediction, rangecoder
 from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import ArtifactError, InputError
+from evalkit.plumbing.errors import ArtifactError, InputError
 
 MAGIC = b"\x89evalkit"
 VERSION = 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import ArtifactError
+from evalkit.plumbing.errors import ArtifactError
 
 _MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_MEMBERS = 20_000

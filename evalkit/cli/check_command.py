@@ -8,12 +8,12 @@ import click
 from click.core import ParameterSource
 
 from evalkit.cli.options import model_options, score_options, text_options
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_json
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from evalkit.checking import CheckOptions
     from evalkit.legality.report import LegalityReport
+    from evalkit.verbs.check import CheckOptions
 
 DEEP_TOKENS = 1 << 20
 """Tokens of a stream that a stranger's forecaster may be asked about at all."""
@@ -62,9 +62,9 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
-    from evalkit.checking import CheckOptions, check_session
-    from evalkit.compose import open_session
     from evalkit.prequential.ranks import Ranks
+    from evalkit.verbs.check import CheckOptions, check_session
+    from evalkit.verbs.session import open_session
 
     if Ranks.from_environment().rank > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
@@ -99,9 +99,9 @@ def _was_given(option: str) -> bool:
 
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
-    from evalkit.checking import check_forecaster
     from evalkit.tokens.stream import open_shards, tokenize_file
     from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.verbs.check import check_forecaster
 
     if (options["tokens"] is None) == (options["text"] is None):
         raise InputError("give the stream to check on as either --tokens GLOB or --text FILE")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_json
-from evalkit.log import LOG
-from evalkit.table import format_pairs, format_table
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
-    from evalkit.compare import Comparison, PairedDifference
+    from evalkit.verbs.compare import Comparison, PairedDifference
 
 EXAMPLE = """Examples:
 
@@ -60,8 +60,8 @@ def command(
 
     Without --baseline: mean and standard deviation of the reports.
     """
-    from evalkit.compare import as_dict, compare_paired, compare_reports, require_same_tokens
     from evalkit.report.load import find_token_scores, read_report, read_token_scores
+    from evalkit.verbs.compare import as_dict, compare_paired, compare_reports, require_same_tokens
 
     check_writable(json_path)
     new = [read_report(path) for path in reports]
@@ -119,7 +119,7 @@ def _welch(c: Comparison) -> str:
             "Welch test: not possible; it needs at least 2 runs on each side that are not all equal "
             "(train with other seeds)"
         )
-    from evalkit.compare import RECORD_NATS, RECORD_P
+    from evalkit.verbs.compare import RECORD_NATS, RECORD_P
 
     verdict = "significant" if c.p_lower < RECORD_P else "not significant"
     met = "met" if c.is_record else "not met"

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from evalkit.cli.options import model_options, score_options
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_atomically
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_atomically
 
 EXAMPLE = """Example:
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_json
-from evalkit.table import format_pairs
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.table import format_pairs
 
 EXAMPLE = """Examples:
 

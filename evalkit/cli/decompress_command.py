@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_atomically
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_atomically
 
 EXAMPLE = """Example:
 

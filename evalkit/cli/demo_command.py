@@ -19,8 +19,8 @@ EXAMPLE = """Example:
 @click.option("--seconds", type=float, default=30.0, show_default=True, help="Training time.")
 def command(out: str, seconds: float) -> None:
     """Train, export, score and check a tiny model on text that every machine has: two to three minutes, no download."""
-    from evalkit.demo import run_demo
-    from evalkit.pipeline import describe
+    from evalkit.verbs.demo import run_demo
+    from evalkit.verbs.run import describe
 
     click.echo(describe(run_demo(Path(out), seconds, progress=progress_stream())))
     click.echo(f"everything is in {out}: model.evk is the artifact, report.json the numbers", err=True)

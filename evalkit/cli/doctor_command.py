@@ -6,8 +6,8 @@ import dataclasses
 
 import click
 
-from evalkit.files import check_writable, write_json
-from evalkit.table import format_pairs
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.table import format_pairs
 
 EXAMPLE = """Example:
 
@@ -19,7 +19,7 @@ EXAMPLE = """Example:
 @click.option("--json", "json_path", metavar="FILE", help="Write the same as JSON.")
 def command(json_path: str | None) -> int:
     """Show versions and hardware, and test that evalkit's parts work here. Exit code 1 if one does not."""
-    from evalkit.doctor import describe_machine, self_tests
+    from evalkit.verbs.doctor import describe_machine, self_tests
 
     check_writable(json_path)
     machine = describe_machine()

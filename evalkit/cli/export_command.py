@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.constants import SIZE_CAP
-from evalkit.files import check_writable, write_json
-from evalkit.table import format_pairs, format_table
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
     from evalkit.train.export.fit import FitRow

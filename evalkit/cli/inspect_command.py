@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.cli.score_command import describe_config
-from evalkit.constants import SECTIONS, SIZE_CAP
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_json
-from evalkit.settings import parse_settings
-from evalkit.table import format_pairs, format_table
+from evalkit.plumbing.constants import SECTIONS, SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.settings import parse_settings
+from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
     from evalkit.artifact.load import Artifact

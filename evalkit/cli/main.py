@@ -12,7 +12,7 @@ import click
 
 from evalkit import __version__
 from evalkit.cli.output import prepare, shows_tracebacks, speaking
-from evalkit.errors import EvalkitError
+from evalkit.plumbing.errors import EvalkitError
 
 COMMANDS = {
     "demo": "Train, export, score and check a tiny model on text that every machine has.",

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.constants import CONTEXTS, MIXERS, SECTIONS
-from evalkit.errors import InputError
-from evalkit.settings import parse_settings
+from evalkit.plumbing.constants import CONTEXTS, MIXERS, SECTIONS
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import parse_settings
 
 if TYPE_CHECKING:
-    from evalkit.compose import ScoreOptions
+    from evalkit.verbs.session import ScoreOptions
 
 
 limit_tokens_option = click.option(
@@ -108,7 +108,7 @@ def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) ->
 
 def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     """Build :class:`ScoreOptions` from the values of the shared options."""
-    from evalkit.compose import ScoreOptions
+    from evalkit.verbs.session import ScoreOptions
 
     settings = parse_settings(values.pop("settings"), SECTIONS)
     return ScoreOptions(artifact=artifact, settings=settings, **values)

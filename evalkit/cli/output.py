@@ -1,7 +1,7 @@
 """What commands say besides their results: ``--quiet``, ``--verbose`` and ``--debug``, the same for every command.
 
-Results go to stdout, everything else to stderr. The rest of evalkit speaks through its logger (``evalkit/log.py``) and
-knows nothing of the command line.
+Results go to stdout, everything else to stderr. The rest of evalkit speaks through its logger
+(``evalkit/plumbing/log.py``) and knows nothing of the command line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import click
 from click.core import ParameterSource
 
-from evalkit.log import LOG
+from evalkit.plumbing.log import LOG
 
 QUIET, NORMAL, VERBOSE, TRACEBACKS = logging.WARNING, logging.INFO, logging.DEBUG, 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from evalkit.files import check_writable, write_json
+from evalkit.plumbing.files import check_writable, write_json
 
 EXAMPLE = """Example:
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from evalkit.files import check_writable, write_atomically
-from evalkit.log import LOG
+from evalkit.plumbing.files import check_writable, write_atomically
+from evalkit.plumbing.log import LOG
 
 EXAMPLE = """Example:
 

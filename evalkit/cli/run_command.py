@@ -8,7 +8,7 @@ import click
 
 from evalkit.cli.options import limit_tokens_option, overrides_of, stride_option, training_options, ttt_option
 from evalkit.cli.output import progress_stream
-from evalkit.constants import SIZE_CAP
+from evalkit.plumbing.constants import SIZE_CAP
 
 EXAMPLE = """Example:
 
@@ -66,7 +66,7 @@ def command(
     enforce_cap: bool,
 ) -> int:
     """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
-    from evalkit.pipeline import Interrupted, PipelineOptions, describe, run_pipeline
+    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_pipeline
 
     variants: list[tuple[str, bool]] = [("none", False)]
     if (mixer, ttt) != ("none", False):

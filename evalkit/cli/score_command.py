@@ -10,15 +10,15 @@ import click
 
 from evalkit.cli.options import model_options, require_one, score_options, text_options
 from evalkit.cli.output import QUIET
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
-from evalkit.files import check_writable, write_json
-from evalkit.log import LOG
-from evalkit.progress import format_seconds
-from evalkit.table import format_pairs
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.progress import format_seconds
+from evalkit.plumbing.table import format_pairs
 
 if TYPE_CHECKING:
-    from evalkit.scoring import ScoreReport
+    from evalkit.verbs.score import ScoreReport
 
 EXAMPLE = """Example:
 
@@ -58,7 +58,7 @@ def command(
     Under torchrun (``torchrun --nproc-per-node 8 -m evalkit score ...``) the processes share the windows, the numbers
     stay those of one process, and the first process reports.
     """
-    from evalkit.profiling import Profile, describe_profile
+    from evalkit.plumbing.profiling import Profile, describe_profile
 
     profile = Profile() if profiled else None
     check_writable(json_path)
@@ -67,9 +67,9 @@ def command(
         raise InputError(f"--json and --dump-nll both name {json_path}; give each a file of its own")
     with ExitStack() as stack:
         with profile.phase("load") if profile else nullcontext():
-            from evalkit.compose import open_session
             from evalkit.prequential.ranks import Ranks
-            from evalkit.scoring import score_session
+            from evalkit.verbs.score import score_session
+            from evalkit.verbs.session import open_session
 
             ranks = Ranks.from_environment()
             if ranks.rank > 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.table import format_pairs
+from evalkit.plumbing.table import format_pairs
 
 EXAMPLE = """Example:
 
@@ -43,7 +43,7 @@ def command(
     from datetime import UTC, datetime
 
     from evalkit.report.load import read_report
-    from evalkit.submit import SubmitOptions, submit
+    from evalkit.verbs.submit import SubmitOptions, submit
 
     values = submit(
         [read_report(path) for path in reports],

@@ -8,9 +8,9 @@ import click
 
 from evalkit.cli.options import overrides_of, training_options
 from evalkit.cli.output import progress_stream
-from evalkit.progress import format_seconds
+from evalkit.plumbing.progress import format_seconds
+from evalkit.plumbing.table import format_pairs
 from evalkit.recipes import recipe_names
-from evalkit.table import format_pairs
 
 EXAMPLE = f"""Examples:
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from evalkit.codec.container import Header, digest, pack, unpack
 from evalkit.codec.fixed import PRECISION, frequencies
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
 Ids = npt.NDArray[np.int64]

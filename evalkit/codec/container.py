@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 MAGIC = b"EVKC"
 VERSION = 1

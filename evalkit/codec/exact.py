@@ -16,7 +16,7 @@ import zstandard
 
 from evalkit.codec.coder import Coded, compress, decompress
 from evalkit.codec.container import unpack
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
 Encode = Callable[[str], Sequence[int]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 PRECISION = 24
 """Bits of the fixed-point probabilities, the coder's own. A symbol costs at most 24 bits."""

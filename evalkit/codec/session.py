@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from evalkit.codec.container import Header
-from evalkit.compose import ScoreOptions, Session, open_model
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.loop import DEFAULT_SPAN
+from evalkit.verbs.session import ScoreOptions, Session, open_model
 
 _STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows")
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import InputError
-from evalkit.files import write_json
-from evalkit.log import LOG
-from evalkit.progress import Progress
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_json
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.progress import Progress
 
 DEFAULT_REPO = "willdepueoai/parameter-golf"
 MANIFEST = "manifest.json"

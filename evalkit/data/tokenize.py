@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.data.shard_writer import ShardWriter
-from evalkit.errors import InputError, TokenError
-from evalkit.files import write_json
-from evalkit.log import LOG
-from evalkit.progress import Progress
+from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.plumbing.files import write_json
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.progress import Progress
 from evalkit.tokens.stream import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, iterate_documents, token_ngrams
-from evalkit.errors import InputError, TokenError
-from evalkit.log import timed
-from evalkit.progress import Progress
+from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.plumbing.log import timed
+from evalkit.plumbing.progress import Progress
 from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.stream import TokenStream, read_documents
 from evalkit.tokens.tokenizer import Tokenizer

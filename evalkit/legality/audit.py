@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import InputError
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.context import Context
 from evalkit.legality.hosts import Host, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import AXIOMS, LegalityReport
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
 FIRST_PASS = 0.05

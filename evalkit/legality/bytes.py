@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
 from evalkit.legality.report import Finding
+from evalkit.plumbing.errors import InputError
 
 SIZE_CAP = 16_000_000
 """Decimal bytes for artifact and code together (the challenge's rule)."""

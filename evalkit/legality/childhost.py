@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from evalkit.errors import InputError
 from evalkit.legality import child
 from evalkit.legality.hosts import Fault, Floats, Ids
+from evalkit.plumbing.errors import InputError
 
 BATCH_SECONDS = 0.1
 """Share of the patience with one call that a batch of calls is meant to take."""

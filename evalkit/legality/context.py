@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import InputError
 from evalkit.legality.driver import Run
 from evalkit.legality.hosts import Fault, Ids
 from evalkit.legality.noise import Grid, NoiseProfile, grid_of
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Axiom, Finding, LegalityReport
+from evalkit.plumbing.errors import InputError
 
 DEAR_SECONDS = 0.2
 """What a sum over the vocabulary may take before it is dear."""

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import EvalkitError
 from evalkit.legality.child import StrangerFault, checked
+from evalkit.plumbing.errors import EvalkitError
 from evalkit.prequential.forecaster import Forecaster
 
 Ids = npt.NDArray[np.int64]

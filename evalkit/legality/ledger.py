@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalkit.errors import InputError
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream
 from evalkit.legality.hosts import Fault, Host
 from evalkit.legality.noise import FLOAT32
+from evalkit.plumbing.errors import InputError
 
 AUDIT = "ledger"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 FALSE_ALARM = 1e-6
 """Probability that an honest forecaster is called illegal by any of the statistical tests of one audit."""

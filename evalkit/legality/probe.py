@@ -22,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
 from evalkit.legality.evalue import restarted
 from evalkit.legality.options import FALSE_ALARM
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.legality.sources import AboveControls, BigramSource, Source, UniformSource
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
 from evalkit.tokens.shards import open_shard, write_shard
 
 Kind = Literal["uniform", "ngram"]

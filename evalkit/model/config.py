@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 Activation = Literal["relu2", "leaky_relu2"]
 RopeTable = Literal["exact", "bf16"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalkit.errors import ArtifactError, InputError
 from evalkit.model.config import ModelConfig, coerce_field
+from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, resolve_layers
 
 NOT_INFERABLE = (

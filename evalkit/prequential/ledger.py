@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import ForecasterError, InputError
+from evalkit.plumbing.errors import ForecasterError, InputError
 
 _GENESIS = "0" * 64
 

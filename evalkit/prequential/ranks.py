@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
 from evalkit.prequential.ledger import Ledger
 
 _ARRAY = "__array__"

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, KVCache
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
 from evalkit.model.attention import AttentionContext, Cache
 from evalkit.model.gpt import GPT, LEFT_CONTEXT
 from evalkit.model.rope import rotary_tables, rotate
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.sliding import one_thread_each, target_nll
 from evalkit.prequential.wavefront import Lane, LaneCache

@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig, coerce_field
+from evalkit.plumbing.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
 from evalkit.report import series
 from evalkit.report.load import Report, TokenScores, open_report_stream, read_check
 from evalkit.report.passages import choose_passages, passage_spans

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import TokenError
-from evalkit.files import write_atomically
+from evalkit.plumbing.errors import TokenError
+from evalkit.plumbing.files import write_atomically
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import TokenError
+from evalkit.plumbing.errors import TokenError
 from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.tokenizer import Tokenizer
 

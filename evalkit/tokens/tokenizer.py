@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import TokenError
+from evalkit.plumbing.errors import TokenError
 
 _SPACE_MARK = "▁"
 

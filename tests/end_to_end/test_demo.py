@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from evalkit.data.verify import VerifyOptions, verify
-from evalkit.demo import run_demo
-from evalkit.errors import InputError
-from evalkit.pipeline import describe
+from evalkit.plumbing.errors import InputError
+from evalkit.verbs.demo import run_demo
+from evalkit.verbs.run import describe
 
 pytestmark = pytest.mark.slow
 

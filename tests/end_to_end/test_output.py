@@ -12,7 +12,7 @@ import pytest
 
 from evalkit.cli.main import COMMANDS, cli, run_command
 from evalkit.cli.output import prepare, speaking
-from evalkit.log import LOG
+from evalkit.plumbing.log import LOG
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

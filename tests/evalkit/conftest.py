@@ -61,7 +61,7 @@ def scored(tiny_artifact: Path, tokenizer_path: Path, tmp_path_factory: pytest.T
     import numpy as np
 
     import evalkit
-    from evalkit.files import write_json
+    from evalkit.plumbing.files import write_json
     from evalkit.tokens.shards import write_shard
     from evalkit.tokens.tokenizer import Tokenizer
 

@@ -72,20 +72,20 @@ def test_score_and_check_as_documented(
 
 
 def test_the_modules_do_not_hide_the_functions() -> None:
-    import evalkit.checking
-    import evalkit.scoring
+    import evalkit.verbs.check
+    import evalkit.verbs.score
 
     assert callable(evalkit.score)
     assert callable(evalkit.check)
-    assert evalkit.score is evalkit.scoring.score
+    assert evalkit.score is evalkit.verbs.score.score
 
 
 def test_an_artifact_refuses_another_tokenizer_of_the_same_size(tmp_path: Path, tokenizer_path: Path) -> None:
     from evalkit.artifact.native import NativeMetadata, write_native
     from evalkit.artifact.tensors import PlainTensor
-    from evalkit.compose import open_model
     from evalkit.model.config import ModelConfig
     from evalkit.model.gpt import GPT
+    from evalkit.verbs.session import open_model
 
     config = ModelConfig(vocab_size=384, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=2, mlp_hidden=16)
     state = GPT(config).state_dict()

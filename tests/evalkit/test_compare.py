@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
-from evalkit.compare import clustered_mean, compare_reports, compare_tokens, compare_values
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.report.load import TokenScores, read_report, read_token_scores
+from evalkit.verbs.compare import clustered_mean, compare_reports, compare_tokens, compare_values
 from tests.evalkit.reports import write_report
 
 

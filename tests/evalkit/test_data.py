@@ -13,7 +13,7 @@ from evalkit.cli.main import run_command
 from evalkit.data.documents import WordHasher, iterate_documents, token_ngrams
 from evalkit.data.tokenize import TokenizeOptions, tokenize_documents
 from evalkit.data.verify import Verification, VerifyOptions, verify
-from evalkit.errors import InputError, TokenError
+from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard, write_shard
 from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import pytest
 
 from evalkit.cli.main import run_command
 from evalkit.data.download import DownloadOptions, download
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from tests.evalkit.hub import COMMIT, Hub
 
 REPO = "someone/golf"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evalkit import doctor
 from evalkit.cli.main import run_command
+from evalkit.verbs import doctor
 
 
 def test_everything_works_here(tmp_path: Path, capsys) -> None:
@@ -23,7 +23,7 @@ def test_everything_works_here(tmp_path: Path, capsys) -> None:
 
 def test_a_broken_part_is_named_and_the_exit_code_is_1(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("evalkit.codec.fixed.frequencies", lambda row, position: 1 / 0)
-    monkeypatch.setattr("evalkit.files.write_atomically", lambda path, content: path.write_bytes(b""))
+    monkeypatch.setattr("evalkit.plumbing.files.write_atomically", lambda path, content: path.write_bytes(b""))
     assert run_command(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  range coder" in out

@@ -13,8 +13,8 @@ import pytest
 
 from evalkit.artifact.layouts import read_layout
 from evalkit.artifact.torchfile import RawTensor
-from evalkit.errors import ArtifactError, InputError
 from evalkit.model.config import coerce_field
+from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.report.load import Report, read_token_scores
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "fuzz.py"

@@ -15,7 +15,7 @@ import zstandard
 
 from evalkit.artifact.load import load_artifact
 from evalkit.cli.main import run_command
-from evalkit.errors import ArtifactError, InputError
+from evalkit.plumbing.errors import ArtifactError, InputError
 
 
 def attempt(path: Path) -> str:
@@ -164,7 +164,7 @@ def test_wrong_options_are_named(
 
 
 def test_the_wrong_tokenizer_is_named(tiny_artifact: Path, text_path: Path, shared: Path) -> None:
-    from evalkit.compose import ScoreOptions, open_session
+    from evalkit.verbs.session import ScoreOptions, open_session
 
     tokenizer = shared / "data/tokenizers/fineweb_8192_bpe.model"
     with pytest.raises(InputError, match="has 8192 pieces, the model 384"):

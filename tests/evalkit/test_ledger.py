@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.errors import ForecasterError, InputError
+from evalkit.plumbing.errors import ForecasterError, InputError
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 
 

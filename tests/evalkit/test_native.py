@@ -18,7 +18,7 @@ from evalkit.artifact.entropy import prediction
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata, read_metadata, read_native, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import ArtifactError, InputError
+from evalkit.plumbing.errors import ArtifactError, InputError
 
 PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
 METADATA = NativeMetadata(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.compose import ScoreOptions
-from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions
 
 CASES = {
     "333": ("final_model.quant.ptz", {"xsa_last_n": "2"}),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evalkit.cli.main import run_command
-from evalkit.profiling import PHASES, Profile
+from evalkit.plumbing.profiling import PHASES, Profile
 
 
 class Clock:

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalkit.cli.main import run_command
-from evalkit.compose import ScoreOptions, open_session
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.ranks import Ranks
-from evalkit.scoring import score
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions, open_session
 
 WORKER = """
 import json, sys
 from pathlib import Path
-from evalkit.compose import ScoreOptions, open_session
+from evalkit.verbs.session import ScoreOptions, open_session
 from evalkit.prequential.ranks import Ranks
-from evalkit.scoring import score_session
+from evalkit.verbs.score import score_session
 
 folder = Path(sys.argv[1])
 ranks = Ranks.from_environment()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import evalkit
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential import reliability as module
 from evalkit.prequential.reliability import LOG_ODDS, ReliabilityForecaster, count
 from evalkit.prequential.resume import dump_state, parse_state

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
-from evalkit.compose import ScoreOptions, open_session
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
-from evalkit.scoring import score, score_session
+from evalkit.verbs.score import score, score_session
+from evalkit.verbs.session import ScoreOptions, open_session
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
-    monkeypatch.setattr("evalkit.scoring._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("evalkit.verbs.score._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
     seen = 0

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.errors import TokenError
+from evalkit.plumbing.errors import TokenError
 from evalkit.tokens.shards import find_shards, open_shard, write_shard
 from evalkit.tokens.stream import TokenStream, VisibleTokens, open_shards, read_documents, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer

@@ -22,7 +22,6 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
 from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
-from evalkit.scoring import score_session
 from evalkit.tokens.tokenizer import Tokenizer
 from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
@@ -32,6 +31,7 @@ from evalkit.train.qat import bits_of, round_to_grid, step_size
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.resolve import resolve
 from evalkit.train.run import train_model
+from evalkit.verbs.score import score_session
 
 # 160 wide: the MLP's matrices are above the 65,536 elements up to which the published plans keep float16.
 RUNS = {"pr634": "160x2", "pr849": "160x2", "tiny": "64x2"}

@@ -16,9 +16,9 @@ from train_helpers import write_shard
 
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import InputError
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.refine import RefineConfig, refine

@@ -10,7 +10,7 @@ import torch
 
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.pruning import magnitude_prune, prune_to_size, zeroing_cost
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from evalkit import files
 from evalkit.artifact.compression import inflate
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata, read_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
 from evalkit.model.gpt import GPT
+from evalkit.plumbing import files
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
 from evalkit.train.export.fit import FitOption, fit

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.calibration import check_calibration_shards
 from evalkit.train.quantization.gptq import GptqConfig, gptq_round
 from evalkit.train.quantization.hessian import HessianCollector, shared_input_groups

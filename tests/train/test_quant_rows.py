@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.rows import (
     integer_limit,
     published_min_step,

@@ -2,7 +2,7 @@ import tomllib
 
 import pytest
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 from evalkit.train.config import SECTIONS, RunConfig
 from evalkit.train.resolve import resolve, to_toml

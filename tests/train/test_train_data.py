@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import VOCAB, markov_tokens, write_shard
 
-from evalkit.errors import InputError, TokenError
+from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.train.config import DataConfig
 from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 
-from evalkit.errors import InputError
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import InputError
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
 from evalkit.train.data import TokenStream, find_shards

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from evalkit.compose import ScoreOptions, open_session
 from evalkit.model.gpt import GPT
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.recipes import load_recipe
-from evalkit.scoring import score
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import ByteTable
@@ -24,6 +22,8 @@ from evalkit.ttt.forecaster import TTTForecaster
 from evalkit.ttt.schedule import learning_rate
 from evalkit.ttt.temperature import temper
 from evalkit.ttt.trainer import TrainingError
+from evalkit.verbs.score import score
+from evalkit.verbs.session import ScoreOptions, open_session
 
 VOCAB, CHUNK, LENGTH = 48, 60, 400
 SLIDING = SlidingConfig(seq_len=32, stride=8)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.progress import tracked
+from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import quantize_tensor
 from evalkit.train.quantization.curvature import Curvature
 from evalkit.train.quantization.gptq import GptqConfig, gptq_round

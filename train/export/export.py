@@ -13,9 +13,9 @@ from torch import Tensor
 
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
-from evalkit.progress import tracked
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.progress import tracked
 from evalkit.train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
 from evalkit.train.quantization.gptq import gptq_search
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule, layer_count

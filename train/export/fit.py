@@ -10,9 +10,9 @@ from torch import Tensor
 
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import INT_BITS, QuantizedTensor, StoredTensor
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
-from evalkit.log import LOG
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.log import LOG
 from evalkit.train.export.allocation import allocate, choices
 from evalkit.train.export.export import CONTAINERS, Container, pack_artifact, quantize_state_dict
 from evalkit.train.export.torch_layouts import TorchLayout

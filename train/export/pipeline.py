@@ -18,11 +18,11 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata
 from evalkit.artifact.tensors import StoredTensor
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
-from evalkit.progress import tracked
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.progress import tracked
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import (
     ArtifactFile,

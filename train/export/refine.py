@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
-from evalkit.progress import tracked
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import store_plain
 
 _SMALLEST_UNIT = 0.01  # of a tensor of zeros, such as a gate that never moved

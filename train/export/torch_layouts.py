@@ -21,7 +21,7 @@ import zstandard
 from torch import Tensor
 
 from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 TorchCompression = Literal["zstd", "xz", "zlib"]
 _LAYOUT_B_BITS = (5, 6, 8)

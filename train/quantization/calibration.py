@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 _VALIDATION_NAME = re.compile(r"(^|[^a-z])(val|valid|validation|test|eval)([^a-z]|$)")
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalkit.model.gpt import GPT
-from evalkit.progress import tracked
+from evalkit.plumbing.progress import tracked
 from evalkit.train.quantization.rows import weighted_row_error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
 
 _DAMPING_RETRIES = 4

@@ -9,9 +9,9 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from evalkit.errors import InputError
 from evalkit.model.gpt import GPT, head_name
-from evalkit.progress import tracked
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.progress import tracked
 
 _ROWS_PER_PRODUCT = 8192  # bounds the float32 copy of a layer's input
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from evalkit.artifact.tensors import INT_BITS
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.gptq import DEFAULT_CONFIG, GptqConfig
 from evalkit.train.quantization.rows import INT8_QUANTILE, PERCENTILES, published_min_step
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.plan import SMALL_ELEMENTS
 
 _QUANTILE_LIMIT = 1 << 24  # torch.quantile refuses more elements

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evalkit.artifact.tensors import INT_BITS
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 # PR592, PR634, PR849: quantiles of |row| tried as clip
 PERCENTILES = (0.9990, 0.9995, 0.9999, 0.99999, 1.0)

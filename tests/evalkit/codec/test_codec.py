@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evalkit.codec import compress, compress_text, decompress, decompress_text, read_header
 from evalkit.codec.fixed import frequencies
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 V = 300
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.errors import InputError
 from evalkit.legality import AuditOptions, audit, substitution
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream
 from evalkit.legality.hosts import Fault, LocalHost
 from evalkit.legality.sources import BigramSource
+from evalkit.plumbing.errors import InputError
 
 GALLERY = Path(__file__).parent / "gallery"
 V = 16

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from evalkit.errors import InputError
 from evalkit.legality.bytes import budget, recount
 from evalkit.legality.probe import emit, judge, reported
+from evalkit.plumbing.errors import InputError
 from evalkit.tokens.shards import open_shard
 
 V = 64

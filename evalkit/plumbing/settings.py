@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 
 
 def parse_settings(settings: Iterable[str], sections: Iterable[str] = ("model",)) -> dict[str, dict[str, str]]:

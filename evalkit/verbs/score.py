@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.compose import ScoreOptions, Session, open_session, versions
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
-from evalkit.log import LOG
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.profiling import Profile
+from evalkit.plumbing.progress import Progress
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import RunFolder, StateUnavailableError
-from evalkit.profiling import Profile
-from evalkit.progress import Progress
+from evalkit.verbs.session import ScoreOptions, Session, open_session, versions
 
 REPORT_FORMAT = 1
 _CHECKPOINT_SECONDS = 30.0

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from evalkit import __version__
 from evalkit.artifact.load import Artifact, load_artifact
-from evalkit.constants import CONTEXTS as CONTEXTS
-from evalkit.constants import MIXERS as MIXERS
-from evalkit.constants import SECTIONS as SECTIONS
-from evalkit.errors import InputError, TokenError
-from evalkit.log import LOG, timed
 from evalkit.model.infer import ResolvedConfig
+from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
+from evalkit.plumbing.constants import MIXERS as MIXERS
+from evalkit.plumbing.constants import SECTIONS as SECTIONS
+from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.plumbing.log import LOG, timed
+from evalkit.plumbing.settings import replace_fields
 from evalkit.recipes import load_recipe
-from evalkit.settings import replace_fields
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from evalkit.plumbing.profiling import Profile
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.ranks import Ranks
     from evalkit.prequential.sliding import SlidingConfig
-    from evalkit.profiling import Profile
 
 _LARGE_MODEL = 10_000_000
 

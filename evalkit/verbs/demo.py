@@ -10,12 +10,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from evalkit.data.documents import WordHasher
-from evalkit.errors import InputError
-from evalkit.files import write_atomically
-from evalkit.log import LOG
-from evalkit.pipeline import PipelineOptions, run_pipeline
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.verbs.run import PipelineOptions, run_pipeline
 
 VOCAB_SIZE = 1024
 _VALIDATION_SHARE = 8  # one document in eight

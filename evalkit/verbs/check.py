@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from evalkit.codec import compress, decompress
-from evalkit.compose import ScoreOptions, Session, open_session
-from evalkit.errors import InputError
 from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
 from evalkit.legality.evalue import bounded_bets
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
-from evalkit.log import LOG, timed
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.loop import DEFAULT_SPAN
+from evalkit.verbs.session import ScoreOptions, Session, open_session
 
 DECODE_SLACK_BITS = 64.0
 DECODE_SLACK_SHARE = 1e-3

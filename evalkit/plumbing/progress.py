@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from evalkit.log import LOG
+from evalkit.plumbing.log import LOG
 
 T = TypeVar("T")
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from evalkit.checking import CheckOptions, check_session
-from evalkit.compose import ScoreOptions, open_session
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import EvalkitError
-from evalkit.files import write_json
-from evalkit.log import LOG, timed
-from evalkit.scoring import ScoreReport, score_session
-from evalkit.table import format_table
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import EvalkitError
+from evalkit.plumbing.files import write_json
+from evalkit.plumbing.log import LOG, timed
+from evalkit.plumbing.table import format_table
+from evalkit.verbs.check import CheckOptions, check_session
+from evalkit.verbs.score import ScoreReport, score_session
+from evalkit.verbs.session import ScoreOptions, open_session
 
 
 class Interrupted(EvalkitError):
@@ -156,7 +156,7 @@ def variant_name(mixer: str, ttt: bool) -> str:
 
 
 def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> tuple[ScoreReport, str | None]:
-    from evalkit.settings import parse_settings
+    from evalkit.plumbing.settings import parse_settings
 
     chosen = [f"{k}={v}" for k, v in (options.settings or {}).items() if k.split(".")[0] in ("mixer", "ttt")]
     name = variant_name(mixer, ttt)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit.compare import compare_values, require_same_tokens
-from evalkit.constants import SIZE_CAP
-from evalkit.errors import InputError
+from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.table import format_pairs, format_table
 from evalkit.report.load import Report, read_check
-from evalkit.table import format_pairs, format_table
+from evalkit.verbs.compare import compare_values, require_same_tokens
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
 

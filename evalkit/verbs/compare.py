@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.errors import InputError
+from evalkit.plumbing.errors import InputError
 from evalkit.report.load import Report, TokenScores, open_report_stream
 
 RECORD_NATS = 0.005

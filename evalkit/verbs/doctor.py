@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, str]:
     import torch
 
     from evalkit import __version__
-    from evalkit.compose import has_fast_bfloat16
+    from evalkit.verbs.session import has_fast_bfloat16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(tempfile.gettempdir())
@@ -148,7 +148,7 @@ def _test_coder() -> str:
 def _test_files() -> str:
     from pathlib import Path
 
-    from evalkit.files import write_atomically
+    from evalkit.plumbing.files import write_atomically
 
     content = os.urandom(1 << 16)
     with tempfile.TemporaryDirectory(prefix="evalkit-doctor-") as folder:

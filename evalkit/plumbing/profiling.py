@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from evalkit.table import format_table
+from evalkit.plumbing.table import format_table
 
 PHASES = ("load", "compile", "score", "mix", "train", "other")
 """In the order in which they are shown; what no phase claims is ``other``."""

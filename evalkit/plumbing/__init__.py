@@ -1,0 +1,1 @@
+"""Errors, files, settings, progress, tables: what every part uses and no part is about."""
