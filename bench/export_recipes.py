@@ -30,7 +30,7 @@ from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.train.data import TokenStream, find_shards, load_validation
+from evalkit.train.data import TrainingTokens, find_shards, load_validation
 from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.pipeline import plan_of, target_weights
 from evalkit.train.export.refine import RefineConfig, refine
@@ -160,7 +160,7 @@ def main() -> None:
             options.data, trained, calibration_tokens=options.calibration_tokens, refine_steps=options.refine
         )
         seen = collect_hessians(model, reader.calibration())
-        stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+        stream = TrainingTokens(shards, vocab_size=model.config.vocab_size)
         later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
         unseen = collect_hessians(model, list(later)) if options.plans != "own" else {}
         exact = {kind: text.bits(model, weights) for kind, text in texts.items()}

@@ -7,21 +7,22 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
+from evalkit.plumbing.progress import StatusLine
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.averaging import WeightAverages
 from evalkit.train.config import AverageKind, RunConfig
-from evalkit.train.data import TokenStream
-from evalkit.train.distributed import Ranks
+from evalkit.train.data import TrainingTokens
 from evalkit.train.files import load_tensors, plain_weights, save_tensors
-from evalkit.train.folder import RunFolder
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.init import initial_weights
-from evalkit.train.metrics import MetricsLog, Progress, draw_losses
+from evalkit.train.metrics import MetricsLog, draw_losses
 from evalkit.train.objective import Objective
 from evalkit.train.optimizers.optimizer import Optimizer
 from evalkit.train.parameters import DTYPES, pack, role_of, unpack
@@ -48,7 +49,7 @@ class TrainResult:
             without QAT.
     """
 
-    folder: RunFolder
+    folder: TrainingFolder
     status: str
     steps: int
     tokens: int
@@ -68,22 +69,20 @@ class Trainer:
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
         folder: where to write.
-        progress: where the progress line goes.
     """
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        stream: TokenStream,
+        stream: TrainingTokens,
         validator: Validator | None,
         ranks: Ranks,
-        folder: RunFolder,
-        progress: TextIO | None,
+        folder: TrainingFolder,
     ) -> None:
         train = config.train
-        if train.spans % ranks.size:
-            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes")
+        if train.spans % ranks.count:
+            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.count} processes")
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
         self._ranks, self._folder = ranks, folder
@@ -105,7 +104,7 @@ class Trainer:
         self.train_nats = math.nan
         self._signals = StopSignals()
         self._interrupted = False
-        self._progress = Progress(progress if ranks.is_first else None)
+        self._progress = StatusLine(enabled=ranks.is_first)
         self._log = MetricsLog(None, resumed_step=0)
         self._saved_at_seconds = 0.0
 
@@ -118,13 +117,13 @@ class Trainer:
     def forward_backward(self, step: int, *, quantised: bool, alpha: float) -> Tensor:
         """Accumulate the gradients of this rank's spans of step ``step``; return its mean loss in nats."""
         train = self.config.train
-        mine = train.spans // self._ranks.size
+        mine = train.spans // self._ranks.count
         sharpness = torch.tensor(alpha, device=self._ranks.device)
         total = torch.zeros((), device=self._ranks.device)
         for turn in range(mine):
             ids, targets = self._stream.span(
                 step,
-                turn * self._ranks.size + self._ranks.rank,
+                turn * self._ranks.count + self._ranks.rank,
                 spans=train.spans,
                 span_tokens=train.span_tokens,
                 seq_len=train.seq_len,
@@ -214,7 +213,7 @@ class Trainer:
             self.warm_up(warmup)
         with self._signals:
             self._loop()
-        self._progress.close()
+        self._progress.close(keep=True)
         if self._interrupted:
             self.save_checkpoint()
             return self._result("interrupted", {})
@@ -223,7 +222,7 @@ class Trainer:
     def _loop(self) -> None:
         train, clock = self.config.train, self.clock
         synced_step, since = self.step, time.perf_counter()
-        single = self._ranks.size == 1 and self._ranks.device.type == "cpu"
+        single = self._ranks.count == 1 and self._ranks.device.type == "cpu"
         while not clock.over(self.step) and not self._interrupted:
             nats, norm = self.train_step()
             left = clock.remaining_steps(self.step)
@@ -350,7 +349,7 @@ class Trainer:
                 kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
             },
             "grid_distance": result.grid_distance,
-            "processes": self._ranks.size,
+            "processes": self._ranks.count,
             "device": str(self._ranks.device),
             "versions": {"torch": torch.__version__},
         }

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from evalkit.cli.options import limit_tokens_option, overrides_of, stride_option, training_options, ttt_option
-from evalkit.cli.output import progress_stream
 from evalkit.plumbing.constants import SIZE_CAP
 
 EXAMPLE = """Example:
@@ -94,7 +93,6 @@ def command(
                 decode_tokens=decode,
                 stride=stride,
             ),
-            progress=progress_stream(),
         )
     except Interrupted as error:
         click.echo(f"evalkit: {error}", err=True)

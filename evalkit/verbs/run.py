@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import EvalkitError
@@ -72,7 +72,7 @@ class PipelineOptions:
     dtype: str = "auto"
 
 
-def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) -> dict[str, Any]:
+def run_pipeline(options: PipelineOptions) -> dict[str, Any]:
     """Train, export, score every variant, check every variant; returns the report, which is also written.
 
     Raises:
@@ -99,7 +99,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             steps=options.steps,
             max_seconds=options.max_seconds,
             resume=options.resume,
-            progress=progress,
         )
         if trained.status != "done":
             raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")

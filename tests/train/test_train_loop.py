@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import resource
@@ -17,14 +16,14 @@ from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
-from evalkit.train.data import TokenStream, find_shards
-from evalkit.train.distributed import Ranks
+from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.files import load_tensors
-from evalkit.train.folder import RunFolder, load_run
+from evalkit.train.folder import TrainingFolder, load_run
 from evalkit.train.loop import Trainer, TrainResult
-from evalkit.train.metrics import Progress, read_metrics
+from evalkit.train.metrics import read_metrics
 from evalkit.train.resolve import resolve
 from evalkit.train.run import run_training, train_model
 
@@ -105,23 +104,6 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     assert torch.equal(load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"])
 
 
-def test_progress_is_a_line_on_a_terminal_and_a_line_a_minute_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal, log, quick = Terminal(), io.StringIO(), io.StringIO()
-    for stream, seconds in ((terminal, 60.0), (log, 60.0), (quick, 0.0)):
-        monkeypatch.setattr("evalkit.train.metrics._LOG_SECONDS", seconds)
-        progress = Progress(stream)
-        for text in ("step 1: long", "step 2"):
-            progress.show(text)
-        progress.close()
-    assert terminal.getvalue() == "\rstep 1: long\rstep 2      \n"
-    assert log.getvalue() == ""
-    assert quick.getvalue() == "step 1: long\nstep 2\n"
-
-
 def test_validation_scores_every_target_once(finished: Path, data: Path) -> None:
     run = load_run(finished, "raw")
     model = GPT(run.config.model)
@@ -143,12 +125,12 @@ def test_validation_scores_every_target_once(finished: Path, data: Path) -> None
 
 def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     config = settings()
-    ranks = Ranks(rank=0, size=1, device=torch.device("cpu"))
+    ranks = Ranks()
     weights = []
     for warm in (0, 4):
-        stream = TokenStream(find_shards(data, config.data)[0], vocab_size=VOCAB)
-        folder = RunFolder(path=tmp_path)
-        trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=folder, progress=None)
+        stream = TrainingTokens(find_shards(data, config.data)[0], vocab_size=VOCAB)
+        folder = TrainingFolder(path=tmp_path)
+        trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=folder)
         initial = {name: value.detach().clone() for name, value in trainer.masters.items()}
         trainer.warm_up(warm)
         assert_same(initial, {name: value.detach() for name, value in trainer.masters.items()})

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import OptimizerConfig
-from evalkit.train.distributed import Ranks
 from evalkit.train.init import initial_weights
 from evalkit.train.objective import Objective
 from evalkit.train.optimizers.muon import Muon
@@ -13,7 +13,7 @@ from evalkit.train.optimizers.optimizer import Optimizer, owner_of
 from evalkit.train.parameters import BANKS, pack, unpack
 from evalkit.train.resolve import resolve
 
-ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
+ALONE = Ranks()
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evalkit.model.gpt import GPT, KVCache
 from evalkit.tokens.shards import open_shard
-from evalkit.train.data import TokenStream, find_shards
+from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.folder import TrainedModel
 from evalkit.train.quantization.calibration import check_calibration_shards
 
@@ -68,7 +68,7 @@ class TrainingText:
         self.notes = check_calibration_shards(used, _digests_like(validation, used), force=force)
         if self._calibration_rows:
             self.notes.append(f"calibrated on {self._held_out_start:,} training tokens")
-        self._stream = TokenStream(used, vocab_size=trained.config.model.vocab_size)
+        self._stream = TrainingTokens(used, vocab_size=trained.config.model.vocab_size)
 
     def _rows(self, start: int, rows: int, width: int) -> Tensor:
         return torch.from_numpy(self._stream.read(start, rows * width)).view(rows, width)
