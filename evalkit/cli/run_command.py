@@ -25,9 +25,10 @@ EXAMPLE = """Example:
     show_default=True,
     help="evalkit's own, or the published layouts.",
 )
-@click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the quantiser's smallest steps.")
 @click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on the artifact.")
-@click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
+@click.option(
+    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
+)
 @limit_tokens_option
 @stride_option
 @click.option(
@@ -53,7 +54,6 @@ def command(
     max_seconds: float | None,
     resume: bool,
     container: str,
-    floor: float,
     target_bytes: int,
     fit: bool,
     limit_tokens: int,
@@ -84,7 +84,6 @@ def command(
                 max_seconds=max_seconds,
                 resume=resume,
                 container=container,
-                floor=floor,
                 target_bytes=target_bytes,
                 fit=fit,
                 limit_tokens=limit_tokens,

@@ -37,8 +37,7 @@ class PipelineOptions:
         max_seconds: budget in seconds.
         resume: continue an interrupted run.
         container: of the artifact.
-        floor: factor on the published floors of the quantisation steps.
-        fit: search steps and widths for the lowest loss under ``target_bytes``.
+        fit: give every tensor the step with which the file just fits ``target_bytes``.
         target_bytes: cap on the artifact.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
@@ -60,7 +59,6 @@ class PipelineOptions:
     max_seconds: float | None = None
     resume: bool = False
     container: str = "evalkit"
-    floor: float = 1.0
     fit: bool = False
     target_bytes: int = SIZE_CAP
     calibration_tokens: int = 65_536
@@ -112,7 +110,6 @@ def run_pipeline(options: PipelineOptions) -> dict[str, Any]:
             artifact,
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
-                floor=options.floor,
                 fit=options.fit,
                 target_bytes=options.target_bytes,
                 calibration_tokens=options.calibration_tokens,
