@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ class Trainer:
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
         folder: where to write.
+        now: returns seconds; what budgets in seconds are measured with.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Trainer:
         validator: Validator | None,
         ranks: Ranks,
         folder: TrainingFolder,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         train = config.train
         if train.spans % ranks.count:
             raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.count} processes")
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
-        self._ranks, self._folder = ranks, folder
+        self._ranks, self._folder, self._now = ranks, folder, now
         compiled = train.compile == "on" or (train.compile == "auto" and ranks.device.type == "cuda")
         self._objective = Objective(config, ranks.device, compiled=compiled)
         if ranks.device.type == "cuda":
@@ -221,7 +223,7 @@ class Trainer:
 
     def _loop(self) -> None:
         train, clock = self.config.train, self.clock
-        synced_step, since = self.step, time.perf_counter()
+        synced_step, since = self.step, self._now()
         single = self._ranks.count == 1 and self._ranks.device.type == "cpu"
         while not clock.over(self.step) and not self._interrupted:
             nats, norm = self.train_step()
@@ -234,7 +236,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signals.received))
+            seconds, interrupted = self._ranks.largest(self._now() - since, float(self._signals.received))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -243,7 +245,7 @@ class Trainer:
                 self._validate("raw", self.masters)
             if self._checkpoint_due():
                 self.save_checkpoint()
-            synced_step, since = self.step, time.perf_counter()
+            synced_step, since = self.step, self._now()
 
     def _require_finite(self, nats: float, norm: float) -> None:
         if not (math.isfinite(nats) and math.isfinite(norm)):

@@ -1,11 +1,10 @@
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -140,60 +139,76 @@ def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     assert_same(*weights)
 
 
+def resumed_at(out: Path) -> list[int]:
+    """Return the steps at which a run went on from a checkpoint, as far as its log goes back."""
+    return [line["step"] for line in read_metrics(out / "metrics.jsonl") if line.get("event") == "resume"]
+
+
 @pytest.mark.parametrize("layout", ["banks", "matrices"])
-def test_an_interrupted_run_resumes_to_the_same_bits(layout: str, data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    layout: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(optimizer__layout=layout)
     train(config, data, tmp_path / "whole")
     out = tmp_path / "run"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = len(read_metrics(out / "metrics.jsonl"))
+    step = Trainer.train_step
+    for number, last in ((signal.SIGTERM, 4), (signal.SIGINT, 9)):
 
-        def watch(before: int = before, number: int = number) -> None:
-            while len(read_metrics(out / "metrics.jsonl")) < before + 3:
-                time.sleep(0.002)
-            os.kill(os.getpid(), number)
+        def interrupted(trainer: Trainer, number: int = number, last: int = last) -> object:
+            outcome = step(trainer)
+            if trainer.step == last:
+                os.kill(os.getpid(), number)
+            return outcome
 
-        timer = threading.Thread(target=watch, daemon=True)
-        timer.start()
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
         result = train(config, data, out, resume=True)
-        timer.join()
-        assert result.status == "interrupted"
+        assert (result.status, result.steps) == ("interrupted", last)
         assert not (out / "model.pt").exists()
         with pytest.raises(InputError, match="not finished"):
             load_run(out)
+    monkeypatch.setattr(Trainer, "train_step", step)
     assert train(config, data, out, resume=True).status == "done"
+    assert resumed_at(out) == [4, 9], "a run that starts over ends with the same weights"
     assert_same(weights_of(tmp_path / "whole"), weights_of(out))
     steps = [line["step"] for line in read_metrics(out / "metrics.jsonl") if "train_nats" in line]
     assert steps == list(range(1, 13))
 
 
 CHILD = """
+import os
+import signal
 import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
+from evalkit.train.loop import Trainer
 from evalkit.train.run import run_training
+
+step = Trainer.train_step
+
+def killed(trainer):
+    outcome = step(trainer)
+    if trainer.step == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return outcome
+
+Trainer.train_step = killed
 run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
 """
 
 
 def test_a_killed_run_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
-    keys = {"train__checkpoint_every": "2"}
-    config = settings(steps=40, **keys)
+    config = settings(train__checkpoint_every="2")
     train(config, data, tmp_path / "whole")
     out, recipe = tmp_path / "run", str(tmp_path / "whole" / "recipe.toml")
-    for _ in range(2):
-        before = max([line["step"] for line in read_metrics(out / "metrics.jsonl")], default=0)
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, recipe, str(data), str(out)], cwd=Path(__file__).parents[2]
+    for last in ("5", "9"):
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, recipe, str(data), str(out), last], cwd=Path(__file__).parents[2], check=False
         )
-        while max([line["step"] for line in read_metrics(out / "metrics.jsonl")], default=0) < before + 5:
-            assert child.poll() is None
-            time.sleep(0.003)
-        child.kill()
-        child.wait()
+        assert child.returncode == -signal.SIGKILL
     assert not (out / "model.pt").exists()
     train(config, data, out, resume=True)
+    assert resumed_at(out) == [4, 8]
     assert_same(weights_of(tmp_path / "whole"), weights_of(out))
 
 
@@ -264,14 +279,25 @@ def test_a_full_disk_keeps_the_checkpoint(data: Path, tmp_path: Path) -> None:
     assert load_tensors(out / "checkpoint.pt")["step"] == 4
     assert not list(out.glob(".*"))
     train(config, data, out, resume=True)
+    assert resumed_at(out) == [4]
     assert_same(weights_of(whole), weights_of(out))
 
 
 def test_a_clock_budget_ends_the_run_at_rate_zero(data: Path, tmp_path: Path) -> None:
-    config = resolve(load_recipe("tiny"), QUICK, scale="32x2", max_seconds=2.0)
-    result = train(config, data, tmp_path)
-    assert 2.0 <= result.seconds < 4.0
-    assert 10 < result.steps < config.train.steps
+    """By a clock on which every step takes a hundredth of a second."""
+    config = resolve(load_recipe("tiny"), QUICK, scale="32x2", max_seconds=0.405)
+    ticks = itertools.count()
+    trainer = Trainer(
+        config,
+        stream=TrainingTokens(find_shards(data, config.data)[0], vocab_size=VOCAB),
+        validator=None,
+        ranks=Ranks(),
+        folder=TrainingFolder(path=tmp_path),
+        now=lambda: next(ticks) / 100,
+    )
+    result = trainer.run(resume=False)
+    assert result.steps == 41 < config.train.steps
+    assert result.seconds == pytest.approx(0.41)
     scales = [line["lr_scale"] for line in read_metrics(tmp_path / "metrics.jsonl") if "lr_scale" in line]
     assert scales[0] == 1.0
     assert scales[-1] < 0.2
