@@ -112,8 +112,7 @@ def quantize_rows_to(
     steps = torch.maximum(step.half(), clipped).clamp(max=_LARGEST_STEP)
     fitting = [bits for bits in widths if bool((integer_limit(bits) * steps.float() >= largest).all())]
     bits = fitting[0] if fitting else widths[-1]
-    nearest = hessian is None
-    values = round_to_step(weight, steps, bits) if nearest else gptq_round(weight, hessian, steps, bits)
+    values = round_to_step(weight, steps, bits) if hessian is None else gptq_round(weight, hessian, steps, bits)
     return QuantizedTensor(values=values.contiguous().numpy(), scale=steps.numpy(), bits=bits, dtype=dtype)
 
 
