@@ -113,7 +113,7 @@ def trained_tensors(run: Path, rms: float, data: Path, calibration_tokens: int) 
     model = GPT(trained.config.model).eval().requires_grad_(False)
     model.load_state_dict(weights)
     text = TrainingText(data, trained, calibration_tokens=calibration_tokens)
-    return quantize_state_dict(weights, plan_of(trained, 1.0), collect_hessians(model, text.calibration()))
+    return quantize_state_dict(weights, plan_of(trained), collect_hessians(model, text.calibration()))
 
 
 def cold_read_seconds(data: bytes) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What ``evalkit export --fit`` gains at several sizes: the plan with its steps scaled, and a step for each tensor.
+"""What ``evalkit export --fit`` (a step for each tensor) loses at several sizes, beside the recipe's own plan.
 
     python bench/export_fit.py RUN... --data DIR --tokenizer MODEL [--other SHARD] [--shares 0.85,0.7,0.55]
 
@@ -18,11 +18,10 @@ from export_recipes import Text, as_state
 
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.model.gpt import GPT
-from evalkit.plumbing.errors import InputError
 from evalkit.tokens.tokenizer import Tokenizer
 from evalkit.train.data import find_shards
 from evalkit.train.export.export import quantize_state_dict
-from evalkit.train.export.fit import FitOption, fit
+from evalkit.train.export.fit import fit
 from evalkit.train.export.pipeline import plan_of, target_weights
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import load_run
@@ -56,7 +55,7 @@ def main() -> None:
         reader = TrainingText(options.data, trained, calibration_tokens=options.calibration_tokens)
         hessians = collect_hessians(model, reader.calibration())
         curvature = collect_curvature(model, reader.calibration())
-        plan = plan_of(trained, 1.0)
+        plan = plan_of(trained)
         target, _ = target_weights(model, trained, plan, hessians, reader.held_out())
         tensors = quantize_state_dict(target, plan, hessians)
         full = len(write_native(tensors, NativeMetadata()))
@@ -64,24 +63,20 @@ def main() -> None:
         cells = [f"{text.per_byte(bits):.5f} | " for text, bits in zip(texts, reference, strict=True)]
         print(f"| {trained.config.recipe} | plan | {full:,} | {' | '.join(cells)} |", flush=True)
         for share in map(float, options.shares.split(",")):
-            for label, reach in (("steps scaled", "step"), ("a step for each tensor", "tensors")):
-                try:
-                    found = fit(
-                        target,
-                        [FitOption(label=label, plan=plan, reach=reach)],
-                        lambda held: 0.0,  # one way: there is nothing to choose
-                        cap_bytes=int(share * full),
-                        hessians=hessians,
-                        curvature=curvature,
-                    )
-                except InputError as error:
-                    print(f"| {trained.config.recipe} | {label} | {error} | | | | |", flush=True)
-                    continue
-                cells = [f"| {trained.config.recipe} | {label} | {found.best.n_bytes:,}"]
-                for text, before in zip(texts, reference, strict=True):
-                    bits = text.bits(model, as_state(model, found.tensors))
-                    cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
-                print(" | ".join(cells) + " |", flush=True)
+            found = fit(
+                target,
+                plan,
+                hessians=hessians,
+                curvature=curvature,
+                loss=lambda held: 0.0,  # the plan does not fit: there is nothing to choose
+                pack=lambda held: len(write_native(held, NativeMetadata())),
+                cap_bytes=int(share * full),
+            )
+            cells = [f"| {trained.config.recipe} | {found.best.label} | {found.best.total_bytes:,}"]
+            for text, before in zip(texts, reference, strict=True):
+                bits = text.bits(model, as_state(model, found.tensors))
+                cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
+            print(" | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

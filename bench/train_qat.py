@@ -20,12 +20,12 @@ from results import replace_table
 from torch import Tensor
 
 from evalkit.plumbing.files import write_json
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
-from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
-from evalkit.train.distributed import Ranks
+from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
 from evalkit.train.files import read_json
-from evalkit.train.folder import RunFolder, load_run
+from evalkit.train.folder import TrainingFolder, load_run
 from evalkit.train.loop import Trainer
 from evalkit.train.objective import Objective
 from evalkit.train.qat import bits_of, grid_distance, round_to_grid
@@ -43,7 +43,7 @@ HEADER = """\
 | recipe | late QAT | distance, raw | distance, exported | float | rounded |
 |---|---|---:|---:|---:|---:|
 """
-CPU = Ranks(rank=0, size=1, device=torch.device("cpu"))
+CPU = Ranks()
 
 
 class Bench:
@@ -66,20 +66,18 @@ class Bench:
         }
         return resolve(load_recipe(recipe), {**sizes, **keys}, scale=a.scale, steps=a.steps)
 
-    def stream(self, config: RunConfig) -> TokenStream:
+    def stream(self, config: RunConfig) -> TrainingTokens:
         """Return the training tokens."""
-        return TokenStream(find_shards(self.data, config.data)[0], vocab_size=config.model.vocab_size)
+        return TrainingTokens(find_shards(self.data, config.data)[0], vocab_size=config.model.vocab_size)
 
     def trunk(self, recipe: str) -> Path:
         """Return the checkpoint of the step at which QAT begins."""
         path: Path = self.out / f"{recipe}.pt"
         if not path.exists():
             config = self.config(recipe, {})
-            folder = RunFolder(path=self.out / recipe / "trunk")
+            folder = TrainingFolder(path=self.out / recipe / "trunk")
             folder.path.mkdir(parents=True, exist_ok=True)
-            trainer = Trainer(
-                config, stream=self.stream(config), validator=None, ranks=CPU, folder=folder, progress=None
-            )
+            trainer = Trainer(config, stream=self.stream(config), validator=None, ranks=CPU, folder=folder)
             while trainer.qat_start_step is None:
                 trainer.save_checkpoint()
                 trainer.train_step()
@@ -89,7 +87,7 @@ class Bench:
     def finish(self, recipe: str, variant: str) -> Path:
         """Train a variant to the end and return its run folder."""
         config = self.config(recipe, VARIANTS[variant])
-        folder = RunFolder(path=self.out / recipe / variant.replace(" ", "-"))
+        folder = TrainingFolder(path=self.out / recipe / variant.replace(" ", "-"))
         if not folder.summary.exists():
             shutil.rmtree(folder.path, ignore_errors=True)
             folder.open(config, self.stream(config).identity(), resume=False)

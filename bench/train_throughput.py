@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
-from evalkit.train.data import TokenStream
-from evalkit.train.distributed import Ranks
-from evalkit.train.folder import RunFolder
+from evalkit.train.data import TrainingTokens
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.init import initial_weights
 from evalkit.train.loop import Trainer
 from evalkit.train.resolve import resolve
@@ -95,11 +95,10 @@ def main() -> None:
         shard.write_bytes(header.tobytes() + random.tobytes())
         trainer = Trainer(
             config,
-            stream=TokenStream([shard], vocab_size=1024),
+            stream=TrainingTokens([shard], vocab_size=1024),
             validator=None,
-            ranks=Ranks(rank=0, size=1, device=device),
-            folder=RunFolder(path=Path(folder)),
-            progress=None,
+            ranks=Ranks(device=device),
+            folder=TrainingFolder(path=Path(folder)),
         )
 
         def our_step(*, quantised: bool) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import EvalkitError
-from evalkit.prequential.ranks import Ranks
+from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
 from evalkit.ttt.config import TTTConfig
 from evalkit.ttt.parameters import Parameterisation

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalkit.artifact.compression import compression_of, inflate
+from evalkit.artifact.infer import ResolvedConfig, resolve_config
 from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
-from evalkit.model.infer import ResolvedConfig, resolve_config
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 

@@ -62,7 +62,7 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
-    from evalkit.prequential.ranks import Ranks
+    from evalkit.plumbing.ranks import Ranks
     from evalkit.verbs.check import CheckOptions, check_session
     from evalkit.verbs.session import open_session
 

@@ -67,14 +67,14 @@ def command(
         raise InputError(f"--json and --dump-nll both name {json_path}; give each a file of its own")
     with ExitStack() as stack:
         with profile.phase("load") if profile else nullcontext():
-            from evalkit.prequential.ranks import Ranks
+            from evalkit.plumbing.ranks import Ranks
             from evalkit.verbs.score import score_session
             from evalkit.verbs.session import open_session
 
             ranks = Ranks.from_environment()
             if ranks.rank > 0:
                 LOG.setLevel(QUIET)  # rank 0 speaks for all
-            options["device"] = ranks.device(options["device"])
+            options["device"] = ranks.local(options["device"])
             session = open_session(score_options(require_one(artifact, no_model), options)).shared_among(ranks)
             stack.enter_context(ranks.joined(options["device"]))
         report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from evalkit.model.gpt import GPT, KVCache
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -92,9 +92,7 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(
-    out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288, progress: TextIO | None = None
-) -> dict[str, Any]:
+def run_demo(out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> dict[str, Any]:
     """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
@@ -102,7 +100,6 @@ def run_demo(
         seconds: training time.
         check_seconds: time for the audits of each score.
         limit_tokens: tokens to score.
-        progress: terminal for progress.
     """
     if (out / "run").exists():
         raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")
@@ -123,5 +120,4 @@ def run_demo(
             decode_tokens=256,
             dtype="float32",
         ),
-        progress=progress,
     )

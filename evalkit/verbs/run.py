@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import EvalkitError
@@ -38,8 +38,7 @@ class PipelineOptions:
         max_seconds: budget in seconds.
         resume: continue an interrupted run.
         container: of the artifact.
-        floor: factor on the published floors of the quantisation steps.
-        fit: search steps and widths for the lowest loss under ``target_bytes``.
+        fit: give every tensor the step with which the file just fits ``target_bytes``.
         target_bytes: cap on the artifact.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
@@ -61,7 +60,6 @@ class PipelineOptions:
     max_seconds: float | None = None
     resume: bool = False
     container: str = "evalkit"
-    floor: float = 1.0
     fit: bool = False
     target_bytes: int = SIZE_CAP
     calibration_tokens: int = 65_536
@@ -73,7 +71,7 @@ class PipelineOptions:
     dtype: str = "auto"
 
 
-def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) -> dict[str, Any]:
+def run_pipeline(options: PipelineOptions) -> dict[str, Any]:
     """Train, export, score every variant, check every variant; returns the report, which is also written.
 
     Raises:
@@ -100,7 +98,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             steps=options.steps,
             max_seconds=options.max_seconds,
             resume=options.resume,
-            progress=progress,
         )
         if trained.status != "done":
             raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
@@ -114,7 +111,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             artifact,
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
-                floor=options.floor,
                 fit=options.fit,
                 target_bytes=options.target_bytes,
                 calibration_tokens=options.calibration_tokens,

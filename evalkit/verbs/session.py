@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evalkit import __version__
+from evalkit.artifact.infer import ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
-from evalkit.model.infer import ResolvedConfig
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
@@ -29,8 +29,8 @@ from evalkit.tokens.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
     from evalkit.plumbing.profiling import Profile
+    from evalkit.plumbing.ranks import Ranks
     from evalkit.prequential.forecaster import Forecaster
-    from evalkit.prequential.ranks import Ranks
     from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
     from evalkit.prequential.streaming import StreamingConfig, StreamingForecaster
     from evalkit.ttt.config import TTTConfig
