@@ -181,7 +181,7 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
         result = check_session(
             session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
         )
-        write_json(options.out / f"check-{name}.json", result.as_dict())
+        write_json(options.out / f"check-{name}.json", result.to_dict())
         verdict = result.verdict
         scored.values["legal"] = {"legal": True, "illegal": False}.get(verdict)
         for finding in result.findings[:3]:
