@@ -5,6 +5,7 @@ They are judged as ``evalkit check --forecaster FILE.py:make`` judges a stranger
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
