@@ -27,19 +27,16 @@ _PLAIN: dict[type, tuple[str, str]] = {
 }
 
 
-def to_json(value: Any, layout: type | None = None) -> Any:
-    """Return ``value`` in the types of JSON; numbers that JSON lacks (NaN, infinity) become None.
+def to_json(value: Any) -> Any:
+    """Return a dataclass, numpy's scalars and arrays, or what JSON holds in the types of JSON.
 
-    Args:
-        value: a dataclass, or what JSON holds; numpy's scalars and arrays as well.
-        layout: a base class of the dataclass, whose fields alone are written.
+    Numbers that JSON lacks (NaN, infinity) become None.
     """
     if is_dataclass(value):
-        layout = layout or type(value)
-        held = {field.name: getattr(value, field.name) for field in fields(layout)}
-        optional = {field.name for field in fields(layout) if field.default is None}
+        held = {field.name: getattr(value, field.name) for field in fields(value)}
+        optional = {field.name for field in fields(value) if field.default is None}
         shown = {name: item for name, item in held.items() if item is not None or name not in optional}
-        return to_json(shown | {name: getattr(value, name) for name in _derived(layout)})
+        return to_json(shown | {name: getattr(value, name) for name in _derived(value)})
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -63,9 +60,9 @@ def read_versioned(layout: type[T], value: Any, where: str, advice: str) -> T:
     """
     (expected,) = get_args(get_type_hints(layout)["format"])
     found = value.get("format") if isinstance(value, dict) else None
-    if found != expected or type(found) is not int:
-        held = "no report" if not isinstance(value, dict) else f"a report of format {found!r:.40}"
-        raise InputError(f"{where} is {held}; this evalkit reads format {expected}: {advice}")
+    if type(found) is not int or found != expected:
+        held = "has no format number" if found is None else f"is of format {found!r:.40}"
+        raise InputError(f"{where} {held}; this evalkit reads format {expected}: {advice}")
     result: T = from_json(layout, value, where)
     return result
 

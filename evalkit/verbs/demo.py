@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.verbs.run import PipelineOptions, run_pipeline
+from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
 VOCAB_SIZE = 1024
 _VALIDATION_SHARE = 8  # one document in eight
@@ -94,7 +94,7 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
 
 def run_demo(
     out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288, progress: TextIO | None = None
-) -> dict[str, Any]:
+) -> RunReport:
     """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
