@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,8 @@ from evalkit.plumbing.typed_json import schema
 from evalkit.report.score_report import ScoreReport
 from tests.evalkit.reports import invented_report
 
-SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "docs" / "schemas"
 MOVED = Finding(axiom="causality", position=7, evidence={"nats": 0.5}, message="The score moved.")
 STRUCK = invented_report(verdict="illegal", illegal_because="ttt.time_limit stopped the training at position 5")
 
@@ -115,3 +118,11 @@ def test_schema_and_reader_take_and_refuse_the_same(scored: tuple[Path, Path]) -
                 assert not validator.is_valid(changed), what
                 with pytest.raises(InputError):
                     type(report).from_dict(changed)
+
+
+def test_reading_a_report_imports_neither_torch_nor_the_audits() -> None:
+    code = "import sys, evalkit.report.load; print({'torch', 'scipy', 'evalkit.legality.audit'} & set(sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SCHEMAS.parents[1]
+    )
+    assert out.stdout.strip() == "set()"

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.legality import AuditOptions, audit, substitution
+from evalkit.legality import substitution
+from evalkit.legality.audit import audit
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.context import Context
 from evalkit.legality.driver import run_stream
 from evalkit.legality.hosts import Fault, LocalHost
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 from evalkit.plumbing.errors import InputError
 
@@ -260,7 +262,7 @@ def test_options_are_checked(bad):
 
 
 def test_importing_the_audits_is_cheap():
-    code = "import sys, evalkit.legality; print('torch' in sys.modules)"
+    code = "import sys, evalkit.legality.audit; print('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[3]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert out.stdout.strip() == "False"

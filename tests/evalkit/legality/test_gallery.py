@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.legality import AuditOptions, audit
+from evalkit.legality.audit import audit
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
 GALLERY = Path(__file__).parent / "gallery"
