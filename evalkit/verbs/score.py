@@ -99,9 +99,9 @@ def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> No
     threads = window.threads if window is not None and window.threads else torch.get_num_threads()
     LOG.debug("threads: %d, device: %s", threads, options.device)
     if options.mixer == "hedge":
-        LOG.debug("mixer: %s", session.mixer_config())
+        LOG.debug("mixer: %s", session.mixer)
     if options.ttt:
-        LOG.debug("ttt: %s", session.ttt_config())
+        LOG.debug("ttt: %s", session.ttt)
     if folder is not None:
         LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
@@ -160,9 +160,9 @@ def _report(session: Session, ledger: Ledger, forecaster: Any, seconds: float, s
         ranks=session.ranks.count if session.ranks else None,
         network_nats=found.get("network_nats"),
         mixer_report=found.get("mixer_report"),
-        mixer_config=to_json(session.mixer_config()) if options.mixer == "hedge" else None,
+        mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
         ttt_report=found.get("ttt_report"),
-        ttt_config=to_json(session.ttt_config()) if options.ttt else None,
+        ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
         reliability=found.get("reliability"),
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
         nll=ledger.scores(),
