@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evalkit.legality import AuditOptions, audit
+from evalkit.legality.audit import audit
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
 GALLERY = Path(__file__).resolve().parents[1] / "tests" / "evalkit" / "legality" / "gallery"

@@ -54,8 +54,8 @@ def main() -> None:
         )
         frozen = score(common)
         name = artifact.rsplit("/", 1)[-1]
-        print(f"| {name} | nothing | {frozen.bpb:.4f} | | | | {frozen.values['seconds']:.0f} | | |", flush=True)
-        seq_len, stride = frozen.values["seq_len"], frozen.values["stride"]
+        print(f"| {name} | nothing | {frozen.bpb:.4f} | | | | {frozen.seconds:.0f} | | |", flush=True)
+        seq_len, stride = frozen.seq_len, frozen.stride
         for label, settings in list(VARIANTS.items())[: 3 if options.default_only else None]:
             report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
             ttt, config = report["ttt_report"], report["ttt_config"]

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from evalkit.plumbing.errors import EvalkitError as EvalkitError
     from evalkit.plumbing.errors import InputError as InputError
     from evalkit.prequential.forecaster import Forecaster as Forecaster
+    from evalkit.report.score_report import Scored as Scored
+    from evalkit.report.score_report import ScoreReport as ScoreReport
     from evalkit.tokens.tokenizer import Tokenizer as Tokenizer
     from evalkit.verbs.check import CheckOptions as CheckOptions
     from evalkit.verbs.check import check as check
     from evalkit.verbs.check import check_forecaster as check_forecaster
-    from evalkit.verbs.score import ScoreReport as ScoreReport
     from evalkit.verbs.score import score as score
     from evalkit.verbs.session import ScoreOptions as ScoreOptions
     from evalkit.verbs.session import Session as Session
@@ -58,7 +59,8 @@ _HOMES = {
     "Finding": "evalkit.legality.report",
     "LegalityReport": "evalkit.legality.report",
     "Forecaster": "evalkit.prequential.forecaster",
-    "ScoreReport": "evalkit.verbs.score",
+    "ScoreReport": "evalkit.report.score_report",
+    "Scored": "evalkit.report.score_report",
     "score": "evalkit.verbs.score",
     "Tokenizer": "evalkit.tokens.tokenizer",
 }

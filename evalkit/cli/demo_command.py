@@ -20,6 +20,6 @@ def command(out: str, seconds: float) -> None:
     from evalkit.verbs.demo import run_demo
     from evalkit.verbs.run import describe
 
-    click.echo(describe(run_demo(Path(out), seconds)))
+    click.echo(describe(run_demo(Path(out), seconds).stages))
     click.echo(f"everything is in {out}: model.evk is the artifact, report.json the numbers", err=True)
     click.echo(f"next: evalkit inspect {Path(out) / 'model.evk'}", err=True)

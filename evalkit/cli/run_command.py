@@ -97,7 +97,7 @@ def command(
     except Interrupted as error:
         click.echo(f"evalkit: {error}", err=True)
         return 130
-    click.echo(describe(report))
-    verdicts = {stage.get("verdict") for stage in report["stages"].values()}
-    over = enforce_cap and report["artifact"]["bytes"] > SIZE_CAP
-    return 3 if "illegal" in verdicts or over else 0
+    click.echo(describe(report.stages))
+    illegal = any(stage.verdict == "illegal" for stage in report.stages.values())
+    over = enforce_cap and report.artifact["bytes"] > SIZE_CAP
+    return 3 if illegal or over else 0

@@ -58,9 +58,7 @@ def audit(
     else:
         context.how = f"the same command with span {options.span}, "
     _Audits(context, make).run()
-    report = context.report
-    report.seconds = time.monotonic() - began
-    report.covered["audit"] = {
+    facts = {
         "span": options.span,
         "stream_tokens": max(len(stream), options.stream_tokens),
         "audited_tokens": len(context.tokens),
@@ -70,8 +68,17 @@ def audit(
         "seed": options.seed,
     }
     rank = {axiom: place for place, axiom in enumerate(AXIOMS)}
-    report.findings.sort(key=lambda f: (rank[f.axiom], -abs(float(f.evidence.get("nats") or 0.0))))
-    return report
+    return LegalityReport(
+        findings=tuple(
+            sorted(
+                context.report.findings,
+                key=lambda f: (rank[f.axiom], -abs(float(f.evidence.get("nats") or 0.0))),
+            )
+        ),
+        covered=context.report.covered | {"audit": facts},
+        uncovered=tuple(context.report.uncovered),
+        seconds=time.monotonic() - began,
+    )
 
 
 class _Audits:

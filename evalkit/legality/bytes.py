@@ -11,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.legality.report import Finding
+from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
-
-SIZE_CAP = 16_000_000
-"""Decimal bytes for artifact and code together (the challenge's rule)."""
 
 WALL_LIMIT = 600.0
 """Seconds that an evaluation may take (the challenge's rule, on its own hardware)."""

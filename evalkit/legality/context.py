@@ -16,7 +16,7 @@ from evalkit.legality.driver import Run
 from evalkit.legality.hosts import Fault, Ids
 from evalkit.legality.noise import Grid, NoiseProfile, grid_of
 from evalkit.legality.options import AuditOptions
-from evalkit.legality.report import Axiom, Finding, LegalityReport
+from evalkit.legality.report import Axiom, Finding
 from evalkit.plumbing.errors import InputError
 
 DEAR_SECONDS = 0.2
@@ -27,6 +27,15 @@ ENOUGH = 8
 
 KEPT = 4
 """Findings that one audit lists for one axiom; the rest are counted."""
+
+
+@dataclass
+class Notes:
+    """What the audits have found, covered and left open so far; the report is made of it once, in the end."""
+
+    findings: list[Finding] = field(default_factory=list)
+    covered: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uncovered: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -58,7 +67,7 @@ class Context:
     options: AuditOptions
     deadline: float
     stream: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-    report: LegalityReport = field(default_factory=LegalityReport)
+    report: Notes = field(default_factory=Notes)
     base: Run = field(default_factory=lambda: Run(nats=np.zeros(0)))
     noise: NoiseProfile = field(default_factory=NoiseProfile)
     grid: Grid = "float64"

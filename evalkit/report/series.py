@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
     ]
 
 
-def reliability(counts: dict[str, Any]) -> list[dict[str, Any]]:
+def reliability(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the points of the reliability curve from the counts in a report.
 
     Neighbouring bins of log-odds are joined until at least ten of their tokens were expected to come and ten not to, by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,20 +74,19 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
             _no_arguments(session.make_forecaster),
             tokens,
             _audit_options(how, len(session.stream), bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
-        )
-        report.covered |= late.covered
-    report.covered["subject"] = session.subject()
+        ).merged(late)
+    report = report.with_(covered={"subject": session.subject()})
     for name, facts in report.covered.items():
         LOG.debug("audit %s: %s", name, facts)
     LOG.debug("audits took %.2f s", report.seconds)
     with timed("counted bytes again"):
-        _add(report, "bytes", *_recount(session))
+        report = _with(report, "bytes", *_recount(session))
     if session.artifact is not None:
-        _add(report, "budget", *budget([session.artifact.path, *how.code]))
+        report = _with(report, "budget", *budget([session.artifact.path, *how.code]))
     if how.decode_tokens:
         span = int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
         with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
-            _check_decode(report, session, how.decode_tokens, span)
+            report = _with(report, "decode", *_check_decode(session, how.decode_tokens, span))
     return report
 
 
@@ -116,7 +115,7 @@ def check_forecaster(
     options = _audit_options(how, stream_tokens, bytes_per_token=None, bos=bos)
     report = audit(spec, tokens, replace(options, stream_files=tuple(stream_files)))
     if how.code:
-        _add(report, "budget", *budget(how.code))
+        report = _with(report, "budget", *budget(how.code))
     return report
 
 
@@ -138,11 +137,10 @@ def _salt_after_warm_up(session: Session, how: CheckOptions, bytes_per_token: fl
     A forecaster that changes its ways after ``warm_up_tokens`` learns that much text unscored, and is then scored once
     on text in which every eighth token is drawn uniformly: at those, V p(v) has mean sum_v p(v), at most 1 for a code.
     """
-    report = LegalityReport()
     forecaster: Any = session.make_forecaster()
     warm_up = int(getattr(forecaster, "warm_up_tokens", 0))
     if not warm_up:
-        return report
+        return LegalityReport()
     began = time.monotonic()
     end = warm_up + 1 + _SALTED_TOKENS
     tokens = session.stream.read(0, min(len(session.stream), end)).astype(np.int64)
@@ -173,20 +171,19 @@ def _salt_after_warm_up(session: Session, how: CheckOptions, bytes_per_token: fl
         "nats": nats,
         "bpb": nats / math.log(2) / bytes_per_token,
     }
-    report.covered["salting after warm-up"] = facts
-    if evidence.p_value < FALSE_ALARM / 5:
-        report.findings.append(
-            Finding(
-                axiom="normalisation",
-                position=int(salted[0]),
-                evidence=facts,
-                message=f"After its warm-up of {warm_up:,} tokens the probabilities sum to {mean_sum:.2f} on average "
-                f"(+-{facts['standard_error']:.2f}), where 1 is the most that a code can have: about "
-                f"{facts['bpb']:.3f} bits per byte of the score are fiction (p = {evidence.p_value:.2g}).",
-            )
-        )
-    report.seconds = time.monotonic() - began
-    return report
+    finding = Finding(
+        axiom="normalisation",
+        position=int(salted[0]),
+        evidence=facts,
+        message=f"After its warm-up of {warm_up:,} tokens the probabilities sum to {mean_sum:.2f} on average "
+        f"(+-{facts['standard_error']:.2f}), where 1 is the most that a code can have: about "
+        f"{facts['bpb']:.3f} bits per byte of the score are fiction (p = {evidence.p_value:.2g}).",
+    )
+    return LegalityReport(
+        findings=(finding,) if evidence.p_value < FALSE_ALARM / 5 else (),
+        covered={"salting after warm-up": facts},
+        seconds=time.monotonic() - began,
+    )
 
 
 def _pieces(forecaster: Any, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -203,7 +200,7 @@ def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
     return recount(tokens, claimed, session.tokenizer.decode, bos=session.tokenizer.bos_id)
 
 
-def _check_decode(report: LegalityReport, session: Session, count: int, span: int) -> None:
+def _check_decode(session: Session, count: int, span: int) -> tuple[list[Finding], dict[str, Any]]:
     """Code the first tokens for real and compare the bits with the ledger; nothing convinces more."""
     tokens = session.stream.read(0, min(len(session.stream), count + 1)).astype(np.int64)
     sha256 = session.artifact.sha256 if session.artifact else ""
@@ -215,11 +212,11 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
         "ledger_bits": coded.ledger_bits,
         "excess_bits": coded.words_bits - coded.ledger_bits,
     }
-    report.covered["decode"] = covered
+    findings = []
     allowed = coded.ledger_bits * (1 + DECODE_SLACK_SHARE) + DECODE_SLACK_BITS
     if coded.words_bits > allowed:
         excess = (coded.words_bits - coded.ledger_bits) * math.log(2)
-        report.findings.append(
+        findings.append(
             Finding(
                 axiom="normalisation",
                 position=None,
@@ -236,7 +233,7 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
         covered["error"] = str(error)
     covered["decoded"] = same
     if not same:
-        report.findings.append(
+        findings.append(
             Finding(
                 axiom="causality",
                 position=None,
@@ -244,6 +241,7 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
                 message="A decoder that has the artifact and the bits does not get the tokens back.",
             )
         )
+    return findings, covered
 
 
 def _no_arguments(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -251,6 +249,5 @@ def _no_arguments(make: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: make()
 
 
-def _add(report: LegalityReport, name: str, findings: Sequence[Finding], covered: dict[str, Any]) -> None:
-    report.findings.extend(findings)
-    report.covered[name] = covered
+def _with(report: LegalityReport, name: str, findings: Sequence[Finding], covered: Mapping[str, Any]) -> LegalityReport:
+    return report.with_(findings=findings, covered={name: covered})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.verbs.run import PipelineOptions, run_pipeline
+from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
 VOCAB_SIZE = 1024
 _VALIDATION_SHARE = 8  # one document in eight
@@ -92,7 +91,7 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> dict[str, Any]:
+def run_demo(out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> RunReport:
     """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:

@@ -8,7 +8,6 @@ text is read, so that a slip of the keyboard costs seconds.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -439,16 +438,3 @@ def has_fast_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    import numpy as np
-    import torch
-
-    return {
-        "evalkit": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }

@@ -88,7 +88,7 @@ def test_short_streams(options: ScoreOptions, tokenizer_path: Path, tmp_path: Pa
     (tmp_path / "a.txt").write_text("a b")
     for limit in (1, 2):
         report = score(replace(options, text=str(tmp_path / "a.txt"), limit_tokens=limit))
-        assert len(report.nll) == report.values["tokens_scored"] == limit
+        assert len(report.nll) == report.tokens_scored == limit
 
 
 class Stop(Exception):
@@ -164,8 +164,8 @@ def test_ctrl_c_then_resume_on_the_command_line(options: ScoreOptions, tmp_path:
     assert done.returncode == 0
     report = json.loads((tmp_path / "a.json").read_text())
     fresh = score(replace(options, seq_len=256, stride=8, limit_tokens=0, dtype="auto"))
-    assert report["nats"] == fresh.values["nats"]
-    assert report["ledger_sha256"] == fresh.values["ledger_sha256"]
+    assert report["nats"] == fresh.nats
+    assert report["ledger_sha256"] == fresh.ledger_sha256
 
 
 def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
