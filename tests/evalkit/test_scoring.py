@@ -92,7 +92,7 @@ class Stop(Exception):
 
 
 def interrupt_fourth_span(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> list[int]:
-    """Raise ``error`` once, in the network's fourth ``observe``; return the growing list of the spans' first positions."""
+    """Raise ``error`` once, in the network's fourth ``observe``; return the list of the spans' first positions, which grows."""
     starts: list[int] = []
     original = SlidingForecaster.observe
 
