@@ -92,7 +92,7 @@ class Stop(Exception):
 
 
 def interrupt_fourth_span(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> list[int]:
-    """Raise ``error`` once, in the network's fourth ``observe``; return the list of the spans' first positions, which grows."""
+    """Raise ``error`` once, in the fourth ``observe``; return the list, which grows, of the spans' first positions."""
     starts: list[int] = []
     original = SlidingForecaster.observe
 
