@@ -10,10 +10,10 @@ errors clustered by document.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+from common import parser_of, print_header, print_row
 from export_recipes import Text, as_state
 
 from evalkit.artifact.native import NativeMetadata, write_native
@@ -30,7 +30,7 @@ from evalkit.train.quantization.hessian import collect_hessians
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
     parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
@@ -41,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| run | way | bytes | validation | against the plan | other | against the plan |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print_header("run", "way", "bytes", "validation", "against the plan", "other", "against the plan", left=2)
     for run in options.runs:
         trained = load_run(run)
         model = GPT(trained.config.model).eval().requires_grad_(False)
@@ -60,8 +59,10 @@ def main() -> None:
         tensors = quantize_state_dict(target, plan, hessians)
         full = len(write_native(tensors, NativeMetadata()))
         reference = [text.bits(model, as_state(model, tensors)) for text in texts]
-        cells = [f"{text.per_byte(bits):.5f} | " for text, bits in zip(texts, reference, strict=True)]
-        print(f"| {trained.config.recipe} | plan | {full:,} | {' | '.join(cells)} |", flush=True)
+        cells = [
+            cell for text, bits in zip(texts, reference, strict=True) for cell in (f"{text.per_byte(bits):.5f}", "")
+        ]
+        print_row(trained.config.recipe, "plan", f"{full:,}", *cells)
         for share in map(float, options.shares.split(",")):
             found = fit(
                 target,
@@ -72,11 +73,11 @@ def main() -> None:
                 pack=lambda held: len(write_native(held, NativeMetadata())),
                 cap_bytes=int(share * full),
             )
-            cells = [f"| {trained.config.recipe} | {found.best.label} | {found.best.total_bytes:,}"]
+            cells = [trained.config.recipe, found.best.label, f"{found.best.total_bytes:,}"]
             for text, before in zip(texts, reference, strict=True):
                 bits = text.bits(model, as_state(model, found.tensors))
                 cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
-            print(" | ".join(cells) + " |", flush=True)
+            print_row(*cells)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ with the clips chosen by the same measure, on training tokens that calibration h
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from common import parser_of, print_header, print_row
 
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
@@ -128,7 +128,7 @@ def output_ratios(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
     parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
@@ -141,9 +141,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest "
-          "| GPTQ, refined - nearest | GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print_header(
+        "recipe", "plan", "text", "float", "nearest", "GPTQ - nearest", "nearest, refined - nearest",
+        "GPTQ, refined - nearest", "GPTQ, refined - float", "output error: smallest, median, largest", left=3,
+    )  # fmt: skip
     for recipe in options.recipes.split(","):
         if not (options.runs / recipe / "summary.json").exists():
             continue
@@ -191,7 +192,7 @@ def main() -> None:
                     )
                 ]
                 cells.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "")
-                print("| " + " | ".join(cells) + " |", flush=True)
+                print_row(*cells)
 
 
 if __name__ == "__main__":

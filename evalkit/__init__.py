@@ -16,7 +16,7 @@ The command line stands on this interface::
     legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=30))
     print(legality.verdict, legality.findings)
 
-Importing evalkit imports nothing else: each name is loaded when it is first used, torch with the first that needs it.
+Importing evalkit imports nothing heavy: each name is loaded when it is first used, torch with the first that needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from evalkit.plumbing.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from evalkit.artifact.load import Artifact as Artifact

@@ -33,8 +33,9 @@ def along_stream(scores: TokenScores) -> dict[str, Any]:
 
 def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
     """Return the document of each scored position, from 0."""
-    owner = np.cumsum(np.asarray(tokens[1:]) == bos)
-    return (owner - owner[0]).astype(np.int64)
+    starts = np.cumsum(np.asarray(tokens[1:]) == bos)
+    owner: npt.NDArray[np.int64] = (starts - starts[0]).astype(np.int64)
+    return owner
 
 
 def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int) -> dict[str, Any]:

@@ -91,12 +91,12 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> RunReport:
+def run_demo(out: Path, steps: int, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> RunReport:
     """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
         out: folder for everything; it must not hold another run.
-        seconds: training time.
+        steps: training steps.
         check_seconds: time for the audits of each score.
         limit_tokens: tokens to score.
     """
@@ -111,7 +111,7 @@ def run_demo(out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tok
             tokenizer=tokenizer,
             out=out,
             settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
-            max_seconds=seconds,
+            steps=steps,
             calibration_tokens=16_384,
             limit_tokens=limit_tokens,
             variants=(("none", False), ("hedge", False), ("none", True), ("hedge", True)),

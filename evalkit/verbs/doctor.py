@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, str]:
     """Return versions and hardware, name to text."""
     import torch
 
-    from evalkit import __version__
+    from evalkit.plumbing.version import __version__
     from evalkit.verbs.session import has_fast_bfloat16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evalkit import __version__
 from evalkit.artifact.infer import ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
@@ -21,6 +20,7 @@ from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import configured, require
+from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunReport]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run_demo(out, 1.0, check_seconds=0.5, limit_tokens=800)
+    return out, run_demo(out, 10, check_seconds=0.5, limit_tokens=800)
 
 
 def readme_rows() -> dict[str, list[str]]:
@@ -58,7 +58,7 @@ def test_what_it_leaves_is_one_run(demo: tuple[Path, RunReport]) -> None:
     assert json.loads((out / "report.json").read_text())["stages"].keys() == report.stages.keys()
     assert all(json.loads((out / f"check-{name}.json").read_text())["verdict"] for name in report.stages)
     with pytest.raises(InputError, match="already holds a demo"):
-        run_demo(out, 1.0)
+        run_demo(out, 10)
 
 
 def test_no_validation_text_is_trained_on(demo: tuple[Path, RunReport]) -> None:

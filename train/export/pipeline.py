@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalkit import __version__
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata
@@ -22,6 +21,7 @@ from evalkit.model.gpt import GPT, head_name
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.progress import tracked
+from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import (
     ArtifactFile,
