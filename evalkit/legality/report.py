@@ -42,7 +42,7 @@ class Finding:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LegalityReport:
     """The verdict of an audit with everything it rests on.
 
@@ -53,9 +53,9 @@ class LegalityReport:
         seconds: Wall time of the audit.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    covered: dict[str, Any] = field(default_factory=dict)
-    uncovered: list[str] = field(default_factory=list)
+    findings: tuple[Finding, ...] = ()
+    covered: Mapping[str, Any] = field(default_factory=dict)
+    uncovered: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property

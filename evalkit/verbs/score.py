@@ -16,10 +16,11 @@ from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.profiling import Profile
 from evalkit.plumbing.progress import Progress
+from evalkit.prequential.forecaster import is_resumable, report_of
 from evalkit.prequential.ledger import Ledger, bits_per_byte
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
-from evalkit.prequential.resume import RunFolder, StateUnavailableError
+from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
 from evalkit.verbs.session import ScoreOptions, Session, open_session, versions
 
 REPORT_FORMAT = 1
@@ -88,7 +89,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
-    stateful = hasattr(forecaster, "state_dict")
+    stateful = is_resumable(forecaster)
     if folder and resume and stateful:
         state = folder.load_state()
         ledger = folder.ledger
@@ -138,7 +139,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     return report
 
 
-def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> None:
+def _log_plan(session: Session, resumed_at: int, folder: ResumeFolder | None) -> None:
     import torch
 
     options, window = session.options, session.sliding
@@ -152,12 +153,12 @@ def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> No
         LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
 
-def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:
+def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
     """Return where the run keeps its state; None where it keeps none, or cannot and need not."""
     if resume is None:
         return None
     try:
-        return RunFolder(session.identity(), resume=resume)
+        return ResumeFolder(session.identity(), resume=resume)
     except StateUnavailableError:
         if resume:
             raise
@@ -209,7 +210,7 @@ def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: f
     }
     if session.ranks is not None:
         values["ranks"] = session.ranks.count
-    values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
+    values |= _json_safe(report_of(forecaster))
     if "network_nats" in values:
         values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)
     if options.mixer == "hedge":
