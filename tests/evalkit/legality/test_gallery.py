@@ -24,7 +24,7 @@ POSITIONS = {"violator": 192, "honest": 64}
 """Sums over the vocabulary, in a span of their own and in the ledger's: an unbroken run of 128 and 64 more where a
 fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
-UNPROVEN = {"h_unrepeatable_noise", "h_own_noise", "h_module_noise"}
+UNPROVEN = {"h_unrepeatable_noise", "h_module_noise"}
 """Honest ones whose own noise hides what an audit must see."""
 
 
