@@ -24,9 +24,6 @@ POSITIONS = {"violator": 192, "honest": 64}
 """Sums over the vocabulary, in a span of their own and in the ledger's: an unbroken run of 128 and 64 more where a
 fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
-UNPROVEN = {"h_unrepeatable_noise", "h_module_noise"}
-"""Honest ones whose own noise hides what an audit must see."""
-
 
 def axiom_of(name: str) -> str:
     """Return the axiom that the docstring of a violator names first."""
@@ -62,7 +59,7 @@ def test_violator_is_illegal(name, tmp_path, monkeypatch):
 def test_honest_twin_becomes_legal(name, tmp_path, monkeypatch):
     report = judged(name, tmp_path, monkeypatch)
     assert report.findings == (), report.summary()
-    assert report.verdict == ("unproven" if name in UNPROVEN else "legal"), report.summary()
+    assert report.verdict == "legal", report.summary()
     report.to_json()
 
 

@@ -66,9 +66,7 @@ class Both(Prefers, Learns):
     pass
 
 
-@given(
-    st.integers(1, 200), st.integers(1, 50), st.integers(1, 60), st.integers(1, 40), st.lists(st.integers(1, 210))
-)
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 60), st.integers(1, 40), st.lists(st.integers(1, 210)))
 def test_spans_cover_every_position_once_and_stop_where_they_must(
     end: int, span: int, seam: int, start: int, cuts: list[int]
 ) -> None:
