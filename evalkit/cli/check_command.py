@@ -127,7 +127,7 @@ def describe(report: LegalityReport) -> str:
     """Return verdict, findings and coverage for a terminal."""
     lines = [report.summary()]
     audited = report.covered.get("audit", {})
-    if audited:
+    if audited.get("audited_tokens"):
         deep = report.covered.get("deep salting", {}).get("last", 0)
         lines.append(
             f"audited {audited['audited_tokens']:,} of {audited['stream_tokens']:,} tokens in spans of "

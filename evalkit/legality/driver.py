@@ -75,8 +75,9 @@ def affordable(host: Host, span: Ids, seconds: float) -> int:
     while length < len(span):
         began = time.monotonic()
         host.score(span[None, :length])
-        if 2 * (time.monotonic() - began) > seconds:
-            return length
+        took = time.monotonic() - began
+        if 2 * took > seconds:
+            return min(int(length * max(seconds / took, 1.0)), len(span))
         length *= 2
     return len(span)
 

@@ -8,6 +8,7 @@ the business of the bait and replay audits.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -142,6 +143,8 @@ class _Audit:
         """Pass over the stream once, perturbing every span at up to ``most`` offsets; stop where the time is up."""
         subject, deadline = self.subject, time.monotonic() + seconds
         self.host.fresh(int(subject.tokens[0]))
+        # few long spans get as many rows as the verdict needs, even where the time is short
+        least = math.ceil(TESTED_OURS / len(subject.base.spans))
         slower = 1.0  # calls in a process of their own take longer than those of the first pass
         for start, stop in spans(self.host, len(subject.tokens), subject.options.span):
             real = subject.tokens[start:stop]
@@ -150,7 +153,7 @@ class _Audit:
                 if left < 0:
                     break
                 first = max(subject.base.seconds_from(start), 1e-6)
-                affordable = max(1.0, left / (slower * first) - 1)
+                affordable = max(least, left / (slower * first) - 1)
                 offsets = pick_offsets(real, int(min(most, affordable)), subject.options.bos, self.rng)
                 rows = self.staircase(real, offsets)
                 clock = time.monotonic()
