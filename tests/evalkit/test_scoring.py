@@ -133,11 +133,11 @@ def test_a_run_without_a_place_for_its_state_still_scores(
 
 
 def test_the_same_run_twice_at_a_time(options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evalkit.prequential.resume import RunFolder
+    from evalkit.prequential.resume import ResumeFolder
 
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     session = open_session(options)
-    other = RunFolder(session.identity(), resume=False)
+    other = ResumeFolder(session.identity(), resume=False)
     assert score_session(session, resume=False).bpb == score(options).bpb
     with pytest.raises(InputError, match="another process"):
         score_session(session, resume=True)
