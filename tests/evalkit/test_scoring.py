@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     options: ScoreOptions, mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
-    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
     monkeypatch.setattr("evalkit.verbs.score._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
