@@ -136,12 +136,12 @@ def build_targets(folder: Path) -> list[Target]:
     from evalkit.artifact.compression import inflate
     from evalkit.artifact.load import load_artifact
     from evalkit.codec.container import MAGIC, Header, pack, unpack
-    from evalkit.codec.session import restored_options
     from evalkit.report.load import SavedReport, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
     from evalkit.tokens.shards import open_shard, write_shard
     from evalkit.tokens.stream import TokenStream, read_documents
     from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.verbs.coding import restored_options
 
     artifacts = _valid_artifacts(folder)
     payloads = {name: inflate(data) for name, data in artifacts.items() if name != "native"}

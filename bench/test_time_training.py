@@ -46,7 +46,7 @@ def main() -> None:
         print_row(name, "nothing", f"{frozen.bpb:.4f}", "", "", "", f"{frozen.seconds:.0f}", "", "")
         seq_len, stride = frozen.seq_len, frozen.stride
         for label, settings in list(VARIANTS.items())[: 3 if options.default_only else None]:
-            report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
+            report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).to_dict()
             ttt, config = report["ttt_report"], report["ttt_config"]
             gain = ttt["gain"]
             score_seconds = ttt["score_seconds"]

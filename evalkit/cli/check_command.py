@@ -21,9 +21,6 @@ DEEP_TOKENS = 1 << 20
 STREAM_OPTIONS = ("tokens", "text", "limit_tokens", "tokenizer")
 """Those of the shared options that say what to check on, not how an artifact is scored."""
 
-STRANGERS_SPAN = 64
-"""Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
-
 EXAMPLE = """Examples:
 
   evalkit check final_model.int6.ptz --mixer hedge --ttt --tokens 'data/fineweb_val_*.bin' --tokenizer fineweb.model
@@ -38,7 +35,7 @@ EXAMPLE = """Examples:
 @model_options(tokenizer_required=False)
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
-@click.option("--span", type=int, help="Positions scored at a time (default: 256; a stranger's forecaster: 64).")
+@click.option("--span", type=int, help="Positions scored at a time (default: as score; a stranger's forecaster: 64).")
 @click.option("--budget", type=float, default=45.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
@@ -69,10 +66,10 @@ def command(
     if Ranks.from_environment().rank > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
     check_writable(json_path)
-    if span is None:
-        span = STRANGERS_SPAN if forecaster is not None else CheckOptions.span
+    if span is not None and span < 1:
+        raise InputError(f"--span is {span}; expected at least 1 position")
     how = CheckOptions(
-        span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
+        span=span or 0, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
     )
     if forecaster is not None:
         if artifact is not None or no_model:
@@ -130,7 +127,7 @@ def describe(report: LegalityReport) -> str:
     """Return verdict, findings and coverage for a terminal."""
     lines = [report.summary()]
     audited = report.covered.get("audit", {})
-    if audited:
+    if audited.get("audited_tokens"):
         deep = report.covered.get("deep salting", {}).get("last", 0)
         lines.append(
             f"audited {audited['audited_tokens']:,} of {audited['stream_tokens']:,} tokens in spans of "

@@ -26,7 +26,7 @@ EXAMPLE = """Example:
 def command(artifact: str, text: str, output: str, exact: bool, **options: Any) -> None:
     """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
     from evalkit.codec import compress_text
-    from evalkit.codec.session import open_for_coding, span_of, stored_options
+    from evalkit.verbs.coding import open_for_coding, span_of, stored_options
 
     check_writable(output)
     path = Path(text)

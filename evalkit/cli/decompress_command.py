@@ -23,7 +23,7 @@ EXAMPLE = """Example:
 def command(artifact: str, file: str, output: str, tokenizer: str) -> None:
     """Restore the text that compress wrote to FILE; its options are in the file."""
     from evalkit.codec import decompress_text, read_header
-    from evalkit.codec.session import open_for_coding, restored_options
+    from evalkit.verbs.coding import open_for_coding, restored_options
 
     check_writable(output)
     path = Path(file)

@@ -129,9 +129,9 @@ class ChildHost:
         self._depth += 1
         if bait is not None:
             self._ask({"do": "bait"}, bait)
-        self.again(first)
+        self.another(first)
 
-    def again(self, first: int) -> None:
+    def another(self, first: int) -> None:
         """See :class:`Host`."""
         self.length = 0
         reply, _ = self._ask({"do": "make"})

@@ -240,10 +240,9 @@ def judge(
         evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
         message=(
             f"A legal code beats the {record['kind']} source like this with probability at most "
-            f"10^-{log_e / math.log(10):.0f}: "
-            f"{beaten:.4g} nats per token from position {place} on. Either its probabilities sum to more than "
-            f"1 or its scores know what follows. To see it again: run the program on {WHOLE}/ and {PREFIX}/ "
-            "and judge what it reports."
+            f"10^-{log_e / math.log(10):.0f}: {beaten:.4g} nats per token from position {place} on. Either its "
+            f"probabilities sum to more than 1 or its scores know what follows. To see it again: run the program on "
+            f"{WHOLE}/ and {PREFIX}/ and judge what it reports."
         ),
     )
     convicted = p_value < FALSE_ALARM

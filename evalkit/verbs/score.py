@@ -13,10 +13,11 @@ from evalkit.plumbing.profiling import Profile
 from evalkit.plumbing.progress import Progress
 from evalkit.plumbing.provenance import code_identity, versions
 from evalkit.plumbing.typed_json import to_json
+from evalkit.prequential.forecaster import is_resumable, report_of
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
-from evalkit.prequential.resume import RunFolder, StateUnavailableError
+from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
 from evalkit.report.score_report import ArtifactIdentity, Scored, TokenizerIdentity, TokensIdentity
 from evalkit.verbs.session import ScoreOptions, Session, open_session
 
@@ -49,7 +50,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
-    stateful = hasattr(forecaster, "state_dict")
+    stateful = is_resumable(forecaster)
     if folder and resume and stateful:
         state = folder.load_state()
         ledger = folder.ledger
@@ -92,7 +93,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     return report if profile is None else dataclasses.replace(report, profile=profile.to_dict())
 
 
-def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> None:
+def _log_plan(session: Session, resumed_at: int, folder: ResumeFolder | None) -> None:
     import torch
 
     options, window = session.options, session.sliding
@@ -106,12 +107,12 @@ def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> No
         LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
 
-def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:
+def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
     """Return where the run keeps its state; None where it keeps none, or cannot and need not."""
     if resume is None:
         return None
     try:
-        return RunFolder(session.identity(), resume=resume)
+        return ResumeFolder(session.identity(), resume=resume)
     except StateUnavailableError:
         if resume:
             raise
@@ -120,7 +121,7 @@ def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:
 
 def _report(session: Session, ledger: Ledger, forecaster: Any, seconds: float, scored: int) -> Scored:
     options, artifact, resolved, window = session.options, session.artifact, session.resolved, session.sliding
-    found: dict[str, Any] = to_json(forecaster.report()) if hasattr(forecaster, "report") else {}
+    found: dict[str, Any] = to_json(report_of(forecaster))
     because = found.get("illegal_because")
     return Scored(
         artifact=None

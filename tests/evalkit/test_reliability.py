@@ -147,5 +147,5 @@ def test_scores_stay_to_the_bit(
 
 
 def test_a_forecaster_without_distributions_is_refused() -> None:
-    with pytest.raises(InputError, match="does not state"):
+    with pytest.raises(InputError, match="states no distribution"):
         ReliabilityForecaster(object(), 1, 1)  # type: ignore[arg-type]

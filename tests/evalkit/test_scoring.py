@@ -113,7 +113,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     options: ScoreOptions, mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
-    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
     monkeypatch.setattr("evalkit.verbs.score._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
@@ -141,11 +141,11 @@ def test_a_run_without_a_place_for_its_state_still_scores(
 
 
 def test_the_same_run_twice_at_a_time(options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evalkit.prequential.resume import RunFolder
+    from evalkit.prequential.resume import ResumeFolder
 
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     session = open_session(options)
-    other = RunFolder(session.identity(), resume=False)
+    other = ResumeFolder(session.identity(), resume=False)
     assert score_session(session, resume=False).bpb == score(options).bpb
     with pytest.raises(InputError, match="another process"):
         score_session(session, resume=True)

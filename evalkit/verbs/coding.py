@@ -7,7 +7,7 @@ from typing import Any
 
 from evalkit.codec.container import Header
 from evalkit.plumbing.errors import InputError
-from evalkit.prequential.loop import DEFAULT_SPAN
+from evalkit.prequential.forecaster import preferred_span
 from evalkit.verbs.session import ScoreOptions, Session, open_model
 
 _STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows")
@@ -38,7 +38,7 @@ def span_of(session: Session) -> int:
     if session.streaming is not None:
         # Blocks that are not kept yet are computed again for every token.
         return session.streaming.block
-    return int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
+    return preferred_span(session.make_forecaster())
 
 
 def stored_options(session: Session) -> dict[str, Any]:
