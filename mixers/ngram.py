@@ -207,7 +207,8 @@ def _remove(table: Any, e: Any, log: Any, j: Any) -> Any:
                     state[k] = hole
             hole = s
         s = _next(s, slots)
-    j = _keep(words, hole, _NAME, log, j)
+    for w in range(RECORD_WORDS // 2):  # all of them: a new record may take the slot
+        j = _keep(words, hole, w, log, j)
     words[hole, _NAME] = 0
     return j
 

@@ -596,8 +596,9 @@ def _spread(lists: Any, shape: Any, first: Any, k: Any, mass: Any, count: Any) -
     if k - first > lists.state[DEPTH]:
         return
     if k == first:
-        mass[k] = lists.heap
-        count[k] = lists.heap_count
+        for node in range(2 * size):
+            mass[k, node] = lists.heap[node]
+            count[k, node] = lists.heap_count[node]
         return
     word = np.int64(lists.contexts[lists.state[CONTEXT + k - first]])
     begin = word & 0xFFFFFFFF
