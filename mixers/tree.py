@@ -102,7 +102,7 @@ class Sums(NamedTuple):
     """Work arrays of the tree that hold sums over counts."""
 
     mass: Array  # int64[K, width], discounted counts in units
-    count: Array  # int64[K, width]
+    counts: Array  # int64[K, width]
     inverses: Array  # float64[K], 1 / (units of n), 0 without counts
     back_off: Array  # float64[K], the weight of the next lower order
     places: Array  # int64[orders], where the token's entry stands in each order's list, -1 for nowhere
@@ -313,11 +313,6 @@ def _logs(nodes: Any, count: Any) -> None:
 
 @njit(cache=True, _nrt=False)
 def _squash(x: Any) -> Any:
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-@njit(cache=True, _nrt=False)
-def _squash(x: Any) -> Any:
     """Return the sigmoid."""
     return 1.0 / (1.0 + math.exp(-x))
 
@@ -496,7 +491,7 @@ def tree_pass(
     vocab_size, bits, orders, document_orders = shape.vocab_size, shape.bits, shape.orders, shape.document_orders
     total = orders + document_orders
     tables, weights, finals = learned
-    mass, count = sums.mass, sums.count
+    mass, count = sums.mass, sums.counts
     j = logged
     for t in range(start, tokens.shape[0]):
         y = tokens[t]
@@ -622,7 +617,7 @@ def tree_row(
     """
     orders, bits = shape.orders, shape.bits
     size = 1 << bits
-    mass, count = sums.mass, sums.count
+    mass, count = sums.mass, sums.counts
     for k in range(orders + shape.document_orders):
         first = orders if k >= orders else 0
         lists = document if k >= orders else stream
