@@ -211,6 +211,14 @@ class Interpreter:
         self.settings: dict[str, Setting] = {}
         self.variables: dict[str, int] = {}
         self.visits: list[int] = []
+        # Attributes that a run gives other values than constants, so that a default says nothing of them.
+        self.set_elsewhere = {
+            target.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Attribute) and not (isinstance(target.value, ast.Name) and target.value.id == "self")
+        }
         self.globals: dict[str, Any] = {"__name__": "script", "__file__": Unknown("__file__")}
         self._steps = 0
         self._calls = 0
@@ -748,10 +756,8 @@ class Interpreter:
             else:
                 value = self.value(part, scope)
                 words.append(f"{where}={value if isinstance(value, int) else ast.unparse(part) + '?'}")
-                if made and where == 0:
-                    made = made[1:]
-                elif made:
-                    made = None
+                # Leading indices only; behind a slice the shape is left unknown.
+                made = made[1:] if made and where == place and all(isinstance(p, ast.expr) and not isinstance(p, ast.Slice) for p in taken[:place]) else None
         return " ".join(words), None if made is None else tuple(made)
 
     # Attributes and calls
@@ -947,17 +953,25 @@ class Interpreter:
     def _call_object(self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         method = holder.cls.find("forward") or holder.cls.find("__call__") if holder.cls else None
         if "cos_cached" in " ".join(holder.attributes) or (holder.cls and "rotary" in holder.cls.name.lower()):
-            return self.rotary(holder, arguments, node)
+            return self.rotary(holder, arguments, keywords, node)
         if isinstance(method, Function):
             bound = Function(method.node, method.scope, holder, method.owner)
             return self._call_function(bound, arguments, keywords, node)
         return self._apply_layer(holder, arguments, node)
 
-    def rotary(self, holder: Object, arguments: list[Any], node: ast.AST) -> Any:
+    def rotary(
+        self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST
+    ) -> Any:
         """Return the cosines and sines of a rotary layer as one opaque thing: what it computes is compared apart."""
         key = holder.name or f"rotary {id(holder)}"
         length = arguments[0] if arguments else None
         computed = self.rotary_tables(holder, length) if isinstance(length, int) else ()
+        method = holder.cls.find("forward") if holder.cls else None
+        if isinstance(method, Function) and isinstance(method.node, ast.FunctionDef):
+            defaults = {a.arg: d for a, d in zip(method.node.args.args[::-1], method.node.args.defaults[::-1], strict=False)}
+            for name, value in keywords.items():
+                if name in defaults and value != self.value(defaults[name], self.globals):
+                    raise Stuck(getattr(node, "lineno", 0), f"the rotary layer's {name}, which only a run would tell")
         self.graph.line = getattr(node, "lineno", 0)
         shapes = [table.shape if isinstance(table, Tensor) else None for table in computed]
         shapes = shapes if len(shapes) == 2 else [None, None]
@@ -971,8 +985,9 @@ class Interpreter:
             return ()
         fresh = Object(holder.cls, holder.kind, dict(holder.attributes), holder.name)
         bound = Function(method.node, method.scope, fresh, method.owner)
-        wanted = [a.arg for a in method.node.args.args][1:]
-        arguments = [length, *(Unknown("device or dtype") for _ in wanted[1:])]
+        spec = method.node.args
+        wanted = len(spec.args) - 1 - len(spec.defaults)
+        arguments = [length, *(Unknown("device or dtype") for _ in range(wanted - 1))]
         tables = self._call_function(bound, arguments, {}, method.node)
         return tuple(tables) if isinstance(tables, tuple | list) else ()
 
@@ -1166,6 +1181,10 @@ class Interpreter:
             return Tensor(graph.node(name, a), shape)
         if name in ("sum", "mean"):
             return Tensor(graph.node(name, a, str(rest[0] if rest else keywords.get("dim"))), None)
+        if name == "pad" and (rest[0] if rest else keywords.get("pad")) == (0, 0, 1, 0) and _is_all_but_last(a):
+            # A row of zeros before all positions but the last: each position's predecessor.
+            start = graph.node("zeros_like", graph.node("get", a.args[0], "1=0:1"))  # type: ignore[union-attr]
+            return Tensor(graph.node("cat", (start, a), 1.0), shape)
         if name == "pad":
             return Tensor(graph.node("pad", a, str(rest[0] if rest else keywords.get("pad"))), shape)
         if name == "size":
@@ -1294,7 +1313,9 @@ class Interpreter:
                 if isinstance(found, Unknown) and found.why == "missing":
                     cls = holder.cls if isinstance(holder, Object) else holder
                     present = cls.find(arguments[1]) if cls else None
-                    return arguments[2] if present is None else self.attribute(holder, arguments[1], node)
+                    if present is None:
+                        return Unknown(arguments[1]) if arguments[1] in self.set_elsewhere else arguments[2]
+                    return self.attribute(holder, arguments[1], node)
             return self.attribute(holder, arguments[1], node)
         if name == "hasattr" and len(arguments) == 2 and isinstance(arguments[0], Object):
             holder = arguments[0]
@@ -1408,6 +1429,10 @@ def _as_load(target: ast.expr) -> ast.expr:
     if isinstance(target, ast.Name):
         return ast.copy_location(ast.Name(id=target.id, ctx=ast.Load()), target)
     return target
+
+
+def _is_all_but_last(node: Node | float) -> bool:
+    return isinstance(node, Node) and node.op == "get" and node.args[1] == "1=0:-1"
 
 
 def _only_raises(body: list[ast.stmt]) -> bool:

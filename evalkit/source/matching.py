@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,8 @@ def match_model(trace: Trace) -> Match:
         ours = Reference(trace.interpreter.graph, settings, LENGTH).logits()
         if ours is trace.result:
             found = {name: settings[name] for name in _REPORTED if name in settings}
+            if not found["xsa_last_n"]:
+                found.pop("xsa_form")
             return Match(settings=found, difference=rotary_difference, lines=shown)
         difference = difference or first_difference(ours, trace.result)
     return Match(settings={}, difference=difference, lines=shown)
@@ -138,7 +141,7 @@ def _options(trace: Trace, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
         {"activation": "leaky_relu2", "leaky_slope": float(slope)} for slope in slopes if not isinstance(slope, Node)
     ] or [{"activation": "relu2"}]
     caps = {"logit_softcap": _softcap(trace.result)}
-    scales = [{"ln_scale": value} for value in (True, False)]
+    scales = [{"ln_scale": any(_holds(node, 1 / math.sqrt(2)) for node in _find(trace.result, "mul"))}]
     resets = [{"smear_reset_token": -1}] if "smear_width" in known else [{}]
     for node in _find(trace.result, "eq") if "smear_width" in known else ():
         if isinstance(node.args[1], float):
@@ -148,7 +151,7 @@ def _options(trace: Trace, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
         factor = trace.model.attributes["blocks"][0].attributes["attn"].attributes.get("sparse_attn_gate_scale", 1.0)
         gates = [
             {"attention_gate_source": source, "attention_gate_scale": float(scale)}
-            for source, scale in itertools.product(("input", "query"), (1.0, factor))
+            for source, scale in itertools.product(("input", "query"), sorted({1.0, float(factor)}))
         ]
     for form, *rest in itertools.product(_forms(trace, known), activations, scales, resets, gates):
         yield caps | form | {name: value for part in rest for name, value in part.items()}
@@ -158,7 +161,7 @@ def _forms(trace: Trace, known: dict[str, Any]) -> list[dict[str, Any]]:
     if "lane_merge" in trace.parameters:
         forms = ["lanes", "lanes_dead_skips"]
     elif "parallel_resid_lambdas" in trace.parameters:
-        forms = ["routed"]
+        forms = ["routed", "routed_late_skip"]
     else:
         forms = ["joint"]
     hint = trace.model.attributes.get("parallel_start_layer")
@@ -173,6 +176,10 @@ def _softcap(result: Node) -> float:
     if result.op == "mul" and any(isinstance(a, Node) and a.op == "tanh" for a in result.args):
         return next((float(a) for a in result.args if isinstance(a, int | float)), 1.0)
     return 1.0 if result.op == "tanh" else 0.0
+
+
+def _holds(node: Node, constant: float) -> bool:
+    return any(not isinstance(a, Node) and math.isclose(float(a), constant, rel_tol=1e-9) for a in node.args)  # type: ignore[arg-type]
 
 
 def _uses_xsa(layer: Any) -> bool:

@@ -117,6 +117,7 @@ class _Reader:
         self.problems: list[str] = []
         self.environment: dict[str, Printed] = {}
         self.printed: dict[str, Printed] = {}
+        self.disputed: dict[str, str] = {}
 
     def read(self) -> SourceReading:
         defaults = Interpreter(self.script.tree)
@@ -133,6 +134,13 @@ class _Reader:
         self._compare_shapes(trace)
         doubt = bool(self.problems)
         found = {name: self._found(name, value, trace, match, doubt) for name, value in match.settings.items()}
+        self.problems += [
+            self.disputed[alias]
+            for name, item in found.items()
+            if item.doubtful
+            for alias in _NAMES.get(name, ())
+            if alias in self.disputed
+        ]
         doubtful = [name for name, item in found.items() if item.doubtful]
         if doubtful:
             self.problems.append(
@@ -146,22 +154,20 @@ class _Reader:
             settings=found,
             problems=tuple(self.problems),
             understood=match.difference is None,
-            seq_len=_sequence_length(trace.interpreter.settings),
+            seq_len=_sequence_length(trace.interpreter.settings, self.disputed),
             parameters=trace.count or 0,
         )
 
     def _read_logs(self, defaults: Interpreter) -> None:
         wanted = {name for names in (*_SIZES.values(), *_NAMES.values()) for name in names} | {"mlp_mult"}
-        variables = {
-            setting.variable for name, setting in defaults.settings.items() if name in wanted and setting.variable
-        }
+        variables = {s.variable: name for name, s in defaults.settings.items() if name in wanted and s.variable}
         for log in self.logs:
             environment, disputed = log.environment(defaults.variables)
             printed, disputed_values = log.values({name: s.value for name, s in defaults.settings.items()})
             self.environment |= environment
             self.printed |= printed
-            for name in sorted((disputed & variables) | (disputed_values & wanted)):
-                self.problems.append(f"{log.label} gives {name} different values")
+            for name in sorted({variables[v] for v in disputed & set(variables)} | (disputed_values & wanted)):
+                self.disputed[name] = f"{log.label} gives {name} different values"
 
     def _sizes(self, settings: Mapping[str, Setting]) -> dict[str, Any]:
         """Return the artifact's sizes under the script's names, and note where the script says otherwise."""
@@ -212,16 +218,15 @@ class _Reader:
     def _found(self, name: str, value: Any, trace: Trace, match: Match, doubt: bool) -> Found:
         settings, label = trace.interpreter.settings, self.script.label
         for alias in _NAMES.get(name, ()):
-            if alias in self.printed:
+            if alias in self.printed and _agrees(name, value, self.printed[alias].value):
                 return Found(value=value, origin=self.printed[alias].origin)
             if alias in settings and _agrees(name, value, settings[alias].value):
                 setting = settings[alias]
                 if setting.variable in self.environment:
                     return Found(value=value, origin=self.environment[setting.variable].origin)
                 variable = setting.variable
-                return Found(
-                    value=value, origin=f"{label}:{setting.line}", variable=variable, doubtful=doubt and bool(variable)
-                )
+                doubtful = (doubt and bool(variable)) or alias in self.disputed
+                return Found(value=value, origin=f"{label}:{setting.line}", variable=variable, doubtful=doubtful)
             variable = alias.upper()
             if alias not in settings and variable in trace.interpreter.variables:
                 if variable in self.environment:
@@ -242,8 +247,10 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     return () if tuple(shape) in ((1,), ()) else tuple(shape)
 
 
-def _sequence_length(settings: Mapping[str, Setting]) -> int:
+def _sequence_length(settings: Mapping[str, Setting], disputed: Mapping[str, str]) -> int:
     for name in ("eval_seq_len", "train_seq_len", "seq_len"):
+        if name in disputed:
+            return 0
         if name in settings and isinstance(value := settings[name].value, int) and value > 0:
             return value
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from evalkit.source.symbols import Graph, Node
 
+ROUTED = ("routed", "routed_late_skip")
 _HASH = (36313.0, 27191.0, 51497.0)
 
 
@@ -100,7 +101,9 @@ class Reference:
         for place, i in enumerate(order):
             row = place - encoder
             splits = form in ("lanes", "lanes_dead_skips") and row >= 0 and i >= start
-            splits = splits or (form == "routed" and i >= start)
+            splits = splits or (form in ROUTED and i >= start)
+            if lanes is None and splits and form == "routed_late_skip":
+                lanes = (x, x)
             if row >= 0 and settings["unet_skips"] and row < rows and skips:
                 skip = skips.pop()
                 if lanes is None:
@@ -110,14 +113,14 @@ class Reference:
             if lanes is None and splits:
                 lanes = (x, x)
             if lanes is not None:
-                lanes = self._routed(i, lanes, x0) if form == "routed" else self._lanes(i, lanes, x0)
+                lanes = self._routed(i, lanes, x0) if form in ROUTED else self._lanes(i, lanes, x0)
             else:
                 x = self._block(i, x, x0, joint=form == "joint" and i >= start)
             if row < 0:
                 skips.append(x)
         if lanes is None:
             return x
-        if form == "routed":
+        if form in ROUTED:
             return graph.mul(0.5, graph.add(*lanes))
         merge = graph.param("lane_merge")
         return graph.add(graph.mul(merge, lanes[0]), graph.mul(graph.sub(1.0, merge), lanes[1]))
