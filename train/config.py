@@ -7,22 +7,15 @@ A recipe names only what differs from the defaults here, and ``--set section.key
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from evalkit.model.config import ModelConfig
-from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import require, typed_fields
 
 Precision = Literal["bfloat16", "float32"]
 AverageKind = Literal["raw", "ema", "swa"]
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise an :class:`InputError` that names the setting, its value and what was expected."""
-    if not condition:
-        raise InputError(f"{name} is {value}; expected {expected}")
 
 
 def _require_all(config: object, test: Callable[[Any], bool], expected: str, *names: str) -> None:
@@ -404,45 +397,6 @@ class RunConfig:
         Raises:
             InputError: a section or field is unknown, or has the wrong type or value.
         """
-        parsed = {name: parse_section(name, sections.get(name, {})) for name in SECTIONS}
+        parsed = {name: kind(**typed_fields(kind, sections.get(name, {}), name)) for name, kind in SECTIONS.items()}
         other = {k: v for k, v in sections.items() if k not in SECTIONS and k != "model"}
         return cls(recipe=recipe, model=ModelConfig.from_dict(dict(sections["model"])), other=other, **parsed)
-
-
-def parse_section(name: str, values: Mapping[str, Any]) -> Any:
-    """Return the dataclass of section ``name``.
-
-    Raises:
-        InputError: a field is unknown, or has the wrong type or value.
-    """
-    kind = SECTIONS[name]
-    hints = get_type_hints(kind)
-    for key in values:
-        if key not in hints:
-            raise InputError(f"{name}.{key} is not a setting; the settings of {name} are {', '.join(hints)}")
-    return kind(**{key: coerce(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
-
-
-def coerce(name: str, value: Any, kind: Any) -> Any:
-    """Turn a value from TOML or the command line into ``kind``."""
-    if get_origin(kind) is Literal:
-        require(value in get_args(kind), name, value, " or ".join(get_args(kind)))
-        return value
-    if get_origin(kind) is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(str(item).strip() for item in items if str(item).strip())
-    if kind is str:
-        return str(value)
-    if kind is bool:
-        text = str(value).lower()
-        require(text in {"true", "1", "yes", "on", "false", "0", "no", "off"}, name, value, "true or false")
-        return text in {"true", "1", "yes", "on"}
-    try:
-        number = float(value)
-        if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
-            raise ValueError
-        return int(number) if kind is int else number
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{name} is {value!r}; expected {'a whole number' if kind is int else 'a finite number'}"
-        ) from None

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import by_section, coerce
 from evalkit.recipes import Recipe
-from evalkit.train.config import SECTIONS, RunConfig, coerce
+from evalkit.train.config import SECTIONS, RunConfig
 from evalkit.train.scaling import scale_model
 
 
@@ -37,19 +37,19 @@ def resolve(
     Raises:
         InputError: a key or value is unusable; the message lists the keys there are.
     """
-    overrides = dict(overrides or {})
     sections: dict[str, dict[str, Any]] = {
         name: dict(value) for name, value in recipe.sections.items() if isinstance(value, dict)
     }
     as_run = sections.pop("as_run", {})
-    wanted = overrides.get("train.as_run", sections.get("train", {}).get("as_run", False))
+    given = by_section(overrides or {}, dict.fromkeys(("model", *SECTIONS, *sections)))
+    wanted = given["train"].get("as_run", sections.get("train", {}).get("as_run", False))
     if coerce("train.as_run", wanted, bool):
-        _apply(sections, {f"{name}.{key}": v for name, values in as_run.items() for key, v in values.items()})
+        sections = {name: sections.get(name, {}) | as_run.get(name, {}) for name in {**sections, **as_run}}
     base = dataclasses.replace(recipe, model=sections["model"])
     if scale is not None:
         base = dataclasses.replace(base, model=scale_model(base.model_config(), scale).to_dict())
-    model = base.model_config(**{k.removeprefix("model."): v for k, v in overrides.items() if k.startswith("model.")})
-    _apply(sections, {k: v for k, v in overrides.items() if not k.startswith("model.")})
+    model = base.model_config(**given.pop("model"))
+    sections |= {name: sections.get(name, {}) | values for name, values in given.items() if values}
     train = sections.setdefault("train", {})
     if steps is not None:
         train["steps"] = steps
@@ -57,15 +57,6 @@ def resolve(
     if max_seconds is not None:
         train["max_seconds"] = max_seconds
     return RunConfig.from_dict(recipe.name, sections | {"model": model.to_dict()})
-
-
-def _apply(sections: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) -> None:
-    for key, value in overrides.items():
-        section, dot, name = key.partition(".")
-        known = {"model": None, **SECTIONS} | dict.fromkeys(sections)
-        if not dot or section not in known:
-            raise InputError(f"--set {key} names no setting; keys look like SECTION.KEY, with {', '.join(known)}")
-        sections.setdefault(section, {})[name] = value
 
 
 def to_toml(sections: Mapping[str, Any]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import require, require_choices
 
-TRAINABLE = ("last_blocks_and_scales", "all_but_first_blocks", "scales", "all", "adapters")
-SCHEDULES = ("constant", "inverse_sqrt", "cosine")
-ORDERS = ("forward", "backward", "shuffled")
+Optimizer = Literal["adamw", "sgd"]
+Order = Literal["forward", "backward", "shuffled"]
+Trainable = Literal["last_blocks_and_scales", "all_but_first_blocks", "scales", "all", "adapters"]
+Schedule = Literal["constant", "inverse_sqrt", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +52,18 @@ class TTTConfig:
 
     chunk_tokens: int = 128
     epochs: int = 1
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 5e-2
     momentum: float = 0.9
     grad_clip: float = 1.0
     batch_sequences: int = 1
-    order: str = "forward"
+    order: Order = "forward"
     byte_weighted: bool = True
     polyak_decay: float = 0.0
-    trainable: str = "adapters"
+    trainable: Trainable = "adapters"
     blocks: int = 2
     adapter_rank: int = 8
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     ramp: float = 1.0
     frozen_weight: float = 0.5
     temperature: float = 1.0
@@ -70,19 +72,16 @@ class TTTConfig:
     compare: bool = False
 
     def __post_init__(self) -> None:
+        require_choices(self, "ttt")
         _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "at least 1")
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
-        _require(self.optimizer in ("adamw", "sgd"), "optimizer", self.optimizer, "adamw or sgd")
         _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "0 or more")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (off) or more")
         _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
-        _require(self.order in ORDERS, "order", self.order, " or ".join(ORDERS))
         _require(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "at least 0 and below 1")
-        _require(self.trainable in TRAINABLE, "trainable", self.trainable, " or ".join(TRAINABLE))
         _require(self.blocks >= 0, "blocks", self.blocks, "0 or more")
         _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
-        _require(self.schedule in SCHEDULES, "schedule", self.schedule, " or ".join(SCHEDULES))
         _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
         _require(0 <= self.frozen_weight < 1, "frozen_weight", self.frozen_weight, "at least 0 and below 1")
         _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")
@@ -126,5 +125,4 @@ PRESETS: dict[str, Callable[[], TTTConfig]] = {
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"ttt.{name} is {value}; expected {expected}")
+    require(condition, f"ttt.{name}", value, expected)

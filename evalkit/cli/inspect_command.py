@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.cli.score_command import describe_config
-from evalkit.plumbing.constants import SECTIONS, SIZE_CAP
+from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_json
-from evalkit.plumbing.settings import parse_settings
+from evalkit.plumbing.settings import by_section, split_settings
 from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensor
 
     check_writable(json_path)
     opened = load_artifact(artifact)
-    overrides = parse_settings(settings, SECTIONS)["model"]
+    overrides = by_section(split_settings(settings), ("model",))["model"]
     config: dict[str, Any] | None = None
     origins: dict[str, str] = {}
     try:

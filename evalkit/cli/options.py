@@ -9,7 +9,7 @@ import click
 
 from evalkit.plumbing.constants import CONTEXTS, MIXERS, SECTIONS
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.settings import parse_settings
+from evalkit.plumbing.settings import by_section, split_settings
 
 if TYPE_CHECKING:
     from evalkit.verbs.session import ScoreOptions
@@ -48,7 +48,7 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             multiple=True,
             help=f"Override a setting, such as model.rope_base=50000. Sections: {', '.join(SECTIONS)}.",
         ),
-        click.option("--seq-len", type=int, default=0, help="Window in tokens (default: the recipe's)."),
+        click.option("--seq-len", type=int, help="Window in tokens (default: the recipe's)."),
         stride_option,
         click.option(
             "--mixer",
@@ -110,7 +110,7 @@ def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     """Build :class:`ScoreOptions` from the values of the shared options."""
     from evalkit.verbs.session import ScoreOptions
 
-    settings = parse_settings(values.pop("settings"), SECTIONS)
+    settings = by_section(split_settings(values.pop("settings")), SECTIONS)
     return ScoreOptions(artifact=artifact, settings=settings, **values)
 
 
@@ -125,18 +125,3 @@ def require_one(artifact: str | None, no_model: bool) -> str | None:
     if not no_model and artifact is None:
         raise InputError("name the artifact to score, or give --no-model to score the online mixer alone")
     return artifact
-
-
-def overrides_of(settings: tuple[str, ...]) -> dict[str, str]:
-    """Split ``SECTION.KEY=VALUE`` strings.
-
-    Raises:
-        InputError: a setting has another form.
-    """
-    overrides = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or "." not in name:
-            raise InputError(f"--set {setting!r}: expected SECTION.KEY=VALUE, for example train.seq_len=1024")
-        overrides[name.strip()] = value.strip()
-    return overrides

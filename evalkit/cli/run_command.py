@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import limit_tokens_option, overrides_of, stride_option, training_options, ttt_option
+from evalkit.cli.options import limit_tokens_option, stride_option, training_options, ttt_option
 from evalkit.cli.output import progress_stream
 from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.settings import split_settings
 
 EXAMPLE = """Example:
 
@@ -79,7 +80,7 @@ def command(
                 tokenizer=Path(tokenizer),
                 out=Path(out),
                 tokens=tokens,
-                settings=overrides_of(settings),
+                settings=split_settings(settings),
                 scale=scale,
                 steps=steps,
                 max_seconds=max_seconds,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import overrides_of, training_options
+from evalkit.cli.options import training_options
 from evalkit.cli.output import progress_stream
 from evalkit.plumbing.progress import format_seconds
+from evalkit.plumbing.settings import split_settings
 from evalkit.plumbing.table import format_pairs
 from evalkit.recipes import recipe_names
 
@@ -45,7 +46,7 @@ def command(
         Path(data),
         Path(tokenizer) if tokenizer else None,
         Path(out),
-        overrides_of(settings),
+        split_settings(settings),
         scale=scale,
         steps=steps,
         max_seconds=max_seconds,

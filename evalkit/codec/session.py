@@ -22,23 +22,22 @@ def open_for_coding(options: ScoreOptions) -> Session:
     session = open_model(options)
     if options.mixer == "published":
         raise InputError("--mixer published is no probability model, so there is nothing to code with; use hedge")
-    if options.ttt:
-        config = session.ttt_config()
-        if config.schedule == "cosine":
+    if session.ttt is not None:
+        if session.ttt.schedule == "cosine":
             raise InputError(
                 "the cosine schedule needs the number of chunks, which a decoder does not have; use "
                 "--set ttt.schedule=constant or inverse_sqrt"
             )
-        if config.time_limit:
+        if session.ttt.time_limit:
             raise InputError("ttt.time_limit makes scores depend on the machine's speed; a decoder cannot follow")
     return session
 
 
 def span_of(session: Session) -> int:
     """Return the positions between two calls of ``observe``."""
-    if session.options.context == "streaming":
+    if session.streaming is not None:
         # Blocks that are not kept yet are computed again for every token.
-        return int(session.streaming_config().block)
+        return session.streaming.block
     return int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import require, require_choices, typed_fields
 
 Activation = Literal["relu2", "leaky_relu2"]
 RopeTable = Literal["exact", "bf16"]
@@ -130,15 +131,7 @@ class ModelConfig:
             ",".join(map(str, layers)),
             f"different layers from 0 to {self.num_layers - 1}",
         )
-        for field in dataclasses.fields(self):
-            choices = get_args(_LITERALS.get(field.name))
-            if choices:
-                _require(
-                    getattr(self, field.name) in choices,
-                    field.name,
-                    getattr(self, field.name),
-                    " or ".join(choices),
-                )
+        require_choices(self, "model")
 
     @property
     def head_dim(self) -> int:
@@ -183,25 +176,12 @@ class ModelConfig:
         Raises:
             InputError: a field is unknown, missing, or has the wrong type or value.
         """
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise InputError(f"model.{name} is not a model setting; the settings are {', '.join(known)}")
-        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in values]
+        typed = typed_fields(cls, values, "model")
+        required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in values]
         if missing:
             raise InputError(f"the model's configuration lacks {', '.join(missing)}")
-        return cls(**{name: coerce_field(name, value) for name, value in values.items()})
-
-
-_LITERALS: dict[str, Any] = {
-    "activation": Activation,
-    "rope_table": RopeTable,
-    "xsa_form": XsaForm,
-    "value_residual": ValueResidual,
-    "attention_gate": AttentionGate,
-}
-_FIELD_TYPES: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(ModelConfig)}
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+        return cls(**typed)
 
 
 def coerce_field(name: str, value: Any) -> Any:
@@ -210,32 +190,8 @@ def coerce_field(name: str, value: Any) -> Any:
     Raises:
         InputError: there is no such field, or the value does not fit it.
     """
-    kind = _FIELD_TYPES.get(name)
-    if kind is None:
-        raise InputError(f"model.{name} is not a model setting; the settings are {', '.join(_FIELD_TYPES)}")
-    try:
-        if kind == "bool":
-            text = str(value).lower()
-            if text in _TRUE or text in _FALSE:
-                return text in _TRUE
-            raise ValueError
-        if kind == "int":
-            if isinstance(value, float) and not value.is_integer():
-                raise ValueError
-            return int(value)
-        if kind == "float":
-            return float(value)
-        if kind.startswith("tuple"):
-            items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
-            return tuple(int(item) for item in items)
-    except (TypeError, ValueError, OverflowError):
-        expected = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-        raise InputError(
-            f"model.{name} is {value!r}; expected {expected.get(kind, 'whole numbers separated by commas')}"
-        ) from None
-    return str(value)
+    return typed_fields(ModelConfig, {name: value}, "model")[name]
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"model.{name} is {value}; expected {expected}")
+    require(condition, f"model.{name}", value, expected)

@@ -11,6 +11,7 @@ from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import EvalkitError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG, timed
+from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import ScoreReport, score_session
@@ -156,9 +157,8 @@ def variant_name(mixer: str, ttt: bool) -> str:
 
 
 def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> tuple[ScoreReport, str | None]:
-    from evalkit.plumbing.settings import parse_settings
-
-    chosen = [f"{k}={v}" for k, v in (options.settings or {}).items() if k.split(".")[0] in ("mixer", "ttt")]
+    used = {"mixer": mixer != "none", "ttt": ttt}
+    chosen = {k: v for k, v in (options.settings or {}).items() if used.get(k.split(".")[0])}
     name = variant_name(mixer, ttt)
     LOG.info("scoring %s", name)
     session = open_session(
@@ -166,7 +166,7 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
             artifact=str(artifact),
             tokenizer=str(options.tokenizer),
             tokens=options.tokens or _validation_glob(options.data),
-            settings=parse_settings(chosen, ("model", "mixer", "ttt")),
+            settings=by_section(chosen, ("mixer", "ttt")),
             stride=options.stride,
             limit_tokens=options.limit_tokens,
             mixer=mixer,

@@ -145,9 +145,9 @@ def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> No
     threads = window.threads if window is not None and window.threads else torch.get_num_threads()
     LOG.debug("threads: %d, device: %s", threads, options.device)
     if options.mixer == "hedge":
-        LOG.debug("mixer: %s", session.mixer_config())
+        LOG.debug("mixer: %s", session.mixer)
     if options.ttt:
-        LOG.debug("ttt: %s", session.ttt_config())
+        LOG.debug("ttt: %s", session.ttt)
     if folder is not None:
         LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
@@ -212,10 +212,10 @@ def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: f
     values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
     if "network_nats" in values:
         values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)
-    if options.mixer == "hedge":
-        values["mixer_config"] = _json_safe(dataclasses.asdict(session.mixer_config()))
-    if options.ttt:
-        values["ttt_config"] = _json_safe(dataclasses.asdict(session.ttt_config()))
+    if session.mixer is not None:
+        values["mixer_config"] = _json_safe(dataclasses.asdict(session.mixer))
+    if options.ttt and session.ttt is not None:
+        values["ttt_config"] = _json_safe(dataclasses.asdict(session.ttt))
     if "illegal_because" in values:
         values["legal"] = False
     return values

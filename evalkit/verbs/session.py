@@ -1,7 +1,8 @@
 """Put inputs, model, mixer and test-time training together.
 
 This is the composition root: the only module of evalkit that imports ``mixers`` and ``ttt``. The command line and the
-Python interface both stand on it.
+Python interface both stand on it. Opening a session turns every setting into a typed, frozen configuration before any
+text is read, so that a slip of the keyboard costs seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evalkit import __version__
 from evalkit.artifact.load import Artifact, load_artifact
@@ -20,16 +21,22 @@ from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
-from evalkit.plumbing.settings import replace_fields
+from evalkit.plumbing.settings import configured, require
 from evalkit.recipes import load_recipe
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from evalkit.mixers.config import MixerConfig
     from evalkit.plumbing.profiling import Profile
     from evalkit.prequential.forecaster import Forecaster
     from evalkit.prequential.ranks import Ranks
-    from evalkit.prequential.sliding import SlidingConfig
+    from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
+    from evalkit.prequential.streaming import StreamingConfig, StreamingForecaster
+    from evalkit.ttt.config import TTTConfig
+    from evalkit.ttt.forecaster import TTTForecaster
+
+    Network: TypeAlias = SlidingForecaster | StreamingForecaster | TTTForecaster
 
 _LARGE_MODEL = 10_000_000
 
@@ -45,7 +52,7 @@ class ScoreOptions:
         text: path of a text or of documents in JSON lines.
         recipe: recipe name; None recognises the artifact.
         settings: ``--set`` overrides by section: ``model``, ``mixer``, ``ttt``.
-        seq_len: window in tokens; 0 takes the recipe's.
+        seq_len: window in tokens; None takes the recipe's.
         stride: distance between windows in tokens.
         limit_tokens: score at most this many tokens; 0 scores all.
         mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
@@ -66,7 +73,7 @@ class ScoreOptions:
     text: str | None = None
     recipe: str | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    seq_len: int = 0
+    seq_len: int | None = None
     stride: int = 64
     limit_tokens: int = 0
     mixer: str = "none"
@@ -95,13 +102,42 @@ class ScoreOptions:
             raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
         if self.reliability < 0:
             raise InputError(f"--reliability is {self.reliability}; expected 0 (none) or more positions")
+        self._refuse_idle_settings()
+
+    def _refuse_idle_settings(self) -> None:
+        """Refuse settings that would change nothing: they mean that an option was forgotten."""
+        idle = {
+            "model": self.artifact is None and "there is no model",
+            "mixer": self.mixer != "hedge" and "add --mixer hedge",
+            "ttt": not self.ttt and self.mixer != "published" and "add --ttt",
+            "streaming": self.context != "streaming" and "add --context streaming",
+        }
+        for section, values in self.settings.items():
+            require_section(section)
+            if values and idle[section]:
+                keys = ", ".join(f"{section}.{key}" for key in values)
+                raise InputError(f"--set {keys} would change nothing here: {idle[section]}, or leave it out")
+
+
+def require_section(section: str) -> None:
+    """Raise an :class:`InputError` unless ``section`` is one of scoring's."""
+    require(section in SECTIONS, "the section of --set", section, " or ".join(SECTIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Opened and checked inputs; makes fresh forecasters.
+    """Opened and checked inputs, settings as typed configurations; makes fresh forecasters.
 
     Attributes:
+        options: what was asked for.
+        tokenizer: of the stream.
+        stream: the tokens to score.
+        artifact: the model's file; None for the online mixer alone.
+        resolved: the model's configuration, and where each value came from.
+        sliding: how windows are laid and computed; None without a model.
+        streaming: how much of the past is kept; None unless the context is ``streaming``.
+        mixer: the online mixer; None unless it is ``hedge``.
+        ttt: test-time training, or what PR849's mixer takes of it (``epochs`` 0); None where neither is asked for.
         ranks: the processes of the run; None for this one alone. See :meth:`shared_among`.
     """
 
@@ -111,6 +147,9 @@ class Session:
     artifact: Artifact | None
     resolved: ResolvedConfig | None
     sliding: SlidingConfig | None
+    streaming: StreamingConfig | None
+    mixer: MixerConfig | None
+    ttt: TTTConfig | None
     ranks: Ranks | None = None
 
     def shared_among(self, ranks: Ranks) -> Session:
@@ -126,7 +165,7 @@ class Session:
                 f"{ranks.count} processes have nothing to share: --no-model, --context streaming and --mixer published "
                 f"take one step after another; run them in one process, without torchrun"
             )
-        if self.options.ttt and self.ttt_config().time_limit:
+        if self.ttt is not None and self.ttt.time_limit:
             raise InputError("ttt.time_limit stops each process at another place; leave it out, or out of torchrun")
         return dataclasses.replace(self, ranks=ranks)
 
@@ -149,7 +188,7 @@ class Session:
         if profile is None:
             return self._make_forecaster()
         with profile.phase("load"):
-            forecaster: Any = self._make_forecaster()
+            forecaster = self._make_forecaster()
         mixer = getattr(forecaster, "mixer", None)
         if mixer is not None:
             with profile.phase("compile"):
@@ -157,115 +196,71 @@ class Session:
             profile.time_methods(mixer, "mix", ("score", "extend", "commit", "score_batch", "observe_chunk"))
         profile.time_methods(forecaster, "score", ("score",))
         profile.time_methods(forecaster, "train" if self.options.ttt else "score", ("observe",))
-        timed: Forecaster = forecaster
-        return timed
+        return forecaster
 
     def _make_forecaster(self) -> Forecaster:
         network = self._make_network()
+        if self.mixer is not None:
+            from evalkit.mixers import Mixer
+            from evalkit.prequential.mixed import MixedForecaster
+
+            return MixedForecaster(network, Mixer(self.mixer), self.vocab_size)
+        assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
         if self.options.mixer == "none":
-            assert network is not None  # ScoreOptions asks for a mixer when there is no artifact
-            forecaster: Forecaster = network
-            return forecaster
-        if self.options.mixer == "published":
-            from evalkit.mixers.published import PublishedMixer
-            from evalkit.prequential.published import PublishedMixedForecaster
+            return network
+        from evalkit.mixers.published import PublishedMixer
+        from evalkit.prequential.published import PublishedMixedForecaster
+        from evalkit.ttt.forecaster import TTTForecaster
 
-            assert network is not None
-            assert self.sliding is not None
-            return PublishedMixedForecaster(
-                network,
-                PublishedMixer(self.vocab_size, eta=0.1),
-                seq_len=self.sliding.seq_len,
-                stride=self.sliding.stride,
-                batch_windows=self.sliding.batch_windows,
-                chunk_tokens=self.ttt_config().chunk_tokens,
-            )
-        from evalkit.mixers import Mixer
-        from evalkit.prequential.mixed import MixedForecaster
-
-        return MixedForecaster(network, Mixer(self.mixer_config()), self.vocab_size)
+        assert self.sliding is not None
+        assert self.ttt is not None
+        assert isinstance(network, TTTForecaster)
+        return PublishedMixedForecaster(
+            network,
+            PublishedMixer(self.vocab_size, eta=0.1),
+            seq_len=self.sliding.seq_len,
+            stride=self.sliding.stride,
+            batch_windows=self.sliding.batch_windows,
+            chunk_tokens=self.ttt.chunk_tokens,
+        )
 
     def _compile_mixer(self) -> None:
         """Have the online mixer's functions compiled (or fetched from numba's cache) by a mixer that is thrown away."""
-        if self.options.mixer != "hedge":
+        if self.mixer is None:
             return
         import numpy as np
 
         from evalkit.mixers import Mixer
 
-        mixer = Mixer(self.mixer_config())
+        mixer = Mixer(self.mixer)
         tokens = np.zeros(3, dtype=np.int64)
         known = None if self.artifact is None else np.full(2, -1.0)
         mixer.score(tokens, 1, 3, known, known, None if known is None else -known)
         mixer.commit(3)
 
-    def ttt_config(self) -> Any:
-        """Return the configuration of test-time training; ``ttt.preset`` is ``default``, ``published`` or ``adapters``.
-
-        PR849's mixer comes with PR849's temperature and chunks even when nothing trains.
-        """
-        from evalkit.ttt.config import PRESETS
-
-        settings = dict(self.options.settings.get("ttt", {}))
-        preset = settings.pop("preset", "published" if self.options.mixer == "published" else "default")
-        if preset not in PRESETS:
-            raise InputError(f"ttt.preset is {preset!r}; expected {', '.join(PRESETS)}")
-        config = replace_fields(PRESETS[preset](), settings, "ttt")
-        return config if self.options.ttt else dataclasses.replace(config, epochs=0)
-
-    def mixer_config(self) -> Any:
-        """Return the configuration of the online mixer."""
-        from evalkit.mixers import best_config, default_config
-
-        settings = dict(self.options.settings.get("mixer", {}))
-        preset = settings.pop("preset", "best" if self.artifact is None else "default")
-        presets = {"default": default_config, "best": best_config}
-        if preset not in presets:
-            raise InputError(f"mixer.preset is {preset!r}; expected default or best")
-        document_token = self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None
-        config = presets[preset](self.vocab_size, network=self.artifact is not None, document_token=document_token)
-        return replace_fields(config, settings, "mixer")
-
-    def _make_network(self) -> Any:
+    def _make_network(self) -> Network | None:
         if self.artifact is None or self.resolved is None or self.sliding is None:
             return None
         model = self.artifact.build(self.resolved.config)
-        if self.options.context == "streaming":
+        if self.streaming is not None:
             from evalkit.prequential.streaming import StreamingForecaster
 
-            return StreamingForecaster(model, self.streaming_config())
-        if not self.options.ttt and self.options.mixer != "published":
+            return StreamingForecaster(model, self.streaming)
+        if self.ttt is None:
             from evalkit.prequential.sliding import SlidingForecaster
 
             return SlidingForecaster(model, self.sliding, self.ranks)
         from evalkit.ttt.forecaster import TTTForecaster
 
-        config = self.ttt_config()
         return TTTForecaster(
             model,
             self.sliding,
-            config,
+            self.ttt,
             self.tokenizer.byte_table,
             document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
-            num_chunks=-(-(len(self.stream) - 1) // config.chunk_tokens) if config.schedule == "cosine" else None,
+            num_chunks=-(-(len(self.stream) - 1) // self.ttt.chunk_tokens) if self.ttt.schedule == "cosine" else None,
             ranks=self.ranks,
         )
-
-    def streaming_config(self) -> Any:
-        """Return the configuration of the streaming forecaster."""
-        from evalkit.prequential.streaming import StreamingConfig
-
-        assert self.sliding is not None
-        sliding = self.sliding
-        block = min(StreamingConfig.block, max(sliding.seq_len // 4, 1))
-        config = StreamingConfig(
-            seq_len=sliding.seq_len,
-            block=block,
-            device=sliding.device,
-            dtype=sliding.dtype,
-            threads=sliding.threads,
-        )
-        return replace_fields(config, self.options.settings.get("streaming", {}), "streaming")
 
     def subject(self) -> dict[str, Any]:
         """What is scored and how, as far as a legality check of it must agree: all but the text and the hardware."""
@@ -346,9 +341,16 @@ def open_model(options: ScoreOptions) -> Session:
         )
     if artifact is not None and resolved is not None:
         sliding = _sliding_config(options, artifact)
-    stream = TokenStream(parts=(), names=())
     return Session(
-        options=options, tokenizer=tokenizer, stream=stream, artifact=artifact, resolved=resolved, sliding=sliding
+        options=options,
+        tokenizer=tokenizer,
+        stream=TokenStream(parts=(), names=()),
+        artifact=artifact,
+        resolved=resolved,
+        sliding=sliding,
+        streaming=_streaming_config(options, sliding),
+        mixer=_mixer_config(options, tokenizer),
+        ttt=_ttt_config(options),
     )
 
 
@@ -356,7 +358,7 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
     seq_len, origin = options.seq_len, "--seq-len"
-    if not seq_len:
+    if seq_len is None:
         name = options.recipe or artifact.recognise()
         if stored := artifact.metadata.get("recipe", {}).get("seq_len"):
             seq_len, origin = int(stored), "the artifact"
@@ -380,6 +382,53 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
         compile=options.device.startswith("cuda"),
         threads=options.threads,
     )
+
+
+def _streaming_config(options: ScoreOptions, sliding: SlidingConfig | None) -> StreamingConfig | None:
+    if options.context != "streaming" or sliding is None:
+        return None
+    from evalkit.prequential.streaming import StreamingConfig
+
+    config = StreamingConfig(
+        seq_len=sliding.seq_len,
+        block=min(StreamingConfig.block, max(sliding.seq_len // 4, 1)),
+        device=sliding.device,
+        dtype=sliding.dtype,
+        threads=sliding.threads,
+    )
+    return configured(config, options.settings.get("streaming", {}), "streaming")
+
+
+def _mixer_config(options: ScoreOptions, tokenizer: Tokenizer) -> MixerConfig | None:
+    if options.mixer != "hedge":
+        return None
+    from evalkit.mixers import best_config, default_config
+
+    has_network = options.artifact is not None
+    preset, settings = _preset(options, "mixer", "default" if has_network else "best", ("default", "best"))
+    make = best_config if preset == "best" else default_config
+    document_token = tokenizer.bos_id if tokenizer.bos_id >= 0 else None
+    return configured(make(tokenizer.vocab_size, network=has_network, document_token=document_token), settings, "mixer")
+
+
+def _ttt_config(options: ScoreOptions) -> TTTConfig | None:
+    published = options.mixer == "published"
+    if not options.ttt and not published:
+        return None
+    from evalkit.ttt.config import PRESETS
+
+    preset, settings = _preset(options, "ttt", "published" if published else "default", tuple(PRESETS))
+    config = configured(PRESETS[preset](), settings, "ttt")
+    # PR849's mixer comes with PR849's temperature and chunks even where nothing trains.
+    return config if options.ttt else dataclasses.replace(config, epochs=0)
+
+
+def _preset(options: ScoreOptions, section: str, default: str, presets: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return the preset that a section starts from, and its other settings."""
+    settings = dict(options.settings.get(section, {}))
+    preset = settings.pop("preset", default)
+    require(preset in presets, f"{section}.preset", preset, " or ".join(presets))
+    return preset, settings
 
 
 def has_fast_bfloat16(device: str) -> bool:
