@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalkit.artifact.compression import compression_of, inflate
+from evalkit.artifact.compression import unwrap
 from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
@@ -34,7 +34,7 @@ class Artifact:
         sha256: of the file's bytes, in hexadecimal.
         size: of the file, in bytes.
         format: what kind of content it holds.
-        compression: ``zstd``, ``xz``, ``zlib``, ``none`` or the container's own.
+        compression: ``zstd``, ``xz``, ``zlib``, ``brotli``, ``none`` or the container's own; with the byte shuffle.
         tensors: stored tensors by model name.
         metadata: what a self-describing artifact says of itself; ``model`` is its configuration.
         coded_bytes: bytes that each tensor takes in the file, by name, where the container tells; else empty.
@@ -118,6 +118,7 @@ class Artifact:
         shapes = self.shapes
         if not config.unet_skips:
             shapes.pop("skip_weights", None)
+            shapes.pop("skip_gates", None)
         missing = [name for name in expected if name not in shapes]
         surplus = [name for name in shapes if name not in expected]
         if missing or surplus:
@@ -144,7 +145,6 @@ def load_artifact(path: str | Path) -> Artifact:
         ArtifactError: the file is missing, is not an artifact, is damaged, or claims too much memory.
     """
     data = _read_file(Path(path))
-    compression = compression_of(data)
     try:
         metadata: dict[str, Any] = {}
         coded_bytes: dict[str, int] = {}
@@ -159,10 +159,11 @@ def load_artifact(path: str | Path) -> Artifact:
                 "evalkit_version": native.metadata.evalkit_version,
             }
         else:
-            content = inflate(data)
+            content, compression = unwrap(data)
             if not is_torch_file(content):
                 raise ArtifactError(
-                    "this is no known artifact; expected evalkit's container or a torch file inside zstd, xz or zlib"
+                    "this is no known artifact; expected evalkit's container, or a torch file inside zstd, xz, zlib or "
+                    "brotli"
                 )
             label, tensors = read_layout(read_torch_file(content))
     except ArtifactError as error:

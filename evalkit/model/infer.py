@@ -23,8 +23,19 @@ NOT_INFERABLE = (
     "xsa_last_n",
     "xsa_form",
     "value_embed_layers",
+    "layer_order",
+    "parallel_form",
+    "parallel_start",
+    "smear_reset_token",
+    "attention_gate_scale",
+    "attention_gate_source",
 )
 """Settings that no tensor reveals; a recipe supplies them."""
+
+_WINDOW_GATES = {
+    "window": "blocks.0.attn.attn_gate_w",
+    "window_doubled": "blocks.0.attn.attn_gate_proj.weight",
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,7 +75,12 @@ def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
         "tie_embeddings": "lm_head.weight" not in shapes,
         "smear_gate": "smear.gate" in shapes,
         "unet_skips": "skip_weights" in shapes,
+        "skip_gates": "skip_gates" in shapes,
     }
+    if "skip_weights" in shapes:
+        found["skip_rows"] = _matrix(shapes, "skip_weights")[0]
+    if "smear_gate.weight" in shapes:
+        found["smear_width"] = _matrix(shapes, "smear_gate.weight")[1]
     for kind in ("bigram", "trigram"):
         if f"{kind}.embed.weight" in shapes:
             found[f"{kind}_buckets"], found[f"{kind}_dim"] = _matrix(shapes, f"{kind}.embed.weight")
@@ -74,6 +90,9 @@ def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
         found["attention_gate"] = "sigmoid"
     elif "blocks.0.attn.attn_gate" in shapes:
         found["attention_gate"] = "scalar"
+    for kind, name in _WINDOW_GATES.items():
+        if name in shapes:
+            found["attention_gate"], found["attention_gate_width"] = kind, _matrix(shapes, name)[1]
     if any(name.endswith(".attn.vr_lambda") for name in shapes):
         found["value_residual"] = "first_layer"
     elif "blocks.0.lambda_v" in shapes:
@@ -126,6 +145,16 @@ def resolve_config(
         raise InputError(
             f"model.value_embed_layers names {len(layers)} layers; the artifact has value embeddings for "
             f"{value_embed_scales}: give that many with --set model.value_embed_layers=I,J"
+        )
+    if (
+        values.get("layer_order")
+        and recipe is not None
+        and origins["layer_order"].startswith("recipe")
+        and recipe.model["num_layers"] != values["num_layers"]
+    ):
+        raise InputError(
+            f"recipe {recipe.name} visits {recipe.model['num_layers']} blocks in an order of its own; the artifact has "
+            f"{values['num_layers']}: give their order with --set model.layer_order=I,J,..."
         )
     config = ModelConfig(**values)
     for name in config.to_dict():
