@@ -15,7 +15,7 @@ XsaForm = Literal["projection", "mean"]
 ValueResidual = Literal["none", "first_layer", "x0"]
 AttentionGate = Literal["none", "sigmoid", "scalar", "window", "window_doubled"]
 GateSource = Literal["input", "query"]
-ParallelForm = Literal["none", "joint", "lanes", "lanes_dead_skips", "routed"]
+ParallelForm = Literal["none", "joint", "lanes", "lanes_dead_skips", "routed", "routed_late_skip"]
 
 MAX_PASSES = 256
 """Most visits of blocks in one pass: published systems have up to 17, and a long order would ask for all memory."""
@@ -52,7 +52,8 @@ class ModelConfig:
         parallel_form: ``joint`` has attention and MLP of a block read the same input. The others split the stream into
             a lane for attention and one for the MLP, which meet at the end by a learned weight (``lanes``), the same
             with skips that do not reach the lanes (``lanes_dead_skips``), or by learned routes between the lanes in
-            every block, and their mean at the end (``routed``).
+            every block, and their mean at the end (``routed``; ``routed_late_skip`` splits before the skip of the
+            splitting block, which then reaches the lane for attention alone, as merged records from PR1530 on).
         parallel_start: first block with ``parallel_form``; ``lanes`` and ``lanes_dead_skips`` do not split before the
             decoder, which is the second half of the visits.
         smear_gate: each position mixes in its predecessor's embedding, by a learned gate per dimension.
@@ -204,7 +205,12 @@ class ModelConfig:
     @property
     def has_lanes(self) -> bool:
         """Whether the residual stream splits into a lane for attention and one for the MLP."""
-        return self.parallel_form in ("lanes", "lanes_dead_skips", "routed")
+        return self.parallel_form in ("lanes", "lanes_dead_skips") or self.is_routed
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether every block with lanes sends what it computes to both of them, by learned routes."""
+        return self.parallel_form in ("routed", "routed_late_skip")
 
     def uses_xsa(self, layer: int) -> bool:
         """Whether exclusive self-attention acts in ``layer``."""

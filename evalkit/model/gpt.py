@@ -68,7 +68,7 @@ class GPT(nn.Module):
                 self.skip_gates = nn.Parameter(torch.zeros(config.num_skips, d))
         if config.parallel_form in ("lanes", "lanes_dead_skips"):
             self.lane_merge = nn.Parameter(torch.tensor(0.5))
-        if config.parallel_form == "routed":
+        if config.is_routed:
             self.parallel_resid_lambdas = nn.Parameter(torch.full((config.num_layers, 2), 1.1))
             self.parallel_post_lambdas = nn.Parameter(torch.ones(config.num_layers, 2, 2))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
@@ -168,12 +168,16 @@ class GPT(nn.Module):
         skips: list[Tensor] = []
         for number, layer in enumerate(config.passes):
             block, row = self.blocks[layer], number - config.encoder_passes
+            splits = config.has_lanes and lane is None and layer >= config.parallel_start
+            splits = splits and (row >= 0 or config.is_routed)
+            if splits and config.parallel_form == "routed_late_skip":
+                lane = x
             if 0 <= row < config.num_skips and skips:
                 skip = skips.pop()
                 if lane is None or config.parallel_form != "lanes_dead_skips":
                     x = self._add_skip(x, skip, row)
-            if config.has_lanes and lane is None and layer >= config.parallel_start:
-                lane = x if row >= 0 or config.parallel_form == "routed" else None
+            if splits and lane is None:
+                lane = x
             visit = Visit(
                 context=context,
                 value_embedding_scale=self._value_embedding_scale(layer),
@@ -197,13 +201,13 @@ class GPT(nn.Module):
         return gate * x + (1 - gate) * weighted
 
     def _routes(self, layer: int, dtype: torch.dtype) -> Routes | None:
-        if self.config.parallel_form != "routed":
+        if not self.config.is_routed:
             return None
         return self.parallel_resid_lambdas[layer].to(dtype), self.parallel_post_lambdas[layer].to(dtype)
 
     def _merge(self, x: Tensor, lane: Tensor) -> Tensor:
         """Return one stream of two lanes: their mean, or a learned blend."""
-        weight = 0.5 if self.config.parallel_form == "routed" else self.lane_merge.to(x.dtype)
+        weight = 0.5 if self.config.is_routed else self.lane_merge.to(x.dtype)
         return weight * x + (1 - weight) * lane
 
     def embed(self, ids: Tensor, *, first_row: int = 0) -> Tensor:
