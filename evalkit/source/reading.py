@@ -74,16 +74,18 @@ class SourceReading:
         settings: fields of the model's configuration that no shape reveals.
         problems: what was not understood, or contradicts the artifact; a sentence each.
         understood: whether evalkit's model computes what the script's model computes.
+        fits: whether the script's model has the artifact's tensors; True without an artifact.
         seq_len: window in tokens that the script scores with; 0 where it does not say.
-        parameters: learned numbers of the model as the script builds it; 0 where unknown.
+        shapes: shape of every learned tensor of the model as the script builds it, by the artifact's names.
     """
 
     label: str
     settings: dict[str, Found] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     understood: bool = False
+    fits: bool = True
     seq_len: int = 0
-    parameters: int = 0
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
 
 def read_source(
@@ -131,7 +133,7 @@ class _Reader:
         environment = {name: str(printed.value) for name, printed in self.environment.items()}
         trace = trace_script(self.script.tree, environment, forced)
         match = match_model(trace)
-        self._compare_shapes(trace)
+        fits = self._compare_shapes(trace)
         doubt = bool(self.problems)
         found = {name: self._found(name, value, trace, match, doubt) for name, value in match.settings.items()}
         self.problems += [
@@ -155,7 +157,8 @@ class _Reader:
             problems=tuple(self.problems),
             understood=match.difference is None,
             seq_len=_sequence_length(trace.interpreter.settings, self.disputed),
-            parameters=trace.count or 0,
+            fits=fits,
+            shapes={name: shape for name, shape in trace.parameters.items() if shape is not None},
         )
 
     def _read_logs(self, defaults: Interpreter) -> None:
@@ -190,7 +193,8 @@ class _Reader:
                 self.problems.append(f"{origin} says {name} {setting.value}, the artifact has {kept}")
         return forced
 
-    def _compare_shapes(self, trace: Trace) -> None:
+    def _compare_shapes(self, trace: Trace) -> bool:
+        """Return whether the script's model has the artifact's tensors; note what differs."""
         if self.shapes is None:
             counts = [(log.label, log.model_parameters) for log in self.logs if log.model_parameters]
             for label, count in counts:
@@ -198,7 +202,7 @@ class _Reader:
                     self.problems.append(
                         f"{label} counts {count:,} parameters, the script's model has {trace.count:,} with these settings"
                     )
-            return
+            return True
         ours = {name: shape for name, shape in trace.parameters.items() if shape is not None}
         lacking = sorted(set(trace.parameters) - set(self.shapes))
         surplus = sorted(set(self.shapes) - set(trace.parameters))
@@ -214,6 +218,7 @@ class _Reader:
             self.problems.append(
                 f"{name} has shape {ours[name]} in the script's model and {tuple(self.shapes[name])} in the artifact"
             )
+        return not (lacking or surplus or wrong)
 
     def _found(self, name: str, value: Any, trace: Trace, match: Match, doubt: bool) -> Found:
         settings, label = trace.interpreter.settings, self.script.label
