@@ -2,9 +2,9 @@
 
     python bench/source_records.py GIT_DIR [--only WORD] [--verbose] [--table]
 
-GIT_DIR is a bare clone (or the ``.git`` of any clone). For each folder of the ten-minute track the script, its first log and its
-README are read, none of them executed, and a line says whether every setting of the model is resolved, or what is missing.
-``--table`` prints the systems as entries of ``evalkit/recipes/published.toml``.
+GIT_DIR is a bare clone (or the ``.git`` of any clone). For each folder of the ten-minute track the script, its first
+log and its README are read, none of them executed, and a line says whether every setting of the model is resolved, or what is
+missing. ``--table`` prints the systems as entries of ``evalkit/artifact/published.toml``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def main() -> None:
         if options.table:
             if reading.shapes:
                 values = ", ".join(f"{key} = {_toml(value)}" for key, value in entry(reading).items())
-                print(f"{name} = {{ {values}, seq_len = {reading.seq_len} }}{'' if whole else '  # ' + reading.problems[0]}")
+                note = "" if whole else f"  # {reading.problems[0]}"
+                print(f"{name} = {{ {values}, seq_len = {reading.seq_len} }}{note}")
             continue
         print(f"{'resolved' if whole else 'missing '}  {name:7}  {folder}")
         for problem in reading.problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from evalkit.model.config import ModelConfig, coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
@@ -42,10 +42,29 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """A configuration and where each value came from (``shapes``, ``recipe NAME``, ``artifact``, ``--set``)."""
+    """A configuration and where each value came from.
+
+    Attributes:
+        config: the configuration.
+        origins: of each field: ``shapes``, ``recipe NAME``, ``artifact``, ``--set``, ``default``, or a script's line.
+        seq_len: window in tokens that the system's own script scores with; 0 where none was read.
+    """
 
     config: ModelConfig
     origins: dict[str, str]
+    seq_len: int = 0
+
+
+class Told(Protocol):
+    """A value and where it is written."""
+
+    @property
+    def value(self) -> Any:
+        """The value."""
+
+    @property
+    def origin(self) -> str:
+        """Such as ``train_gpt.py:123``."""
 
 
 def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
@@ -105,6 +124,7 @@ def resolve_config(
     *,
     recipe: Recipe | None = None,
     stored: Mapping[str, Any] | None = None,
+    source: Mapping[str, Told] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ResolvedConfig:
     """Combine what shapes reveal with the artifact's own configuration or a recipe, and with overrides.
@@ -113,6 +133,7 @@ def resolve_config(
         shapes: shape of every tensor, by model name.
         recipe: supplies :data:`NOT_INFERABLE` settings.
         stored: a configuration that the artifact carries itself; it goes before the recipe.
+        source: settings that the system's own script tells; they go before the recipe.
         overrides: settings given by the user, without the ``model.`` prefix; they win.
 
     Raises:
@@ -132,6 +153,8 @@ def resolve_config(
     if stored is not None:
         put(stored, "artifact")
     inferred = infer_from_shapes(shapes)
+    for name, told in (source or {}).items():
+        put({name: told.value}, told.origin)
     put(inferred, "shapes")
     put(overrides or {}, "--set")
     value_embed_scales = sum(1 for name in shapes if name.startswith("ve_layer_scales."))

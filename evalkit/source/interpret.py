@@ -1,8 +1,8 @@
 """Work out what a training script's classes build and compute, from its syntax tree, without executing any of it.
 
 Numbers, strings, lists and objects of the script's own classes are worked out; tensors become nodes of a
-:class:`~evalkit.source.symbols.Graph`; everything else is :class:`Unknown`. A branch that hangs on something unknown stops
-the reading with its line, since what follows would be a guess.
+:class:`~evalkit.source.symbols.Graph`; everything else is :class:`Unknown`. A branch that hangs on something unknown
+stops the reading with its line, since what follows would be a guess.
 """
 
 from __future__ import annotations
@@ -148,9 +148,11 @@ class _Builtin:
 
 
 _BUILTINS = frozenset(
-    "int float bool str len range list tuple dict set max min abs sum sorted enumerate zip reversed round any all "
-    "isinstance hasattr getattr setattr print super type map filter iter next repr divmod pow frozenset object id "
-    "callable property staticmethod classmethod vars".split()
+    """
+    int float bool str len range list tuple dict set max min abs sum sorted enumerate zip reversed round any all
+    isinstance hasattr getattr setattr print super type map filter iter next repr divmod pow frozenset object id
+    callable property staticmethod classmethod vars
+    """.split()  # noqa: SIM905
 )
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -174,12 +176,16 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 _PLAIN: tuple[type, ...] = (int, float, str, bool, type(None))
 # What only moves numbers about or recasts them.
 _KEEPS = frozenset(
-    "to float bfloat16 half double type_as contiguous reshape view transpose permute unsqueeze squeeze expand expand_as "
-    "flatten unflatten clone detach long int type cuda repeat_interleave requires_grad_ view_as movedim cpu bool "
-    "numpy".split()
+    """
+    to float bfloat16 half double type_as contiguous reshape view transpose permute unsqueeze squeeze expand
+    expand_as flatten unflatten clone detach long int type cuda repeat_interleave requires_grad_ view_as movedim
+    cpu bool numpy
+    """.split()  # noqa: SIM905
 )
 _UNARY = frozenset(
-    "sigmoid tanh relu silu gelu exp log sqrt rsqrt cos sin abs square softplus sign erf".split()
+    """
+    sigmoid tanh relu silu gelu exp log sqrt rsqrt cos sin abs square softplus sign erf
+    """.split()  # noqa: SIM905
 )
 _IGNORED_METHODS = frozenset({"_init_weights", "init_weights", "reset_parameters"})
 
@@ -217,7 +223,8 @@ class Interpreter:
             for node in ast.walk(tree)
             if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Constant)
             for target in node.targets
-            if isinstance(target, ast.Attribute) and not (isinstance(target.value, ast.Name) and target.value.id == "self")
+            if isinstance(target, ast.Attribute)
+            and not (isinstance(target.value, ast.Name) and target.value.id == "self")
         }
         self.globals: dict[str, Any] = {"__name__": "script", "__file__": Unknown("__file__")}
         self._steps = 0
@@ -368,10 +375,7 @@ class Interpreter:
 
     def _unpack(self, target: ast.Tuple | ast.List, value: Any, scope: dict[str, Any]) -> None:
         count = len(target.elts)
-        if isinstance(value, tuple | list | range):
-            items = list(value)
-        else:
-            items = [Unknown("unpacked")] * count
+        items = list(value) if isinstance(value, tuple | list | range) else [Unknown("unpacked")] * count
         if len(items) != count:
             raise Stuck(target.lineno, f"{len(items)} values for {count} names")
         for element, item in zip(target.elts, items, strict=True):
@@ -523,9 +527,11 @@ class Interpreter:
             self.graph.line = node.lineno
             return self._tensor(self.graph.neg(self._node(value)), value)
         if isinstance(value, int | float):
-            return {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}[type(node.op)](value) if (
-                isinstance(value, int) or not isinstance(node.op, ast.Invert)
-            ) else Unknown("~")
+            return (
+                {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}[type(node.op)](value)
+                if (isinstance(value, int) or not isinstance(node.op, ast.Invert))
+                else Unknown("~")
+            )
         return Unknown("a sign")
 
     def _of_BinOp(self, node: ast.BinOp, scope: Mapping[str, Any]) -> Any:
@@ -555,8 +561,10 @@ class Interpreter:
                 if value is None:
                     value = left**right if right <= 64 else Unknown("a large power")
             elif isinstance(op, ast.LShift | ast.RShift):
-                value = Unknown("a shift") if not 0 <= right <= 62 else (
-                    left << right if isinstance(op, ast.LShift) else left >> right
+                value = (
+                    Unknown("a shift")
+                    if not 0 <= right <= 62
+                    else (left << right if isinstance(op, ast.LShift) else left >> right)
                 )
             else:
                 value = _ARITHMETIC[type(op)](left, right)
@@ -646,7 +654,7 @@ class Interpreter:
         return Unknown("a comparison")
 
     def _truth(self, value: Any) -> bool | None:
-        if isinstance(value, list | tuple | range | dict | set) or isinstance(value, _PLAIN):
+        if isinstance(value, (list, tuple, range, dict, set, *_PLAIN)):
             return bool(value)
         if isinstance(value, Object | Class | Function | Library | _Builtin):
             return True
@@ -697,7 +705,10 @@ class Interpreter:
         if isinstance(holder, Tensor | Parameter):
             return self._subscript(holder, node, scope)
         if isinstance(node.slice, ast.Slice):
-            bounds = [None if b is None else self.value(b, scope) for b in (node.slice.lower, node.slice.upper, node.slice.step)]
+            bounds = [
+                None if b is None else self.value(b, scope)
+                for b in (node.slice.lower, node.slice.upper, node.slice.step)
+            ]
             if isinstance(holder, list | tuple | str | range) and all(b is None or isinstance(b, int) for b in bounds):
                 return holder[slice(*bounds)] if bounds[2] != 0 else Unknown("a slice")
             return Unknown("a slice")
@@ -757,7 +768,13 @@ class Interpreter:
                 value = self.value(part, scope)
                 words.append(f"{where}={value if isinstance(value, int) else ast.unparse(part) + '?'}")
                 # Leading indices only; behind a slice the shape is left unknown.
-                made = made[1:] if made and where == place and all(isinstance(p, ast.expr) and not isinstance(p, ast.Slice) for p in taken[:place]) else None
+                made = (
+                    made[1:]
+                    if made
+                    and where == place
+                    and all(isinstance(p, ast.expr) and not isinstance(p, ast.Slice) for p in taken[:place])
+                    else None
+                )
         return " ".join(words), None if made is None else tuple(made)
 
     # Attributes and calls
@@ -861,9 +878,7 @@ class Interpreter:
             return self._call_builtin(function, arguments, keywords, node)
         return Unknown("a call")
 
-    def _call_function(
-        self, function: Function, arguments: list[Any], keywords: dict[str, Any], node: ast.AST
-    ) -> Any:
+    def _call_function(self, function: Function, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         line = getattr(node, "lineno", 0)
         definition = function.node
         if isinstance(definition, ast.FunctionDef) and definition.name in _IGNORED_METHODS:
@@ -959,16 +974,16 @@ class Interpreter:
             return self._call_function(bound, arguments, keywords, node)
         return self._apply_layer(holder, arguments, node)
 
-    def rotary(
-        self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST
-    ) -> Any:
+    def rotary(self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         """Return the cosines and sines of a rotary layer as one opaque thing: what it computes is compared apart."""
         key = holder.name or f"rotary {id(holder)}"
         length = arguments[0] if arguments else None
         computed = self.rotary_tables(holder, length) if isinstance(length, int) else ()
         method = holder.cls.find("forward") if holder.cls else None
         if isinstance(method, Function) and isinstance(method.node, ast.FunctionDef):
-            defaults = {a.arg: d for a, d in zip(method.node.args.args[::-1], method.node.args.defaults[::-1], strict=False)}
+            defaults = {
+                a.arg: d for a, d in zip(method.node.args.args[::-1], method.node.args.defaults[::-1], strict=False)
+            }
             for name, value in keywords.items():
                 if name in defaults and value != self.value(defaults[name], self.globals):
                     raise Stuck(getattr(node, "lineno", 0), f"the rotary layer's {name}, which only a run would tell")
@@ -1007,7 +1022,9 @@ class Interpreter:
             made_shape = (*shape[:-1], rows) if shape and rows is not None else None
             return Tensor(made, made_shape) if isinstance(made, Node) else Unknown("linear")
         if kind == "Embedding":
-            return Tensor(self.graph.node("embed", self._node(weight), x), (*shape, columns) if shape and columns else None)
+            return Tensor(
+                self.graph.node("embed", self._node(weight), x), (*shape, columns) if shape and columns else None
+            )
         return Unknown(holder.kind)
 
     def _variable(self, name: Any, default: Any, node: ast.AST) -> Any:
@@ -1037,7 +1054,11 @@ class Interpreter:
         return Unknown(path)
 
     def _math(self, name: str, arguments: list[Any]) -> Any:
-        function = getattr(math, name, None) if name in ("sqrt", "log", "exp", "floor", "ceil", "log2", "cos", "sin", "prod", "pow", "gcd") else None
+        function = (
+            getattr(math, name, None)
+            if name in ("sqrt", "log", "exp", "floor", "ceil", "log2", "cos", "sin", "prod", "pow", "gcd")
+            else None
+        )
         if function is None or not all(isinstance(a, int | float) for a in arguments):
             return Unknown(f"math.{name}")
         try:
@@ -1069,7 +1090,10 @@ class Interpreter:
             content = {"ones": 1.0, "zeros": 0.0}.get(name)
             if name == "full" and len(arguments) > 1 and isinstance(arguments[1], int | float):
                 content = float(arguments[1])
-            return Tensor(self.graph.node(name if content is None else "filled", str(shape) if content is None else content), shape)
+            return Tensor(
+                self.graph.node(name if content is None else "filled", str(shape) if content is None else content),
+                shape,
+            )
         if name == "tensor":
             content = arguments[0] if arguments else None
             shape = () if isinstance(content, int | float) else (len(content),) if isinstance(content, list) else None
@@ -1082,7 +1106,9 @@ class Interpreter:
         if name == "arange":
             numbers = [a for a in arguments if isinstance(a, int | float)]
             if len(numbers) == len(arguments) and numbers:
-                start, stop, step = (0, *numbers, 1) if len(numbers) == 1 else (*numbers, 1) if len(numbers) == 2 else numbers
+                start, stop, step = (
+                    (0, *numbers, 1) if len(numbers) == 1 else (*numbers, 1) if len(numbers) == 2 else numbers
+                )
                 size = max(math.ceil((stop - start) / step), 0) if step else 0
                 return Tensor(self.graph.node("arange", float(start), float(stop), float(step)), (size,))
             return Tensor(self.graph.node("arange", *(self._operand(a, node) for a in arguments)))
@@ -1152,11 +1178,18 @@ class Interpreter:
         if name == "normalize":
             return Tensor(graph.node("normalize", a), shape)
         if name == "linear":
-            weight, bias = rest[0] if rest else keywords.get("weight"), keywords.get("bias", rest[1] if len(rest) > 1 else None)
+            weight, bias = (
+                rest[0] if rest else keywords.get("weight"),
+                keywords.get("bias", rest[1] if len(rest) > 1 else None),
+            )
             made = graph.node("linear", a, self._operand(weight, node))
             made = made if bias is None else graph.add(made, self._operand(bias, node))
             rows = weight.shape[0] if isinstance(weight, Tensor | Parameter) and weight.shape else None
-            return Tensor(made, (*shape[:-1], rows) if shape and rows is not None else None) if isinstance(made, Node) else made
+            return (
+                Tensor(made, (*shape[:-1], rows) if shape and rows is not None else None)
+                if isinstance(made, Node)
+                else made
+            )
         if name == "embedding" and isinstance(table := rest[0] if rest else keywords.get("weight"), Tensor | Parameter):
             columns = table.shape[-1] if table.shape else None
             made = graph.node("embed", self._node(table), a)
@@ -1410,7 +1443,7 @@ class _Layered(dict[str, Any]):
         return key in self._own or key in self._outer
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401
 
     def __iter__(self) -> Any:
         return iter({**dict(self._outer), **self._own})

@@ -16,7 +16,7 @@ _WHOLE_LINE = re.compile(r"\s{0,8}([A-Za-z_]\w*):\s*(\S(?:.*\S)?)\s*")
 _PAIRS = re.compile(r"\s*(?:[A-Za-z_][\w.]*:\S+\s*)+")
 _PAIR = re.compile(r"([A-Za-z_]\w*):(\S+)")
 _WORD = re.compile(r"[\w.,+-]+")
-_TYPES = frozenset("int float str bool tuple list dict Tensor None".split())
+_TYPES = frozenset(["int", "float", "str", "bool", "tuple", "list", "dict", "Tensor", "None"])
 _MAX_LINE = 4_000
 
 

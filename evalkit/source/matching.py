@@ -235,7 +235,11 @@ def _angles(trace: Trace, layer: Any, length: int) -> Node:
     found = []
     for table, name in zip(trace.interpreter.rotary_tables(layer, length), ("cos", "sin"), strict=False):
         node = table.node if isinstance(table, Tensor) else None
-        if node is not None and node.op == "get" and node.args[1] in (f"1=0:{length}", f"0=0:{length}", f"2=0:{length}"):
+        if (
+            node is not None
+            and node.op == "get"
+            and node.args[1] in (f"1=0:{length}", f"0=0:{length}", f"2=0:{length}")
+        ):
             node = node.args[0] if isinstance(node.args[0], Node) else node
         if node is not None and node.op == name and isinstance(node.args[0], Node):
             found.append(node.args[0])
@@ -261,7 +265,7 @@ def _shown(trace: Trace) -> dict[str, int]:
         shown.setdefault(name, trace.lines.get(attribute, trace.line))
     rotary = trace.model.attributes["blocks"][0].attributes["attn"].attributes.get("rotary")
     if isinstance(rotary, Object) and rotary.cls is not None:
-        shown |= {name: rotary.cls.line for name in ("rope_train_len", "rope_table", "rope_base", "rope_dims")}
+        shown |= dict.fromkeys(("rope_train_len", "rope_table", "rope_base", "rope_dims"), rotary.cls.line)
     return shown
 
 

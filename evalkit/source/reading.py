@@ -1,8 +1,8 @@
 """Read the settings of a system from its own training script, and from the log of its run.
 
-The script's model is built and followed symbolically (:mod:`evalkit.source.trace`). Settings proposed from what was found
-count only if evalkit's own model with them is, operation for operation, what the script computes; what differs is named
-with its line. So a reading is right, or it is refused.
+The script's model is built and followed symbolically (:mod:`evalkit.source.trace`). Settings proposed from what was
+found count only if evalkit's own model with them is, operation for operation, what the script computes; what differs is
+named with its line. So a reading is right, or it is refused.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class _Reader:
         doubtful = [name for name, item in found.items() if item.doubtful]
         if doubtful:
             self.problems.append(
-                f"the run was made with other settings than the script's defaults, so {', '.join(doubtful)} may be others "
-                f"as well: give the run's log with --log, or the values with --set"
+                f"the run was made with other settings than the script's defaults, so {', '.join(doubtful)} may be "
+                f"others as well: give the run's log with --log, or the values with --set"
             )
         if match.difference is not None:
             self.problems.append(_describe(match.difference, self.script.label))
@@ -200,14 +200,16 @@ class _Reader:
             for label, count in counts:
                 if trace.count is not None and trace.count != count:
                     self.problems.append(
-                        f"{label} counts {count:,} parameters, the script's model has {trace.count:,} with these settings"
+                        f"{label} counts {count:,} parameters, the script's model {trace.count:,} with these settings"
                     )
             return True
         ours = {name: shape for name, shape in trace.parameters.items() if shape is not None}
         lacking = sorted(set(trace.parameters) - set(self.shapes))
         surplus = sorted(set(self.shapes) - set(trace.parameters))
         wrong = sorted(
-            name for name, shape in ours.items() if name in self.shapes and _squeezed(shape) != _squeezed(self.shapes[name])
+            name
+            for name, shape in ours.items()
+            if name in self.shapes and _squeezed(shape) != _squeezed(self.shapes[name])
         )
         for names, what in ((lacking, "has no tensor"), (surplus, "has a tensor that the script's model has not:")):
             if names:

@@ -1,7 +1,7 @@
 """evalkit's model as a graph of operations, to compare a script's forward pass with.
 
-Each function writes down one step of the fact that a published network of this family is made of; together they are
-what :class:`evalkit.model.gpt.GPT` computes for a configuration. A script whose graph is the same node computes the same.
+Each method writes down a step that published networks of this family share; together they are what
+:class:`evalkit.model.gpt.GPT` computes for a configuration. A script whose graph is the same node computes the same.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ def _imports(tree: ast.Module) -> dict[str, object]:
 def _unknown(node: ast.AST, path: str) -> InputError:
     shown = ast.unparse(node)[:120]
     return InputError(
-        f"--source {path} is wrapped in a way that evalkit does not undo (line {getattr(node, 'lineno', '?')}: {shown}); "
-        f"give the script that it executes"
+        f"--source {path} is wrapped in a way that evalkit does not undo "
+        f"(line {getattr(node, 'lineno', '?')}: {shown}); give the script that it executes"
     )
 
 

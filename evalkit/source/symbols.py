@@ -1,7 +1,7 @@
 """What a forward pass computes, as a graph of operations on named tensors.
 
-Two passes that compute the same are one node of a :class:`Graph`: sums and products are flattened, sorted and folded, and
-what only moves or recasts numbers (views, transposes, dtypes) leaves no trace.
+Two passes that compute the same are one node of a :class:`Graph`: sums and products are flattened, sorted and folded,
+and what only moves or recasts numbers (views, transposes, dtypes) leaves no trace.
 """
 
 from __future__ import annotations

@@ -185,9 +185,7 @@ class _Scope(dict[str, Any]):
         return None if name in ("self", "__class__") else self[name]
 
 
-def _construct(
-    interpreter: Interpreter, cls: Class, call: ast.Call, function: ast.AST, settings: Any
-) -> Object:
+def _construct(interpreter: Interpreter, cls: Class, call: ast.Call, function: ast.AST, settings: Any) -> Object:
     scope = _Scope(interpreter, function, settings)
     arguments = [interpreter.value(argument, scope) for argument in call.args]
     keywords: dict[str, Any] = {}
@@ -262,6 +260,8 @@ def _switch_loops_on(interpreter: Interpreter, tree: ast.Module, model: Object) 
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is True:
             for target in node.targets:
-                if isinstance(target, ast.Attribute) and target.attr in flags and isinstance(target.value, ast.Name):
-                    if target.value.id != "self":
-                        model.attributes[target.attr] = True
+                named = (
+                    isinstance(target, ast.Attribute) and target.attr in flags and isinstance(target.value, ast.Name)
+                )
+                if named and target.value.id != "self":  # type: ignore[attr-defined]
+                    model.attributes[target.attr] = True  # type: ignore[attr-defined]
