@@ -3,8 +3,8 @@
     python bench/source_records.py GIT_DIR [--only WORD] [--verbose] [--table]
 
 GIT_DIR is a bare clone (or the ``.git`` of any clone). For each folder of the ten-minute track the script, its first
-log and its README are read, none of them executed, and a line says whether every setting of the model is resolved, or what is
-missing. ``--table`` prints the systems as entries of ``evalkit/artifact/published.toml``.
+log and its README are read, none of them executed, and a line says whether every setting of the model is resolved, or
+what is missing. ``--table`` prints the systems as entries of ``evalkit/artifact/published.toml``.
 """
 
 from __future__ import annotations

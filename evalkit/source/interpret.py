@@ -17,7 +17,7 @@ from typing import Any
 from evalkit.source.fstrings import MARK
 from evalkit.source.symbols import Graph, Node, Tensor
 
-_MAX_STEPS = 3_000_000
+_MAX_STEPS = 300_000
 _MAX_ITEMS = 20_000
 _MAX_NUMBER = 2**62
 _MAX_TEXT = 200_000
@@ -526,12 +526,8 @@ class Interpreter:
         if isinstance(value, Parameter | Tensor) and isinstance(node.op, ast.USub):
             self.graph.line = node.lineno
             return self._tensor(self.graph.neg(self._node(value)), value)
-        if isinstance(value, int | float):
-            return (
-                {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}[type(node.op)](value)
-                if (isinstance(value, int) or not isinstance(node.op, ast.Invert))
-                else Unknown("~")
-            )
+        if isinstance(value, int | float) and isinstance(node.op, ast.USub | ast.UAdd):
+            return -value if isinstance(node.op, ast.USub) else value
         return Unknown("a sign")
 
     def _of_BinOp(self, node: ast.BinOp, scope: Mapping[str, Any]) -> Any:

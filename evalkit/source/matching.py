@@ -138,7 +138,7 @@ def _options(trace: Trace, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What is left to try: forms that the graph, not the objects, tells apart."""
     slopes = {node.args[1] for node in _find(trace.result, "leaky_relu")}
     activations: list[dict[str, Any]] = [
-        {"activation": "leaky_relu2", "leaky_slope": float(slope)} for slope in slopes if not isinstance(slope, Node)
+        {"activation": "leaky_relu2", "leaky_slope": slope} for slope in slopes if isinstance(slope, float)
     ] or [{"activation": "relu2"}]
     caps = {"logit_softcap": _softcap(trace.result)}
     scales = [{"ln_scale": any(_holds(node, 1 / math.sqrt(2)) for node in _find(trace.result, "mul"))}]

@@ -124,14 +124,7 @@ class _Reader:
     def read(self) -> SourceReading:
         defaults = Interpreter(self.script.tree)
         self._read_logs(defaults)
-        stated = Interpreter(
-            self.script.tree,
-            environment={name: str(printed.value) for name, printed in self.environment.items()},
-            forced={name: printed.value for name, printed in self.printed.items()},
-        )
-        forced = {name: printed.value for name, printed in self.printed.items()} | self._sizes(stated.settings)
-        environment = {name: str(printed.value) for name, printed in self.environment.items()}
-        trace = trace_script(self.script.tree, environment, forced)
+        trace = self._trace()
         match = match_model(trace)
         fits = self._compare_shapes(trace)
         doubt = bool(self.problems)
@@ -161,6 +154,15 @@ class _Reader:
             shapes={name: shape for name, shape in trace.parameters.items() if shape is not None},
         )
 
+    def _trace(self) -> Trace:
+        """Follow the script as it is, or at the artifact's sizes where its own are others."""
+        environment = {name: str(printed.value) for name, printed in self.environment.items()}
+        printed = {name: printed.value for name, printed in self.printed.items()}
+        trace = trace_script(self.script.tree, environment, printed)
+        if self.shapes is None or not _misfits(trace, self.shapes):
+            return trace
+        return trace_script(self.script.tree, environment, printed | self._sizes(trace))
+
     def _read_logs(self, defaults: Interpreter) -> None:
         wanted = {name for names in (*_SIZES.values(), *_NAMES.values()) for name in names} | {"mlp_mult"}
         variables = {s.variable: name for name, s in defaults.settings.items() if name in wanted and s.variable}
@@ -172,12 +174,13 @@ class _Reader:
             for name in sorted({variables[v] for v in disputed & set(variables)} | (disputed_values & wanted)):
                 self.disputed[name] = f"{log.label} gives {name} different values"
 
-    def _sizes(self, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    def _sizes(self, trace: Trace) -> dict[str, Any]:
         """Return the artifact's sizes under the script's names, and note where the script says otherwise."""
-        if self.shapes is None:
-            return {}
-        sizes = infer_from_shapes(self.shapes)
-        sizes = {"bigram_buckets": 0, "trigram_buckets": 0} | sizes
+        assert self.shapes is not None
+        settings, sizes = trace.interpreter.settings, infer_from_shapes(self.shapes)
+        for kind in ("bigram", "trigram"):
+            if f"{kind}.embed.weight" in trace.parameters:
+                sizes.setdefault(f"{kind}_buckets", 0)
         wanted = {alias: sizes[name] for name, aliases in _SIZES.items() if name in sizes for alias in aliases}
         wanted["mlp_mult"] = sizes["mlp_hidden"] / sizes["model_dim"]
         wanted["embedding_dim"] = self.shapes["tok_emb.weight"][1]
@@ -203,24 +206,9 @@ class _Reader:
                         f"{label} counts {count:,} parameters, the script's model {trace.count:,} with these settings"
                     )
             return True
-        ours = {name: shape for name, shape in trace.parameters.items() if shape is not None}
-        lacking = sorted(set(trace.parameters) - set(self.shapes))
-        surplus = sorted(set(self.shapes) - set(trace.parameters))
-        wrong = sorted(
-            name
-            for name, shape in ours.items()
-            if name in self.shapes and _squeezed(shape) != _squeezed(self.shapes[name])
-        )
-        for names, what in ((lacking, "has no tensor"), (surplus, "has a tensor that the script's model has not:")):
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                self.problems.append(f"the artifact {what} {', '.join(names[:3])}{more}")
-        if wrong:
-            name = wrong[0]
-            self.problems.append(
-                f"{name} has shape {ours[name]} in the script's model and {tuple(self.shapes[name])} in the artifact"
-            )
-        return not (lacking or surplus or wrong)
+        misfits = _misfits(trace, self.shapes)
+        self.problems += misfits
+        return not misfits
 
     def _found(self, name: str, value: Any, trace: Trace, match: Match, doubt: bool) -> Found:
         settings, label = trace.interpreter.settings, self.script.label
@@ -241,6 +229,22 @@ class _Reader:
                 line = trace.interpreter.variables[variable]
                 return Found(value=value, origin=f"{label}:{line}", variable=variable, doubtful=doubt)
         return Found(value=value, origin=f"{label}:{match.lines.get(name, trace.line)}")
+
+
+def _misfits(trace: Trace, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return where the script's model has other tensors than the artifact."""
+    ours = {name: shape for name, shape in trace.parameters.items() if shape is not None}
+    lacking, surplus = sorted(set(trace.parameters) - set(shapes)), sorted(set(shapes) - set(trace.parameters))
+    found = []
+    for names, what in ((lacking, "has no tensor"), (surplus, "has a tensor that the script's model has not:")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(f"the artifact {what} {', '.join(names[:3])}{more}")
+    for name, shape in sorted(ours.items()):
+        if name in shapes and _squeezed(shape) != _squeezed(shapes[name]):
+            found.append(f"{name} has shape {shape} in the script's model and {tuple(shapes[name])} in the artifact")
+            break
+    return found
 
 
 def _agrees(name: str, value: Any, stated: Any) -> bool:

@@ -97,7 +97,8 @@ class Reference:
         order = settings["layer_order"]
         encoder, form, start = len(order) // 2, settings["parallel_form"], settings["parallel_start"]
         rows = settings["skip_rows"] or encoder
-        x, lanes, skips = x0, None, []
+        skips: list[Any] = []
+        x, lanes = x0, None
         for place, i in enumerate(order):
             row = place - encoder
             splits = form in ("lanes", "lanes_dead_skips") and row >= 0 and i >= start

@@ -17,6 +17,7 @@ import sys
 import tokenize
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,18 @@ def read_bounded(path: str, what: str, limit: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{what} {path[:200]!r} cannot be read ({reason}); expected a file") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{what} {path} is not a regular file; expected a file")
         if status.st_size > limit:
             raise InputError(f"{what} {path} has {status.st_size:,} bytes; expected at most {limit:,}")
-        data = file.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise InputError(f"{what} {path} has more than {limit:,} bytes")
     return data
@@ -221,8 +227,8 @@ class _Unwrapper:
         if not isinstance(content, bytes):
             raise _unknown(node, self.path)
         try:
-            if function in _DECODERS:
-                return _DECODERS[function](content)
+            if (decode := _DECODERS.get(function)) is not None:
+                return decode(content)
             if function == "lzma.decompress":
                 return self._lzma(content, node)
             if function == "zlib.decompress":
@@ -254,14 +260,14 @@ class _Unwrapper:
                 inner = node.value.func
                 if isinstance(inner, ast.Name) and inner.id == "__import__" and node.value.args:
                     module = node.value.args[0]
-                    return f"{module.value}.{node.attr}" if isinstance(module, ast.Constant) else None
+                    return f"{module.value!s}.{node.attr}" if isinstance(module, ast.Constant) else None
                 return None
             base = self._name(node.value)
             return f"{base}.{node.attr}" if base else None
         return None
 
 
-_DECODERS = {
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "base64.b85decode": base64.b85decode,
     "base64.a85decode": base64.a85decode,
     "base64.b64decode": base64.b64decode,
