@@ -15,6 +15,7 @@ from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.recognition import OpenSettings, candidates, check_recipe, open_settings, recognised, refusal
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
+from evalkit.model.config import coerce_field
 from evalkit.model.infer import ResolvedConfig, infer_from_shapes, resolve_config
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
@@ -100,6 +101,8 @@ class Artifact:
         self, recipe: str | Recipe | None, overrides: Mapping[str, Any], source: SourceReading | None
     ) -> ResolvedConfig:
         stored, shapes = self.metadata.get("model") or None, self.shapes
+        for name, value in overrides.items():
+            coerce_field(name, value)  # a misspelt setting is said before an open one
         if isinstance(recipe, str):
             recipe = load_recipe(recipe)
         if stored is not None:

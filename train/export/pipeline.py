@@ -16,8 +16,8 @@ from torch import Tensor
 from evalkit import __version__
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
-from evalkit.artifact.recognition import open_settings
 from evalkit.artifact.native import NativeMetadata
+from evalkit.artifact.recognition import open_settings
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
