@@ -101,8 +101,8 @@ class Artifact:
         self, recipe: str | Recipe | None, overrides: Mapping[str, Any], source: SourceReading | None
     ) -> ResolvedConfig:
         stored, shapes = self.metadata.get("model") or None, self.shapes
-        for name, value in overrides.items():
-            coerce_field(name, value)  # a misspelt setting is said before an open one
+        for key, value in overrides.items():
+            coerce_field(key, value)  # a misspelt setting is said before an open one
         if isinstance(recipe, str):
             recipe = load_recipe(recipe)
         if stored is not None:

@@ -243,7 +243,7 @@ def refusal(
         parts.append(f"it has the features of {', '.join(system.name for system in similar)}, at another size")
     else:
         parts.append("no published system that evalkit knows has such tensors")
-    recipes = [system.name for system in exact or alike(traits_of_shapes(shapes)) if system.has_recipe]
+    recipes = [system.name for system in exact if system.has_recipe]
     ways = [
         f"--recipe {recipes[0] if len(recipes) == 1 else 'NAME'}",
         "--source train_gpt.py (the script that made it)" if problems is None else "--log (of its run) beside --source",

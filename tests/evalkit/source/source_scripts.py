@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import lzma
 
-HEAD = '''
+HEAD = """
 import math
 import os
 import torch
@@ -160,11 +160,11 @@ class Block(nn.Module):
         x = x + a
         return x + self.mlp_scale * self.mlp(self.mlp_norm(x) * self.ln_scale_factor)
 
-'''
+"""
 
 PLAIN = (
     HEAD
-    + '''
+    + """
 class GPT(nn.Module):
     def __init__(self, h):
         super().__init__()
@@ -206,13 +206,13 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 )
 """A script of the first kind: smear gate, hashed pairs, exclusive self-attention, plain skips."""
 
 LOOPED = (
     HEAD.replace("    ln_scale =", '    num_loops = int(os.environ.get("NUM_LOOPS", 2))\n    ln_scale =')
-    + '''
+    + """
 class GPT(nn.Module):
     def __init__(self, h):
         super().__init__()
@@ -251,7 +251,7 @@ def evaluate(h):
     eval_model = GPT(h)
     if h.num_loops > 0:
         eval_model.looping_active = True
-'''
+"""
 )
 """A script of the later kind: repeated blocks, gated skips, a joint block at the end."""
 

@@ -121,9 +121,7 @@ def test_wrappers_are_undone_and_lines_are_those_inside(tmp_path) -> None:
 def test_a_log_goes_before_the_script_s_defaults(tmp_path) -> None:
     config = dataclasses.replace(CONFIG, num_layers=6)
     log = tmp_path / "train.log"
-    log.write_text(
-        "Hyperparameters:\n  num_layers: 6\n  xsa_last_n: 4\n  rope_base: 50000.0\nstep:1/9 loss:6.9\n"
-    )
+    log.write_text("Hyperparameters:\n  num_layers: 6\n  xsa_last_n: 4\n  rope_base: 50000.0\nstep:1/9 loss:6.9\n")
     resolved = resolve(tmp_path, config, plain(), [str(log)])
     assert resolved.config.xsa_last_n == 4
     assert resolved.config.rope_base == 50000.0
