@@ -181,7 +181,7 @@ def test_what_is_not_understood_is_named_and_not_guessed(tmp_path, change: str) 
 
 
 def test_another_model_s_script_tells_nothing(tmp_path) -> None:
-    with pytest.raises(OpenSettings, match="the artifact has a tensor that the script's model has not"):
+    with pytest.raises(OpenSettings, match=r"the artifact has a tensor that the script's model has not"):
         resolve(tmp_path, CONFIG, looped())
 
 

@@ -63,7 +63,7 @@ def test_other_storage_kinds_are_another_system_s() -> None:
 def test_a_small_artifact_is_refused_and_every_open_setting_suffices(tmp_path) -> None:
     save(draw(CONFIG), tmp_path / "a.ptz")
     artifact = load_artifact(tmp_path / "a.ptz")
-    with pytest.raises(OpenSettings, match="--recipe NAME, --source .*, or --set for each of them") as refused:
+    with pytest.raises(OpenSettings, match=r"--recipe NAME, --source .*, or --set for each of them") as refused:
         artifact.resolve()
     given = {name: shown(getattr(CONFIG, name)) for name in refused.value.names}
     given |= {name: shown(getattr(CONFIG, name)) for name in open_settings(artifact.shapes, given)}
@@ -85,7 +85,7 @@ def test_candidates_and_what_they_differ_in_are_named() -> None:
 
 def test_another_system_s_recipe_is_refused_by_name() -> None:
     shapes, _ = full_size("pr849")
-    with pytest.raises(InputError, match="not of pr333 .*: it looks like pr849"):
+    with pytest.raises(InputError, match=r"not of pr333 .*: it looks like pr849"):
         check_recipe(shapes, "pr333", load_recipe("pr333").model)
 
 
