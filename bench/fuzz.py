@@ -197,7 +197,7 @@ def build_targets(folder: Path) -> list[Target]:
 
     def read_artifact(file: Path) -> None:
         artifact = load_artifact(file)
-        artifact.resolve()
+        artifact.resolve("pr849")
 
     write_shard(folder / "shard.bin", np.random.default_rng(0).integers(0, 384, 3000))
     shard = (folder / "shard.bin").read_bytes()

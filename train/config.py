@@ -203,6 +203,7 @@ class InitConfig:
         embedding_std: standard deviation of the token embedding.
         residual_mix: ``identity`` starts at (1, 0); ``phase`` moves from x0 to x with depth.
         attention_gate: weight of sigmoid gates; the bias starts at 4 either way.
+        q_gain: factor on the queries of every head.
     """
 
     linear: Literal["orthogonal", "uniform"] = "orthogonal"
@@ -211,9 +212,10 @@ class InitConfig:
     embedding_std: float = 0.005
     residual_mix: Literal["identity", "phase"] = "identity"
     attention_gate: Literal["zeros", "orthogonal"] = "zeros"
+    q_gain: float = 1.5
 
     def __post_init__(self) -> None:
-        _positive(self, "embedding_std")
+        _positive(self, "embedding_std", "q_gain")
 
 
 @dataclass(frozen=True, kw_only=True)

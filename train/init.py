@@ -51,6 +51,8 @@ def _initial(name: str, built: Tensor, model: ModelConfig, init: InitConfig, gen
         return orthogonal(shape, generator) if init.attention_gate == "orthogonal" else torch.zeros(shape)
     if name.endswith("attn_gate.bias"):
         return torch.full(shape, _GATE_BIAS)
+    if name.endswith("q_gain"):
+        return torch.full(shape, init.q_gain)
     if role in ("attention", "mlp", "projection"):
         if init.linear == "uniform":
             matrix = (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shape[1])

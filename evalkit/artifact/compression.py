@@ -1,10 +1,18 @@
-"""Recognise a compressed file by its first bytes and inflate it within a stated bound."""
+"""Recognise a compressed file by its content and inflate it within a stated bound.
+
+Later published systems shuffle bytes before they compress: ``BSHF``, one byte that holds the stride s, and the
+content's bytes at 0, s, 2s, ..., then those at 1, s + 1, ..., and so on, so that the high bytes of all float16 numbers
+stand together. They compress with brotli, which marks its streams by nothing: what is no other format is tried as
+brotli, and must inflate to shuffled bytes or to a torch file.
+"""
 
 from __future__ import annotations
 
 import lzma
 import zlib
 
+import brotli
+import numpy as np
 import zstandard
 
 from evalkit.plumbing.errors import ArtifactError
@@ -16,10 +24,12 @@ _MAX_ZSTD_WINDOW = 2**27  # what zstd level 22 may ask for
 _MAX_XZ_MEMORY = 2**28
 _CHUNK = 2**20
 _ZSTD_PIECE = 512
+_SHUFFLED = b"BSHF"
+_TORCH_FILE = b"PK\x03\x04"
 
 
 def compression_of(data: bytes) -> str:
-    """Return ``zstd``, ``xz``, ``zlib`` or ``none``, judged by the first bytes alone."""
+    """Return ``zstd``, ``xz``, ``zlib`` or ``none``, judged by the first bytes alone; brotli cannot be told by them."""
     if data[:4] == b"\x28\xb5\x2f\xfd":
         return "zstd"
     if data[:6] == b"\xfd7zXZ\x00":
@@ -29,22 +39,77 @@ def compression_of(data: bytes) -> str:
     return "none"
 
 
-def inflate(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> bytes:
-    """Return the content of a zstd, xz or zlib stream; anything else is returned as it is.
+def unwrap(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> tuple[bytes, str]:
+    """Return a file's content, inflated and with its bytes in order, and what was done to it in words.
 
     The output is produced in pieces and abandoned once it passes ``max_bytes``, so that a small file cannot claim an
-    unbounded amount of memory.
+    unbounded amount of memory. What is not compressed in any known way is returned as it is, as ``none``.
 
     Raises:
         ArtifactError: the stream is damaged, is cut short, is followed by other bytes, or inflates past the bound.
     """
-    kind = compression_of(data)
-    if kind == "none":
-        return data
+    kind, content = compression_of(data), data
+    if kind != "none":
+        content = _inflate(data, kind, max_bytes)
+    elif data[:4] not in (_SHUFFLED, _TORCH_FILE) and _is_brotli(data):
+        kind, content = "brotli", _inflate(data, "brotli", max_bytes)
+    if content[:4] == _SHUFFLED:
+        content, stride = _unshuffle(content)
+        kind = f"{kind}, bytes shuffled by {stride}"
+    return content, kind
+
+
+def inflate(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> bytes:
+    """Return the content alone; see :func:`unwrap`."""
+    return unwrap(data, max_bytes=max_bytes)[0]
+
+
+def _inflate(data: bytes, kind: str, max_bytes: int) -> bytes:
+    read = {"zstd": _inflate_zstd, "xz": _inflate_xz, "zlib": _inflate_zlib, "brotli": _inflate_brotli}[kind]
     try:
-        return {"zstd": _inflate_zstd, "xz": _inflate_xz, "zlib": _inflate_zlib}[kind](data, max_bytes)
-    except (zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, MemoryError) as error:
+        return read(data, max_bytes)
+    except (zstandard.ZstdError, lzma.LZMAError, zlib.error, brotli.error, EOFError, MemoryError) as error:
         raise ArtifactError(f"the {kind} stream is damaged ({error}); expected a complete {kind} file") from None
+
+
+def _is_brotli(data: bytes) -> bool:
+    """Whether a brotli stream begins here that holds shuffled bytes or a torch file."""
+    decompressor = brotli.Decompressor()
+    try:
+        first = decompressor.process(data, output_buffer_limit=4)
+    except brotli.error:
+        return False
+    return first[:4] in (_SHUFFLED, _TORCH_FILE)
+
+
+def _inflate_brotli(data: bytes, max_bytes: int) -> bytes:
+    decompressor = brotli.Decompressor()
+    output = bytearray(decompressor.process(data, output_buffer_limit=_CHUNK))
+    while not decompressor.is_finished():
+        _check_bound(len(output), max_bytes, "brotli")
+        piece = decompressor.process(b"", output_buffer_limit=_CHUNK)
+        if not piece and decompressor.can_accept_more_data():
+            break
+        output += piece
+    _check_bound(len(output), max_bytes, "brotli")
+    _check_end(decompressor.is_finished(), 0, "brotli")
+    return bytes(output)
+
+
+def _unshuffle(data: bytes) -> tuple[bytes, int]:
+    """Return shuffled content in its order, and the stride; 0 and 1 stand for bytes as they are."""
+    if len(data) < 5:
+        raise ArtifactError("the shuffled bytes end before their stride; the file is incomplete")
+    stride, shuffled = data[4], np.frombuffer(data, dtype=np.uint8, offset=5)
+    if stride < 2:
+        return shuffled.tobytes(), stride
+    content = np.empty_like(shuffled)
+    begin = 0
+    for first in range(min(stride, len(shuffled))):
+        count = -(-(len(shuffled) - first) // stride)
+        content[first::stride] = shuffled[begin : begin + count]
+        begin += count
+    return content.tobytes(), stride
 
 
 def _inflate_zstd(data: bytes, max_bytes: int) -> bytes:

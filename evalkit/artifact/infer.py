@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from evalkit.model.config import ModelConfig, coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
@@ -23,18 +23,48 @@ NOT_INFERABLE = (
     "xsa_last_n",
     "xsa_form",
     "value_embed_layers",
+    "layer_order",
+    "parallel_form",
+    "parallel_start",
+    "smear_reset_token",
+    "attention_gate_scale",
+    "attention_gate_source",
 )
 """Settings that no tensor reveals; a recipe supplies them."""
+
+_WINDOW_GATES = {
+    "window": "blocks.0.attn.attn_gate_w",
+    "window_doubled": "blocks.0.attn.attn_gate_proj.weight",
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """A configuration and where each value came from (``shapes``, ``recipe NAME``, ``artifact``, ``--set``)."""
+    """A configuration and where each value came from.
+
+    Attributes:
+        config: the configuration.
+        origins: of each field: ``shapes``, ``recipe NAME``, ``artifact``, ``--set``, ``default``, or a script's line.
+        seq_len: window in tokens that the system's own script scores with; 0 where none was read.
+    """
 
     config: ModelConfig
     origins: dict[str, str]
+    seq_len: int = 0
+
+
+class Told(Protocol):
+    """A value and where it is written."""
+
+    @property
+    def value(self) -> Any:
+        """The value."""
+
+    @property
+    def origin(self) -> str:
+        """Such as ``train_gpt.py:123``."""
 
 
 def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
@@ -64,7 +94,12 @@ def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
         "tie_embeddings": "lm_head.weight" not in shapes,
         "smear_gate": "smear.gate" in shapes,
         "unet_skips": "skip_weights" in shapes,
+        "skip_gates": "skip_gates" in shapes,
     }
+    if "skip_weights" in shapes:
+        found["skip_rows"] = _matrix(shapes, "skip_weights")[0]
+    if "smear_gate.weight" in shapes:
+        found["smear_width"] = _matrix(shapes, "smear_gate.weight")[1]
     for kind in ("bigram", "trigram"):
         if f"{kind}.embed.weight" in shapes:
             found[f"{kind}_buckets"], found[f"{kind}_dim"] = _matrix(shapes, f"{kind}.embed.weight")
@@ -74,6 +109,9 @@ def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
         found["attention_gate"] = "sigmoid"
     elif "blocks.0.attn.attn_gate" in shapes:
         found["attention_gate"] = "scalar"
+    for kind, name in _WINDOW_GATES.items():
+        if name in shapes:
+            found["attention_gate"], found["attention_gate_width"] = kind, _matrix(shapes, name)[1]
     if any(name.endswith(".attn.vr_lambda") for name in shapes):
         found["value_residual"] = "first_layer"
     elif "blocks.0.lambda_v" in shapes:
@@ -86,6 +124,7 @@ def resolve_config(
     *,
     recipe: Recipe | None = None,
     stored: Mapping[str, Any] | None = None,
+    source: Mapping[str, Told] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ResolvedConfig:
     """Combine what shapes reveal with the artifact's own configuration or a recipe, and with overrides.
@@ -94,6 +133,7 @@ def resolve_config(
         shapes: shape of every tensor, by model name.
         recipe: supplies :data:`NOT_INFERABLE` settings.
         stored: a configuration that the artifact carries itself; it goes before the recipe.
+        source: settings that the system's own script tells; they go before the recipe.
         overrides: settings given by the user, without the ``model.`` prefix; they win.
 
     Raises:
@@ -113,6 +153,8 @@ def resolve_config(
     if stored is not None:
         put(stored, "artifact")
     inferred = infer_from_shapes(shapes)
+    for name, told in (source or {}).items():
+        put({name: told.value}, told.origin)
     put(inferred, "shapes")
     put(overrides or {}, "--set")
     value_embed_scales = sum(1 for name in shapes if name.startswith("ve_layer_scales."))
@@ -126,6 +168,16 @@ def resolve_config(
         raise InputError(
             f"model.value_embed_layers names {len(layers)} layers; the artifact has value embeddings for "
             f"{value_embed_scales}: give that many with --set model.value_embed_layers=I,J"
+        )
+    if (
+        values.get("layer_order")
+        and recipe is not None
+        and origins["layer_order"].startswith("recipe")
+        and recipe.model["num_layers"] != values["num_layers"]
+    ):
+        raise InputError(
+            f"recipe {recipe.name} visits {recipe.model['num_layers']} blocks in an order of its own; the artifact has "
+            f"{values['num_layers']}: give their order with --set model.layer_order=I,J,..."
         )
     config = ModelConfig(**values)
     for name in config.to_dict():

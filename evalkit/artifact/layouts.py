@@ -1,8 +1,10 @@
 """Turn what the published exporters saved into stored tensors under the names of :class:`evalkit.model.gpt.GPT`.
 
 Layout A (the challenge baseline, PR333, PR344) keeps integers, scales and the rest in separate dicts and says which
-dtype each weight is held in. Layout B (PR592, PR634, PR849) keeps everything in ``w`` with its kinds in ``m``; its
-readers take the dtype from the model, which holds embedding tables in bfloat16 and everything else in float32.
+dtype each weight is held in. Layout B (PR592, PR634, PR849, and later ones) keeps everything in ``w`` with its kinds
+in ``m``, as a dict such as ``{"type": "int6", "method": "gptq"}`` or, from PR1394 on, as words such as
+``gptq (int6)``; its readers take the dtype from the model, which holds embedding tables in bfloat16 and everything
+else in float32.
 A plain state dict, banked or not, is read as well.
 """
 
@@ -33,6 +35,7 @@ _BANKS = {
 _TABLE = re.compile(r"(^tok_emb|\.embed)\.weight$")
 _LAYOUT_B_BITS = {"int4": 4, "int5": 5, "int6": 6, "int7": 7, "int8": 8}
 _PASSTHROUGH = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
+_KIND_IN_WORDS = re.compile(r"(gptq|passthrough) \((int[4-8]|float16|bfloat16|float32)\)")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -47,7 +50,7 @@ def read_layout(content: Any) -> tuple[str, dict[str, StoredTensor]]:
     if "__quant_format__" in content:
         return f"layout A ({content['__quant_format__']})", _finish(_read_layout_a(content))
     if set(content) == {"w", "m"}:
-        return "layout B", _finish(_read_layout_b(content["w"], content["m"]))
+        return f"layout B{_kinds(content['m'])}", _finish(_read_layout_b(content["w"], content["m"]))
     if content and all(isinstance(name, str) and isinstance(value, RawTensor) for name, value in content.items()):
         return "state dict", _finish({name: _plain(name, value, None) for name, value in content.items()})
     keys = ", ".join(sorted(map(str, content))[:6])
@@ -81,7 +84,7 @@ def _read_layout_b(weights: Any, metas: Any) -> dict[str, StoredTensor]:
     used = set()
     for name, meta in metas.items():
         dtype = "bfloat16" if _TABLE.search(_rename(str(name))) else "float32"
-        kind = meta.get("type") if isinstance(meta, dict) else meta
+        kind = _kind(meta)
         if kind in _PASSTHROUGH:
             used.add(name)
             if name not in weights:
@@ -99,6 +102,26 @@ def _read_layout_b(weights: Any, metas: Any) -> dict[str, StoredTensor]:
         if name not in used:
             raise ArtifactError(f"tensor {name} is stored but not announced")
     return tensors
+
+
+def _kind(meta: Any) -> Any:
+    """Return ``passthrough...`` or the integers' width, ``int6``, whichever way an entry of ``m`` says it."""
+    if isinstance(meta, dict):
+        return meta.get("type")
+    in_words = _KIND_IN_WORDS.fullmatch(meta) if isinstance(meta, str) else None
+    if in_words is None:
+        return meta
+    method, stored = in_words.groups()
+    return stored if method == "gptq" else method
+
+
+def _kinds(metas: Any) -> str:
+    """Return how ``m`` tells the kinds, in words for the label, and by which methods integers were found."""
+    entries = list(metas.values()) if isinstance(metas, dict) else []
+    if any(isinstance(meta, str) and _KIND_IN_WORDS.fullmatch(meta) for meta in entries):
+        return ", kinds in words"
+    methods = sorted({str(meta["method"])[:20] for meta in entries if isinstance(meta, dict) and "method" in meta})
+    return f" ({', '.join(methods[:4])})" if methods else ""
 
 
 def _section(content: dict[str, Any], key: str) -> dict[str, Any]:

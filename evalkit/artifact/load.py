@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalkit.artifact.compression import compression_of, inflate
-from evalkit.artifact.infer import ResolvedConfig, resolve_config
+from evalkit.artifact.compression import unwrap
+from evalkit.artifact.infer import ResolvedConfig, infer_from_shapes, resolve_config
 from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
-from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
+from evalkit.artifact.recognition import OpenSettings, candidates, check_recipe, open_settings, recognised, refusal
+from evalkit.artifact.tensors import StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
+from evalkit.model.config import coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from evalkit.model.config import ModelConfig
     from evalkit.model.gpt import GPT
+    from evalkit.source.reading import Found, SourceReading
 
 MAX_ARTIFACT_BYTES = 256 * 2**20
 """Bound on the file. The challenge allows 16 MB; full-precision checkpoints are near 131 MB."""
@@ -34,7 +38,7 @@ class Artifact:
         sha256: of the file's bytes, in hexadecimal.
         size: of the file, in bytes.
         format: what kind of content it holds.
-        compression: ``zstd``, ``xz``, ``zlib``, ``none`` or the container's own.
+        compression: ``zstd``, ``xz``, ``zlib``, ``brotli``, ``none`` or the container's own; with the byte shuffle.
         tensors: stored tensors by model name.
         metadata: what a self-describing artifact says of itself; ``model`` is its configuration.
         coded_bytes: bytes that each tensor takes in the file, by name, where the container tells; else empty.
@@ -60,47 +64,78 @@ class Artifact:
         return sum(tensor.values.size for tensor in self.tensors.values())
 
     def recognise(self) -> str | None:
-        """Return the name of the recipe whose system wrote this, or None if nothing tells.
+        """Return the name of the recipe whose system wrote this, or None if it could be another's.
 
-        Judged by tensors that only one system has, and by which matrices got which width.
+        An artifact of evalkit's own names it; others are recognised by :mod:`evalkit.artifact.recognition`.
         """
         written_by = self.metadata.get("recipe", {}).get("name")
         if written_by in recipe_names():
             return str(written_by)
-        names = self.tensors
-        mlp = names.get("blocks.0.mlp.fc.weight")
-        mlp_bits = mlp.bits if isinstance(mlp, QuantizedTensor) else None
-        if "trigram.embed.weight" in names:
-            return "pr344"
-        if "blocks.0.lambda_v" in names:
-            return "pr849"
-        if "ve_shared.embed.weight" in names:
-            return {5: "pr592", 6: "pr634"}.get(mlp_bits or 0)
-        if "bigram.embed.weight" in names:
-            return "pr333" if "smear.gate" in names else None
-        return "baseline" if self.format.startswith("layout A") else None
+        return None if self.metadata.get("model") else recognised(self.shapes, self.tensors)
 
-    def resolve(self, recipe: str | Recipe | None = None, overrides: Mapping[str, Any] | None = None) -> ResolvedConfig:
+    def resolve(
+        self,
+        recipe: str | Recipe | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        source: SourceReading | None = None,
+    ) -> ResolvedConfig:
         """Resolve the model's configuration.
 
         Args:
             recipe: its name, or None to use what the artifact says or :meth:`recognise` finds.
             overrides: ``--set model.KEY=VALUE`` pairs, without the prefix.
+            source: what the system's own script tells; it goes before the recipe.
 
         Raises:
-            InputError: the system is not recognised and no recipe was given, or a setting does not fit.
+            OpenSettings: a setting that decides the score is not known.
+            InputError: the recipe is another system's, or a setting does not fit.
         """
-        stored = self.metadata.get("model") or None
+        try:
+            return self._resolve(recipe, overrides or {}, source)
+        except OpenSettings as error:
+            raise OpenSettings(f"{self.path}: {error}", error.names) from None
+        except InputError as error:
+            raise type(error)(f"{self.path}: {error}") from None
+
+    def _resolve(
+        self, recipe: str | Recipe | None, overrides: Mapping[str, Any], source: SourceReading | None
+    ) -> ResolvedConfig:
+        stored, shapes = self.metadata.get("model") or None, self.shapes
+        for key, value in overrides.items():
+            coerce_field(key, value)  # a misspelt setting is said before an open one
         if isinstance(recipe, str):
             recipe = load_recipe(recipe)
-        if recipe is None and stored is None:
-            name = self.recognise()
-            if name is None:
-                raise InputError(
-                    f"{self.path}: cannot tell which system wrote this ({self.format}); name it with --recipe"
-                )
+        if stored is not None:
+            return resolve_config(shapes, recipe=recipe, stored=stored, overrides=overrides)
+        told = self._told(source)
+        if recipe is not None:
+            check_recipe(shapes, recipe.name, recipe.model)
+        elif source is None and (name := self.recognise()) is not None:
             recipe = load_recipe(name)
-        return resolve_config(self.shapes, recipe=recipe, stored=stored, overrides=overrides)
+        given = {name: found.value for name, found in told.items()} | dict(overrides)
+        if recipe is None and (missing := open_settings(shapes, given)):
+            problems = source.problems if source is not None else None
+            raise OpenSettings(refusal(shapes, self.tensors, missing, problems), missing)
+        resolved = resolve_config(shapes, recipe=recipe, source=told, overrides=overrides)
+        return dataclasses.replace(resolved, seq_len=source.seq_len if source is not None and told else 0)
+
+    def known(self, overrides: Mapping[str, Any], source: SourceReading | None) -> dict[str, tuple[Any, str]]:
+        """Return what shapes, script and ``--set`` tell, each with its origin, also where settings are left open."""
+        values = {name: (value, "shapes") for name, value in infer_from_shapes(self.shapes).items()}
+        told = {name: (told.value, told.origin) for name, told in self._told(source).items()}
+        return values | told | {name: (value, "--set") for name, value in overrides.items()}
+
+    def _told(self, source: SourceReading | None) -> dict[str, Found]:
+        """Return what a script tells for certain: a doubtful default counts only if no published system has another."""
+        if source is None or not source.fits:
+            return {}
+        exact = candidates(self.shapes, self.tensors)
+        return {
+            name: found
+            for name, found in source.settings.items()
+            if not found.doubtful
+            or (exact and all(s.understood and getattr(s.config, name) == found.value for s in exact))
+        }
 
     def build(self, config: ModelConfig) -> GPT:
         """Build the model in float32, in evaluation mode.
@@ -118,6 +153,7 @@ class Artifact:
         shapes = self.shapes
         if not config.unet_skips:
             shapes.pop("skip_weights", None)
+            shapes.pop("skip_gates", None)
         missing = [name for name in expected if name not in shapes]
         surplus = [name for name in shapes if name not in expected]
         if missing or surplus:
@@ -144,7 +180,6 @@ def load_artifact(path: str | Path) -> Artifact:
         ArtifactError: the file is missing, is not an artifact, is damaged, or claims too much memory.
     """
     data = _read_file(Path(path))
-    compression = compression_of(data)
     try:
         metadata: dict[str, Any] = {}
         coded_bytes: dict[str, int] = {}
@@ -159,10 +194,11 @@ def load_artifact(path: str | Path) -> Artifact:
                 "evalkit_version": native.metadata.evalkit_version,
             }
         else:
-            content = inflate(data)
+            content, compression = unwrap(data)
             if not is_torch_file(content):
                 raise ArtifactError(
-                    "this is no known artifact; expected evalkit's container or a torch file inside zstd, xz or zlib"
+                    "this is no known artifact; expected evalkit's container, or a torch file inside zstd, xz, zlib or "
+                    "brotli"
                 )
             label, tensors = read_layout(read_torch_file(content))
     except ArtifactError as error:

@@ -21,6 +21,15 @@ limit_tokens_option = click.option(
 stride_option = click.option(
     "--stride", type=int, default=64, show_default=True, help="Distance between windows in tokens."
 )
+recipe_option = click.option(
+    "--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised where no other can have)."
+)
+source_option = click.option(
+    "--source", metavar="FILE.py", help="Its training script, to read its settings from; it is never executed."
+)
+log_option = click.option(
+    "--log", metavar="FILE", help="With --source: log of its run, or a page with its command line."
+)
 ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
 
 
@@ -40,7 +49,9 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
         click.option(
             "--tokenizer", metavar="MODEL", required=tokenizer_required, help="SentencePiece model of the tokens."
         ),
-        click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised)."),
+        recipe_option,
+        source_option,
+        log_option,
         click.option(
             "--set",
             "settings",

@@ -1,14 +1,14 @@
-"""Self-attention: grouped queries, exclusive self-attention, value embeddings, value residual, gates."""
+"""Self-attention: grouped queries, exclusive self-attention, value embeddings, value residual, output gates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evalkit.model.cache import Cache
 from evalkit.model.config import ModelConfig
 from evalkit.model.rope import rotate
 
@@ -19,35 +19,6 @@ RMS_EPS = 1.1920928955078125e-07
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square of the last dimension; no learned weight."""
     return F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
-
-
-class Cache(Protocol):
-    """Keys and values of one layer for rows that came before."""
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append rows, ``[B, K, T, D]`` each, and return all rows that the new ones may attend to."""
-        ...
-
-
-class LayerCache:
-    """Keys and values of one layer, ``[B, K, T, D]`` each, for rows that need not be computed again."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append rows and return all rows."""
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat([self.keys, keys], dim=2)
-            values = torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def truncate(self, rows: int) -> None:
-        """Forget all but the first ``rows`` rows."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[:, :, :rows], self.values[:, :, :rows]
 
 
 @dataclass
@@ -93,6 +64,11 @@ class Attention(nn.Module):
             self.attn_gate = nn.Linear(d, config.num_heads, bias=True)
         elif config.attention_gate == "scalar":
             self.attn_gate = nn.Parameter(torch.ones(config.num_heads))
+        elif config.attention_gate == "window":
+            self.attn_gate_w = nn.Parameter(torch.zeros(config.num_heads, config.attention_gate_width))
+        elif config.attention_gate == "window_doubled":
+            self.attn_gate_proj = nn.Linear(config.attention_gate_width, config.num_heads, bias=False)
+            nn.init.zeros_(self.attn_gate_proj.weight)
 
     def forward(
         self,
@@ -118,7 +94,8 @@ class Attention(nn.Module):
         config = self.config
         batch, rows, _ = n.shape
         queried = n[:, first_query:] if first_query else n
-        q = self._heads(self.c_q(queried), config.num_heads)
+        q_flat = self.c_q(queried)
+        q = self._heads(q_flat, config.num_heads)
         k = self._heads(self.c_k(n), config.num_kv_heads)
         v_flat = self.c_v(n)
         if value_embedding_scale is not None and context.value_embedding is not None:
@@ -143,7 +120,7 @@ class Attention(nn.Module):
         y = self._attend(q, k, v)
         if config.uses_xsa(self.layer):
             y = self._exclude_own_value(y, own_values[:, :, first_query:], context.fed_length)
-        y = self._gate(y, queried)
+        y = self._gate(y, queried, q_flat)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, rows - first_query, config.model_dim))
         return out
 
@@ -170,9 +147,17 @@ class Attention(nn.Module):
         along = (y_grouped.float() * unit).sum(dim=-1, keepdim=True)
         return (y_grouped - (along * unit).to(y.dtype)).flatten(1, 2)
 
-    def _gate(self, y: Tensor, n: Tensor) -> Tensor:
+    def _gate(self, y: Tensor, n: Tensor, q_flat: Tensor) -> Tensor:
+        """Scale each head's output, ``[B, H, T, D]``; ``n`` and ``q_flat`` are the rows' inputs and queries."""
+        config = self.config
         if isinstance(self.attn_gate, nn.Linear):
             return y * torch.sigmoid(self.attn_gate(n)).transpose(1, 2).unsqueeze(-1)
         if self.attn_gate is not None:
             return y * self.attn_gate.to(y.dtype).view(1, -1, 1, 1)
+        if config.attention_gate in ("window", "window_doubled"):
+            doubled = config.attention_gate == "window_doubled"
+            weight = self.attn_gate_proj.weight if doubled else self.attn_gate_w
+            source = (q_flat if config.attention_gate_source == "query" else n)[..., : config.attention_gate_width]
+            gate = torch.sigmoid(config.attention_gate_scale * F.linear(source, weight.to(y.dtype)))
+            return y * ((2 * gate if doubled else gate).transpose(1, 2).unsqueeze(-1))
         return y

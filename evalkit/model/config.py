@@ -13,7 +13,12 @@ Activation = Literal["relu2", "leaky_relu2"]
 RopeTable = Literal["exact", "bf16"]
 XsaForm = Literal["projection", "mean"]
 ValueResidual = Literal["none", "first_layer", "x0"]
-AttentionGate = Literal["none", "sigmoid", "scalar"]
+AttentionGate = Literal["none", "sigmoid", "scalar", "window", "window_doubled"]
+GateSource = Literal["input", "query"]
+ParallelForm = Literal["none", "joint", "lanes", "lanes_dead_skips", "routed", "routed_late_skip"]
+
+MAX_PASSES = 256
+"""Most visits of blocks in one pass: published systems have up to 17, and a long order would ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +44,22 @@ class ModelConfig:
         xsa_last_n: exclusive self-attention on the last n layers (all of them if n exceeds the number of layers).
         xsa_form: ``projection`` removes the component along the position's own value; ``mean`` subtracts v / T.
         ln_scale: normed inputs of layer i are scaled by 1 / sqrt(i + 1).
-        unet_skips: the first half of the layers feed the second half, last to first, with learned weights.
+        layer_order: blocks in the order in which a pass visits them; empty is 0 .. num_layers - 1. A block that comes
+            twice acts twice with the same weights. The first half of the visits, rounded down, is the encoder.
+        unet_skips: the encoder's visits feed the others, last to first, with learned weights.
+        skip_rows: rows of the skip table, and so the most skips there are; 0 is one for each visit of the encoder.
+        skip_gates: a skip is blended in, g x + (1 - g) w s, by learned gates g; otherwise added, x + w s.
+        parallel_form: ``joint`` has attention and MLP of a block read the same input. The others split the stream into
+            a lane for attention and one for the MLP, which meet at the end by a learned weight (``lanes``), the same
+            with skips that do not reach the lanes (``lanes_dead_skips``), or by learned routes between the lanes in
+            every block, and their mean at the end (``routed``; ``routed_late_skip`` splits before the skip of the
+            splitting block, which then reaches the lane for attention alone, as merged records from PR1530 on).
+        parallel_start: first block with ``parallel_form``; ``lanes`` and ``lanes_dead_skips`` do not split before the
+            decoder, which is the second half of the visits.
         smear_gate: each position mixes in its predecessor's embedding, by a learned gate per dimension.
+        smear_width: each position adds its predecessor's embedding times a learned factor and a gate, which reads so
+            many dimensions of the position's embedding; 0 leaves it out.
+        smear_reset_token: token that takes nothing from its predecessor (``smear_width``); -1 for none.
         bigram_buckets: rows of the bigram hash table; 0 leaves it out.
         bigram_dim: width of the bigram hash table.
         trigram_buckets: rows of the trigram hash table; 0 leaves it out.
@@ -49,7 +68,14 @@ class ModelConfig:
         value_embed_dim: width of the value embedding table.
         value_residual: ``first_layer`` blends layer 0's values into later ones (PR344); ``x0`` adds a multiple of
             the first hidden state to each block's output (PR849).
-        attention_gate: ``sigmoid`` of a linear map of the normed input (PR344), or a free ``scalar`` a head (PR849).
+        attention_gate: factor of each head's output: ``sigmoid`` of a linear map of the normed input (PR344); a free
+            ``scalar`` (PR849); ``window``, sigmoid(scale W s) without a bias, s the first dimensions of what it reads;
+            ``window_doubled``, twice that.
+        attention_gate_width: dimensions that a ``window`` gate reads.
+        attention_gate_scale: factor inside the sigmoid of a ``window`` gate.
+        attention_gate_source: what a ``window`` gate reads: the normed ``input``, or its ``query`` projection.
+        pair_buckets: rows of a table that is indexed by a hash of the last two tokens and added behind the embedding's
+            norm; 0 leaves it out. No artifact holds one: it starts at zero, and test-time training fills it (PR1529).
     """
 
     vocab_size: int
@@ -69,8 +95,15 @@ class ModelConfig:
     xsa_last_n: int = 0
     xsa_form: XsaForm = "projection"
     ln_scale: bool = False
+    layer_order: tuple[int, ...] = ()
     unet_skips: bool = True
+    skip_rows: int = 0
+    skip_gates: bool = False
+    parallel_form: ParallelForm = "none"
+    parallel_start: int = 0
     smear_gate: bool = False
+    smear_width: int = 0
+    smear_reset_token: int = -1
     bigram_buckets: int = 0
     bigram_dim: int = 128
     trigram_buckets: int = 0
@@ -79,6 +112,10 @@ class ModelConfig:
     value_embed_dim: int = 128
     value_residual: ValueResidual = "none"
     attention_gate: AttentionGate = "none"
+    attention_gate_width: int = 0
+    attention_gate_scale: float = 1.0
+    attention_gate_source: GateSource = "input"
+    pair_buckets: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"):
@@ -131,6 +168,8 @@ class ModelConfig:
             ",".join(map(str, layers)),
             f"different layers from 0 to {self.num_layers - 1}",
         )
+        self._check_passes()
+        self._check_gates()
         require_choices(self, "model")
 
     @property
@@ -149,18 +188,80 @@ class ModelConfig:
         return self.rope_dims or self.head_dim
 
     @property
-    def num_encoder_layers(self) -> int:
-        """Layers of the first half, whose outputs the U-Net skips carry."""
-        return self.num_layers // 2
+    def passes(self) -> tuple[int, ...]:
+        """The block of every visit, in order."""
+        return self.layer_order or tuple(range(self.num_layers))
+
+    @property
+    def encoder_passes(self) -> int:
+        """Visits of the first half, whose outputs the U-Net skips carry."""
+        return len(self.passes) // 2
 
     @property
     def num_skips(self) -> int:
-        """U-Net skip connections."""
-        return self.num_encoder_layers if self.unet_skips else 0
+        """Rows of the table of U-Net skips."""
+        return (self.skip_rows or self.encoder_passes) if self.unet_skips else 0
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether the residual stream splits into a lane for attention and one for the MLP."""
+        return self.parallel_form in ("lanes", "lanes_dead_skips") or self.is_routed
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether every block with lanes sends what it computes to both of them, by learned routes."""
+        return self.parallel_form in ("routed", "routed_late_skip")
 
     def uses_xsa(self, layer: int) -> bool:
         """Whether exclusive self-attention acts in ``layer``."""
         return layer >= self.num_layers - self.xsa_last_n
+
+    def _check_passes(self) -> None:
+        """Check the order of the blocks, the skips and the parallel residuals."""
+        order, last = self.layer_order, self.num_layers - 1
+        _require(
+            all(0 <= layer <= last for layer in order) and len(order) <= MAX_PASSES,
+            "layer_order",
+            ",".join(map(str, order[:64])),
+            f"at most {MAX_PASSES} blocks from 0 to {last}; give the order with --set model.layer_order=I,J,...",
+        )
+        _require(0 <= self.skip_rows <= MAX_PASSES, "skip_rows", self.skip_rows, f"0 to {MAX_PASSES}")
+        if self.parallel_form != "none":
+            _require(
+                0 <= self.parallel_start <= last,
+                "parallel_start",
+                self.parallel_start,
+                f"a block from 0 to {last}; give the first one with --set model.parallel_start=I",
+            )
+            _require(
+                self.value_residual != "x0",
+                "parallel_form",
+                self.parallel_form,
+                "none where value_residual is x0: no published system has both",
+            )
+
+    def _check_gates(self) -> None:
+        """Check the windows of gates, and the table of token pairs."""
+        windowed = self.attention_gate.startswith("window")
+        _require(
+            (1 if windowed else 0) <= self.attention_gate_width <= self.model_dim,
+            "attention_gate_width",
+            self.attention_gate_width,
+            f"{1 if windowed else 0} to model_dim {self.model_dim}",
+        )
+        _require(
+            0 <= self.smear_width <= self.model_dim and not (self.smear_width and self.smear_gate),
+            "smear_width",
+            self.smear_width,
+            f"0 to model_dim {self.model_dim}, and 0 where smear_gate is on",
+        )
+        _require(
+            -1 <= self.smear_reset_token < self.vocab_size,
+            "smear_reset_token",
+            self.smear_reset_token,
+            f"a token below {self.vocab_size}, or -1 for none",
+        )
+        _require(self.pair_buckets >= 0, "pair_buckets", self.pair_buckets, "0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""

@@ -1,21 +1,35 @@
-"""The GPT that holds the challenge baseline and the five published systems.
+"""A GPT whose features a frozen configuration switches on, each by itself.
 
-The forward pass follows section 2 of the model fact sheet; a reader can take a token from its embedding through the
-hash tables, the smear gate and the blocks to its logits in this file and :mod:`evalkit.model.attention`.
+A token's way to its logits, and the features that it may meet there:
+
+- embedding: bigram and trigram hash tables, a smear with a learned factor, the norm, a table of token pairs that only
+  test-time training fills, a smear gate;
+- the order of the blocks, which may repeat some: U-Net skips from the first half of the visits to the second, added or
+  blended in by gates;
+- a block (:mod:`evalkit.model.block`): residual mixing with the first hidden state, a scale by depth, attention
+  (:mod:`evalkit.model.attention`: partial RoPE, grouped queries, exclusive self-attention, value embeddings, value
+  residual, output gates), an MLP with a squared (leaky) relu, an injection of the first hidden state; one after the
+  other, jointly, or in two lanes;
+- head: the norm, a tied or an untied matrix, a soft cap.
+
+Each is described in :class:`evalkit.model.config.ModelConfig`. B batch, T or rows tokens, d model width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalkit.model.attention import Attention, AttentionContext, Cache, LayerCache, rms_norm
+from evalkit.model.attention import AttentionContext, rms_norm
+from evalkit.model.block import Block, Routes, Visit
+from evalkit.model.cache import Cache, KVCache
 from evalkit.model.config import ModelConfig
-from evalkit.model.hashing import bigram_rows, trigram_rows
+from evalkit.model.embedding import HashEmbedding, SmearGate, ValueEmbedding, WindowSmear
+from evalkit.model.hashing import bigram_rows, pair_rows, trigram_rows
 from evalkit.model.rope import rotary_tables
 
 LEFT_CONTEXT = 3
@@ -25,128 +39,6 @@ LEFT_CONTEXT = 3
 def head_name(config: ModelConfig) -> str:
     """Return the name of the module whose weight the head multiplies by."""
     return "tok_emb" if config.tie_embeddings else "lm_head"
-
-
-class HashEmbedding(nn.Module):
-    """A table indexed by a hash of the last tokens, projected to the model's width and scaled."""
-
-    def __init__(self, buckets: int, dim: int, model_dim: int, scale: float) -> None:
-        super().__init__()
-        self.buckets = buckets
-        self.embed = nn.Embedding(buckets, dim)
-        self.proj = nn.Linear(dim, model_dim, bias=False)
-        self.scale = nn.Parameter(torch.tensor(scale))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return ``[B, T, model_dim]`` for table rows ``[B, T]``."""
-        projected: Tensor = self.proj(self.embed(rows).to(self.proj.weight.dtype))
-        return self.scale.to(self.proj.weight.dtype) * projected
-
-
-class SmearGate(nn.Module):
-    """x_j <- (1 - g) x_j + g x_{j-1}, with g = sigmoid(gate) for every dimension and x_{-1} = 0."""
-
-    def __init__(self, model_dim: int) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(torch.zeros(model_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix ``[B, T, d]`` with itself shifted by one row."""
-        g = torch.sigmoid(self.gate.to(x.dtype))
-        return (1 - g) * x + g * F.pad(x, (0, 0, 1, -1))
-
-
-class ValueEmbedding(nn.Module):
-    """One token table, shared by the layers that add it to their values."""
-
-    def __init__(self, vocab_size: int, dim: int, kv_dim: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(vocab_size, dim)
-        self.proj = nn.Linear(dim, kv_dim, bias=False)
-        self.scale = nn.Parameter(torch.tensor(0.1))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return ``[B, T, K * D]`` for token ids ``[B, T]``."""
-        projected: Tensor = self.proj(self.embed(ids).to(self.proj.weight.dtype))
-        return self.scale.to(self.proj.weight.dtype) * projected
-
-
-class MLP(nn.Module):
-    """Two matrices around a squared (leaky) relu."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.negative_slope = 0.0 if config.activation == "relu2" else config.leaky_slope
-        self.fc = nn.Linear(config.model_dim, config.mlp_hidden, bias=False)
-        self.proj = nn.Linear(config.mlp_hidden, config.model_dim, bias=False)
-
-    def forward(self, n: Tensor) -> Tensor:
-        """Map ``[B, T, d]`` to ``[B, T, d]``."""
-        z = self.fc(n)
-        z = F.leaky_relu(z, self.negative_slope) if self.negative_slope else F.relu(z)
-        out: Tensor = self.proj(z.square())
-        return out
-
-
-class Block(nn.Module):
-    """One layer: residual mixing with x0, attention, MLP, and PR849's x0 injection."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        d = config.model_dim
-        self.norm_scale = 1.0 / math.sqrt(layer + 1) if config.ln_scale else 1.0
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.attn_scale = nn.Parameter(torch.ones(d))
-        self.mlp_scale = nn.Parameter(torch.ones(d))
-        self.resid_mix = nn.Parameter(torch.stack([torch.ones(d), torch.zeros(d)]))
-        self.lambda_v: nn.Parameter | None = None
-        if config.value_residual == "x0":
-            self.lambda_v = nn.Parameter(torch.zeros(1))
-
-    def _norm(self, h: Tensor) -> Tensor:
-        n = rms_norm(h)
-        return n if self.norm_scale == 1.0 else n * self.norm_scale
-
-    def forward(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        context: AttentionContext,
-        *,
-        value_embedding_scale: Tensor | None,
-        first_query: int = 0,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """Return the block's output for rows ``first_query ..``, ``[B, T - first_query, d]``."""
-        mix = self.resid_mix.to(x.dtype)
-        h: Tensor = mix[0] * x + mix[1] * x0
-        attended = self.attn(
-            self._norm(h),
-            context,
-            value_embedding_scale=value_embedding_scale,
-            first_query=first_query,
-            cache=cache,
-        )
-        h = h[:, first_query:] + self.attn_scale.to(x.dtype) * attended
-        h = h + self.mlp_scale.to(x.dtype) * self.mlp(self._norm(h))
-        if self.lambda_v is not None:
-            h = h + self.lambda_v.to(x.dtype) * x0[:, first_query:]
-        return h
-
-
-class KVCache:
-    """Keys and values of every layer for the rows of a window that have been computed."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(num_layers)]
-        self.length = 0
-
-    def truncate(self, rows: int) -> None:
-        """Forget all but the first ``rows`` rows."""
-        for layer in self.layers:
-            layer.truncate(rows)
-        self.length = min(self.length, rows)
 
 
 class GPT(nn.Module):
@@ -163,11 +55,23 @@ class GPT(nn.Module):
             self.trigram = HashEmbedding(config.trigram_buckets, config.trigram_dim, d, scale=0.03)
         if config.smear_gate:
             self.smear = SmearGate(d)
+        if config.smear_width:
+            self.smear_gate = WindowSmear(config.smear_width, config.smear_reset_token)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.pair_buckets:
+            self.pair = nn.Embedding(config.pair_buckets, d, _weight=torch.zeros(config.pair_buckets, d))
         if config.value_embed_layers:
             self.ve_shared = ValueEmbedding(config.vocab_size, config.value_embed_dim, config.kv_dim)
             self.ve_layer_scales = nn.ParameterList(torch.ones(1) for _ in config.value_embed_layers)
         if config.num_skips:
             self.skip_weights = nn.Parameter(torch.ones(config.num_skips, d))
+            if config.skip_gates:
+                self.skip_gates = nn.Parameter(torch.zeros(config.num_skips, d))
+        if config.parallel_form in ("lanes", "lanes_dead_skips"):
+            self.lane_merge = nn.Parameter(torch.tensor(0.5))
+        if config.is_routed:
+            self.parallel_resid_lambdas = nn.Parameter(torch.full((config.num_layers, 2), 1.1))
+            self.parallel_post_lambdas = nn.Parameter(torch.ones(config.num_layers, 2, 2))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
@@ -231,7 +135,7 @@ class GPT(nn.Module):
             ids[:, computed:],
             context,
             first_query=first_row - computed,
-            caches=cache.layers if cache is not None else None,
+            caches=cache.passes if cache is not None else None,
         )
         if cache is not None:
             cache.length = ids.shape[1]
@@ -246,14 +150,14 @@ class GPT(nn.Module):
         first_query: int = 0,
         caches: Sequence[Cache] | None = None,
     ) -> Tensor:
-        """Run every layer over some rows.
+        """Visit the blocks, in their order, with some rows.
 
         Args:
             x0: first hidden states of the rows, ``[B, rows, d]``.
             ids: the rows' tokens, ``[B, rows]``.
-            context: rotary tables of the rows, and what else the layers share.
-            first_query: rows before it are not needed from the last layer.
-            caches: keys and values of earlier rows, one for each layer.
+            context: rotary tables of the rows, and what else the visits share.
+            first_query: rows before it are not needed from the last visit.
+            caches: keys and values of earlier rows, one for each visit.
 
         Returns:
             ``[B, rows - first_query, d]``.
@@ -261,23 +165,52 @@ class GPT(nn.Module):
         config = self.config
         if config.value_embed_layers:
             context.value_embedding = self.ve_shared(ids)
-        x = x0
+        x, lane = x0, None  # the stream, and the MLP's lane once it has split off
         skips: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if config.num_skips and layer >= config.num_encoder_layers and skips:
-                weight = self.skip_weights[layer - config.num_encoder_layers].to(x.dtype)
-                x = x + weight * skips.pop()
-            x = block(
-                x,
-                x0,
-                context,
+        for number, layer in enumerate(config.passes):
+            block = cast(Block, self.blocks[layer])
+            row = number - config.encoder_passes
+            splits = config.has_lanes and lane is None and layer >= config.parallel_start
+            splits = splits and (row >= 0 or config.is_routed)
+            if splits and config.parallel_form == "routed_late_skip":
+                lane = x
+            if 0 <= row < config.num_skips and skips:
+                skip = skips.pop()
+                if lane is None or config.parallel_form != "lanes_dead_skips":
+                    x = self._add_skip(x, skip, row)
+            if splits and lane is None:
+                lane = x
+            visit = Visit(
+                context=context,
                 value_embedding_scale=self._value_embedding_scale(layer),
-                first_query=first_query if layer == config.num_layers - 1 else 0,
-                cache=caches[layer] if caches is not None else None,
+                first_query=first_query if number == len(config.passes) - 1 else 0,
+                cache=caches[number] if caches is not None else None,
             )
-            if config.num_skips and layer < config.num_encoder_layers:
+            if lane is None:
+                x = block(x, x0, visit)
+            else:
+                x, lane = block.forward_lanes((x, lane), x0, visit, self._routes(layer, x.dtype))
+            if row < 0 and config.num_skips:
                 skips.append(x)
-        return x
+        return x if lane is None else self._merge(x, lane)
+
+    def _add_skip(self, x: Tensor, skip: Tensor, row: int) -> Tensor:
+        """Add an encoder's output to the stream, or blend it in by a gate."""
+        weighted = self.skip_weights[row].to(x.dtype) * skip
+        if not self.config.skip_gates:
+            return x + weighted
+        gate = torch.sigmoid(self.skip_gates[row].to(x.dtype))
+        return gate * x + (1 - gate) * weighted
+
+    def _routes(self, layer: int, dtype: torch.dtype) -> Routes | None:
+        if not self.config.is_routed:
+            return None
+        return self.parallel_resid_lambdas[layer].to(dtype), self.parallel_post_lambdas[layer].to(dtype)
+
+    def _merge(self, x: Tensor, lane: Tensor) -> Tensor:
+        """Return one stream of two lanes: their mean, or a learned blend."""
+        weight = 0.5 if self.config.is_routed else self.lane_merge.to(x.dtype)
+        return weight * x + (1 - weight) * lane
 
     def embed(self, ids: Tensor, *, first_row: int = 0) -> Tensor:
         """Return x0 of rows ``first_row ..``: embeddings, hash features, norm and smear gate, ``[B, rows, d]``."""
@@ -289,7 +222,11 @@ class GPT(nn.Module):
             e = e + self.bigram(bigram_rows(ids, config.bigram_buckets))
         if config.trigram_buckets:
             e = e + self.trigram(trigram_rows(ids, config.trigram_buckets))
+        if config.smear_width:
+            e = self.smear_gate(e, ids, self.smear_lambda)
         x = rms_norm(e)
+        if config.pair_buckets:
+            x = x + self.pair(pair_rows(ids, config.pair_buckets)).to(x.dtype)
         if config.smear_gate:
             x = self.smear(x)
         return x[:, first_row - left :]

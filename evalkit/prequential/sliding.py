@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalkit.model.gpt import GPT, KVCache
+from evalkit.model.cache import KVCache
+from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
@@ -130,7 +131,7 @@ class SlidingForecaster:
             or not np.array_equal(known, inputs[: len(known)])
             or len(known) == len(inputs)
         ):
-            cached = _Stepping(window_start, KVCache(self.model.config.num_layers))
+            cached = _Stepping(window_start, KVCache(len(self.model.config.passes)))
         ids = torch.from_numpy(inputs)[None].to(self.device)
         with torch.inference_mode(), one_thread_each(self.config.threads):
             logits = self.model(ids, first_row=len(inputs) - 1, cache=cached.cache, fed_length=self.config.seq_len)

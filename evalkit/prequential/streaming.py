@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.model.attention import AttentionContext, Cache
+from evalkit.model.attention import AttentionContext
+from evalkit.model.cache import Cache
 from evalkit.model.gpt import GPT, LEFT_CONTEXT
 from evalkit.model.rope import rotary_tables, rotate
 from evalkit.plumbing.errors import InputError
@@ -67,7 +68,7 @@ class StreamingForecaster:
         self.device = torch.device(config.device)
         self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
         self.vocab_size = model.config.vocab_size
-        self._caches = [RollingCache(model, config, self.device) for _ in range(model.config.num_layers)]
+        self._caches = [RollingCache(model, config, self.device) for _ in model.config.passes]
         self._next_block = 0
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
@@ -118,7 +119,7 @@ class StreamingForecaster:
             lanes.append(Lane(lanes[-1] if lanes else None))
 
         def compute(block: int, lane: Lane) -> Tensor:
-            caches = [LaneCache(cache, lane, layer) for layer, cache in enumerate(self._caches)]
+            caches = [LaneCache(cache, lane, number) for number, cache in enumerate(self._caches)]
             try:
                 return self._compute(tokens, block, caches)
             finally:
@@ -148,7 +149,7 @@ class StreamingForecaster:
 
 
 class RollingCache:
-    """Keys and values of one layer: the sinks, and the last tokens before the block that is computed.
+    """Keys and values of one pass through a block: the sinks, and the last tokens before the block that is computed.
 
     Keys lie in one buffer, rotated to their positions in the stream. A block's keys are written behind the last; the
     slots before the oldest key that is visible take the sinks, for as long as the block is computed.

@@ -12,7 +12,7 @@ import threading
 
 from torch import Tensor
 
-from evalkit.model.attention import Cache
+from evalkit.model.cache import Cache
 
 
 class Lane:

@@ -1,5 +1,7 @@
 """Recipes: everything about a published system that its artifact does not tell, as one TOML file each.
 
+A recipe may name another as its ``base`` and hold only what differs from it.
+
 The ``[model]`` section is the full-size architecture. Scoring takes from it only what tensor shapes cannot reveal
 (:data:`evalkit.artifact.infer.NOT_INFERABLE`); training takes all of it.
 """
@@ -73,6 +75,20 @@ def load_recipe(name: str) -> Recipe:
         sections = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is not valid TOML: {error}") from None
+    sections = _on_base(name, sections)
     if not isinstance(sections.get("model"), dict):
         raise InputError(f"recipe {name} has no [model] section")
     return Recipe(name=name, model=sections["model"], sections=sections)
+
+
+def _on_base(name: str, sections: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's sections laid over those of the recipe that it names as its base, key by key."""
+    base = sections.pop("base", None)
+    if base is None:
+        return sections
+    if base not in recipe_names():
+        raise InputError(f"recipe {name} names the base {base!r}; expected one of {', '.join(recipe_names())}")
+    merged = dict(load_recipe(base).sections)
+    for section, values in sections.items():
+        merged[section] = merged.get(section, {}) | values if isinstance(values, dict) else values
+    return merged

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
+from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.tokenizer import Tokenizer
 
@@ -74,12 +75,17 @@ class TokenStream:
     def validate(self, tokenizer: Tokenizer) -> None:
         """Check every token against the tokenizer.
 
+        The unknown token stands for text that is lost, and counts no bytes. A tokenizer with byte fallback never writes
+        it, so there it is an error. One without writes it for every character that it lacks, and published systems are
+        scored on such streams: there it is a warning, since the score is of a text with holes.
+
         Raises:
-            TokenError: an id is outside the vocabulary or is the unknown token, or there is nothing to score.
+            TokenError: an id is outside the vocabulary or is an unknown token that this tokenizer cannot have written,
+                or there is nothing to score.
         """
         if len(self) < 2:
             raise TokenError(f"the stream has {len(self)} tokens; scoring needs at least 2, since the first is given")
-        offset = 0
+        offset, lost = 0, 0
         for part, name in zip(self.parts, self.names, strict=True):
             for start in range(0, len(part), _BLOCK):
                 block = part[start : start + _BLOCK]
@@ -90,12 +96,20 @@ class TokenStream:
                         f"{tokenizer.path} has ids below {tokenizer.vocab_size}: wrong shard or wrong --tokenizer"
                     )
                 unknown = np.flatnonzero(block == tokenizer.unk_id) if tokenizer.unk_id >= 0 else bad
-                if unknown.size:
+                lost += unknown.size
+                if unknown.size and tokenizer.has_byte_fallback:
                     raise TokenError(
                         f"{name}: token {offset + start + int(unknown[0]):,} is the unknown token (id "
                         f"{tokenizer.unk_id}), which stands for text that is lost; its bytes cannot be counted"
                     )
             offset += len(part)
+        if lost:
+            LOG.warning(
+                "%s unknown tokens (id %s) of the stream stand for text that the tokenizer cannot write; they cost "
+                "nats and count no bytes",
+                f"{lost:,}",
+                tokenizer.unk_id,
+            )
 
 
 def open_shards(pattern: str) -> TokenStream:

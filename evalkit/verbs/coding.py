@@ -45,7 +45,7 @@ def stored_options(session: Session) -> dict[str, Any]:
     """Return the options that the decoder needs, with what was resolved in place of what was left open."""
     values = dataclasses.asdict(session.options)
     stored = {name: values[name] for name in _STORED}
-    stored["settings"] = {section: dict(items) for section, items in session.options.settings.items()}
+    stored["settings"] = session.settings()  # a decoder has no script: it gets what the script told
     stored["tokenizer_sha256"] = session.tokenizer.sha256
     if session.sliding is not None:
         stored |= {"seq_len": session.sliding.seq_len, "dtype": session.sliding.dtype}

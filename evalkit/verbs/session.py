@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evalkit.artifact.infer import ResolvedConfig
+from evalkit.artifact.infer import NOT_INFERABLE, ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
+from evalkit.artifact.recognition import shown
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
@@ -22,6 +23,7 @@ from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import configured, require
 from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
+from evalkit.source import read_source_of
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import Tokenizer
 
@@ -50,6 +52,8 @@ class ScoreOptions:
         tokens: glob of token shards; or
         text: path of a text or of documents in JSON lines.
         recipe: recipe name; None recognises the artifact.
+        source: path of the training script that made the artifact, to read its settings from; never executed.
+        log: path of the log of its run, which goes before the script's defaults.
         settings: ``--set`` overrides by section: ``model``, ``mixer``, ``ttt``.
         seq_len: window in tokens; None takes the recipe's.
         stride: distance between windows in tokens.
@@ -71,6 +75,8 @@ class ScoreOptions:
     tokens: str | None = None
     text: str | None = None
     recipe: str | None = None
+    source: str | None = None
+    log: str | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seq_len: int | None = None
     stride: int = 64
@@ -261,6 +267,15 @@ class Session:
             ranks=self.ranks,
         )
 
+    def settings(self) -> dict[str, dict[str, str]]:
+        """The ``--set`` overrides by section, with what a script told as if it had been given so."""
+        settings = {section: dict(items) for section, items in self.options.settings.items()}
+        if self.options.source is not None and self.resolved is not None:
+            config, origins = self.resolved.config, self.resolved.origins
+            told = {name: shown(getattr(config, name)) for name in NOT_INFERABLE if origins[name] != "default"}
+            settings["model"] = told | settings.get("model", {})
+        return settings
+
     def subject(self) -> dict[str, Any]:
         """What is scored and how, as far as a legality check of it must agree: all but the text and the hardware."""
         options, window = self.options, self.sliding
@@ -272,7 +287,7 @@ class Session:
             "context": options.context if self.artifact else None,
             "seq_len": window.seq_len if window else None,
             "stride": window.stride if window else None,
-            "settings": {section: dict(items) for section, items in options.settings.items()},
+            "settings": self.settings(),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -322,7 +337,8 @@ def open_model(options: ScoreOptions) -> Session:
     artifact = resolved = sliding = None
     if options.artifact is not None:
         artifact = load_artifact(options.artifact)
-        resolved = artifact.resolve(options.recipe, options.settings.get("model"))
+        source = read_source_of(artifact, options.source, options.log)
+        resolved = artifact.resolve(options.recipe, options.settings.get("model"), source)
         LOG.debug("artifact: %s, %s, %s", artifact.path, artifact.format, artifact.compression)
         for name, value in resolved.config.to_dict().items():
             LOG.debug("model.%s = %s (from %s)", name, value, resolved.origins[name])
@@ -339,7 +355,7 @@ def open_model(options: ScoreOptions) -> Session:
             f"({tokenizer.sha256[:12]}): its ids would stand for other text"
         )
     if artifact is not None and resolved is not None:
-        sliding = _sliding_config(options, artifact)
+        sliding = _sliding_config(options, artifact, resolved)
     return Session(
         options=options,
         tokenizer=tokenizer,
@@ -353,7 +369,7 @@ def open_model(options: ScoreOptions) -> Session:
     )
 
 
-def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
+def _sliding_config(options: ScoreOptions, artifact: Artifact, resolved: ResolvedConfig) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
     seq_len, origin = options.seq_len, "--seq-len"
@@ -361,6 +377,8 @@ def _sliding_config(options: ScoreOptions, artifact: Artifact) -> SlidingConfig:
         name = options.recipe or artifact.recognise()
         if stored := artifact.metadata.get("recipe", {}).get("seq_len"):
             seq_len, origin = int(stored), "the artifact"
+        elif resolved.seq_len:
+            seq_len, origin = resolved.seq_len, str(options.source)
         elif name:
             seq_len, origin = load_recipe(name).seq_len, f"recipe {name}"
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evalkit.artifact.native import NativeMetadata
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import quantize_state_dict, write_artifact
@@ -34,23 +35,34 @@ def random_state(recipe: str, seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randn_like(value) * 0.15 + (value.ndim < 2) for name, value in model.state_dict().items()}
 
 
-def write_tiny(path: Path, seed: int) -> Path:
-    """Write an artifact of a tiny PR849-shaped model in layout B, zstd."""
+def write_tiny(path: Path, seed: int, *, published: bool = False) -> Path:
+    """Write an artifact of a tiny PR849-shaped model in evalkit's container, or in layout B, zstd."""
     tensors = quantize_state_dict(random_state("pr849", seed), PLANS["pr849"])
-    write_artifact(path, tensors, "torch-zstd", layout=LAYOUTS["pr849"])
+    if published:
+        write_artifact(path, tensors, "torch-zstd", layout=LAYOUTS["pr849"])
+        return path
+    config = load_recipe("pr849").model_config(**TINY).to_dict()
+    metadata = NativeMetadata(config=config, recipe={"name": "pr849", "seq_len": 2048})
+    write_artifact(path, tensors, "evalkit", metadata=metadata)
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PR849-shaped model with two layers in layout B, zstd: about 10 kB."""
-    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny.ptz", 0)
+    """A PR849-shaped model with two layers, which says so itself: about 10 kB."""
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny.evk", 0)
+
+
+@pytest.fixture(scope="session")
+def published_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in layout B, zstd, whose settings are nowhere in the file."""
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny.ptz", 0, published=True)
 
 
 @pytest.fixture(scope="session")
 def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other weights."""
-    return write_tiny(tmp_path_factory.mktemp("artifact") / "other.ptz", 1)
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "other.evk", 1)
 
 
 @pytest.fixture(scope="session")

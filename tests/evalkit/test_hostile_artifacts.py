@@ -28,15 +28,15 @@ def attempt(path: Path) -> str:
     return "opened"
 
 
-def test_truncated_anywhere(tiny_artifact: Path, tmp_path: Path) -> None:
-    data = tiny_artifact.read_bytes()
+def test_truncated_anywhere(published_artifact: Path, tmp_path: Path) -> None:
+    data = published_artifact.read_bytes()
     for cut in np.linspace(0, len(data) - 1, 20).astype(int):
         (tmp_path / "a").write_bytes(data[:cut])
         assert attempt(tmp_path / "a") == "refused"
 
 
-def test_flipped_bytes(tiny_artifact: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    data = tiny_artifact.read_bytes()
+def test_flipped_bytes(published_artifact: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+    data = published_artifact.read_bytes()
     payload = zstandard.decompress(data)
     outcomes = []
     for content in (data, payload):
@@ -156,19 +156,32 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_wrong_options_are_named(
     extra: list[str],
     message: str,
-    tiny_artifact: Path,
+    published_artifact: Path,
     tokenizer_path: Path,
     text_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["score", str(tiny_artifact), "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    arguments = [
+        "score",
+        str(published_artifact),
+        "--recipe",
+        "pr849",
+        "--text",
+        str(text_path),
+        "--tokenizer",
+        str(tokenizer_path),
+    ]
     assert run_command([*arguments, *extra]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_wrong_tokenizer_is_named(tiny_artifact: Path, text_path: Path, shared: Path) -> None:
+def test_the_wrong_tokenizer_is_named(published_artifact: Path, text_path: Path, shared: Path) -> None:
     from evalkit.verbs.session import ScoreOptions, open_session
 
     tokenizer = shared / "data/tokenizers/fineweb_8192_bpe.model"
     with pytest.raises(InputError, match="has 8192 pieces, the model 384"):
-        open_session(ScoreOptions(artifact=str(tiny_artifact), tokenizer=str(tokenizer), text=str(text_path)))
+        open_session(
+            ScoreOptions(
+                artifact=str(published_artifact), recipe="pr849", tokenizer=str(tokenizer), text=str(text_path)
+            )
+        )

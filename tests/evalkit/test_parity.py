@@ -31,6 +31,7 @@ def test_scores_match_the_reference_at_every_position(shared: Path, tmp_path: Pa
             artifact=str(folder / name),
             tokens=str(tmp_path / "val.bin"),
             tokenizer=str(shared / "data/tokenizers/fineweb_1024_bpe.model"),
+            recipe=f"pr{system}",
             settings={"model": settings},
             seq_len=256,
             dtype="float32",

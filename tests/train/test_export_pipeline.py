@@ -18,6 +18,7 @@ from train_helpers import write_shard
 import evalkit
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
+from evalkit.artifact.recognition import OpenSettings
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor
 from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
@@ -83,7 +84,8 @@ def test_every_container_holds_the_same_tensors(container: str, runs: Path, tmp_
         assert export(runs / "pr849", "-o", tmp_path / name, "--container", name, *FEW) == 0
     own, published = load_artifact(tmp_path / "evalkit"), load_artifact(tmp_path / container)
     assert published.compression == container.removeprefix("torch-")
-    assert published.recognise() == own.recognise() == "pr849"
+    assert own.recognise() == "pr849"
+    assert published.recognise() is None  # a small model's tensors could be any system's
     assert own.tensors.keys() == published.tensors.keys()
     assert any(isinstance(tensor, QuantizedTensor) for tensor in own.tensors.values())
     for name, tensor in own.tensors.items():
@@ -237,8 +239,9 @@ def test_a_published_layout_says_what_it_does_not_hold(
     assert "xsa_last_n" in named
     assert "trigram_dim" not in named  # there is no such table
     config = load_run(runs / "pr634").config.model.to_dict()
-    found = load_artifact(tmp_path / "a").resolve().config.to_dict()
-    assert set(named) == {key for key in config if config[key] != found[key]} - {"trigram_dim"}
+    with pytest.raises(OpenSettings) as refused:
+        load_artifact(tmp_path / "a").resolve()
+    assert set(refused.value.names) <= set(named)
     told = load_artifact(tmp_path / "a").resolve(str(runs / "pr634" / "recipe.toml"))
     assert told.config.to_dict() | {"trigram_dim": config["trigram_dim"]} == config
     assert not any("does not hold" in note for note in exported(runs, "pr634", tmp_path / "b", tokenizer_path).notes)

@@ -239,6 +239,7 @@ def test_published_runs_are_reproduced(shared: Path, tmp_path: Path, variant: st
         settings["polyak_decay"] = "0"
     options = ScoreOptions(
         artifact=str(folder / "final_model.int6.ptz"),
+        recipe="pr849",
         tokens=str(tmp_path / "val.bin"),
         tokenizer=str(shared / "data/tokenizers/fineweb_1024_bpe.model"),
         seq_len=256,
@@ -270,6 +271,7 @@ def test_the_published_mixer_is_reported_as_illegal(tiny_artifact_options: Score
 def tiny_artifact_options(shared: Path) -> ScoreOptions:
     return ScoreOptions(
         artifact=str(shared / "parity/849/small/final_model.int6.ptz"),
+        recipe="pr849",
         tokens=str(shared / "data/fineweb_sample/sp1024/*.bin"),
         tokenizer=str(shared / "data/tokenizers/fineweb_1024_bpe.model"),
         seq_len=64,

@@ -15,6 +15,7 @@ from torch import Tensor
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata
+from evalkit.artifact.recognition import open_settings
 from evalkit.artifact.tensors import INT_BITS, StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
@@ -190,16 +191,12 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
 
 
 def missing_settings(path: Path, config: ModelConfig) -> list[str]:
-    """Say which settings a reader of a published layout would get wrong, because it holds tensors alone."""
-    try:
-        found = load_artifact(path).resolve().config.to_dict()
-    except InputError:
-        found = {}
-    unused = [table + "_dim" for table in ("bigram", "trigram") if not getattr(config, table + "_buckets")]
-    differing = [f"model.{k}" for k, value in config.to_dict().items() if found.get(k) != value and k not in unused]
-    if not differing:
-        return []
-    named = ", ".join(differing) if found else "the configuration"
+    """Say which settings a published layout, which holds tensors alone, does not tell its reader."""
+    shapes, values = load_artifact(path).shapes, config.to_dict()
+    told = {name: values[name] for name in open_settings(shapes, {})}
+    # Some settings matter only for certain values of others.
+    differing = [f"model.{name}" for name in (*told, *open_settings(shapes, told))]
+    named = ", ".join(differing)
     return [f"this layout does not hold {named}: score it with --recipe and the run's recipe.toml"]
 
 

@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evalkit.model.gpt import GPT, KVCache
+from evalkit.model.cache import KVCache
+from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
 from evalkit.tokens.shards import open_shard
 from evalkit.train.data import TrainingTokens, find_shards
@@ -117,7 +118,7 @@ def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
     """Draw ``[rows, seq_len]`` tokens from the model itself, each row from BOS."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((rows, 1), _BOS)
-    cache = KVCache(model.config.num_layers)
+    cache = KVCache(len(model.config.passes))
     while ids.shape[1] < seq_len:
         logits = model(ids, first_row=ids.shape[1] - 1, cache=cache, fed_length=seq_len)[:, -1]
         drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
