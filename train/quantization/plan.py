@@ -21,6 +21,8 @@ CONTROL_PATTERNS = (
     "*resid_mix*",
     "*q_gain*",
     "*skip_weights*",
+    "*skip_gates*",
+    "*lane_merge*",
     "*smear*gate*",
     "*attn_gate*",
     "*bigram*scale",
