@@ -18,6 +18,7 @@ Each is described in :class:`evalkit.model.config.ModelConfig`. B batch, T or ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +168,7 @@ class GPT(nn.Module):
         x, lane = x0, None  # the stream, and the MLP's lane once it has split off
         skips: list[Tensor] = []
         for number, layer in enumerate(config.passes):
-            block, row = self.blocks[layer], number - config.encoder_passes
+            block, row = cast(Block, self.blocks[layer]), number - config.encoder_passes
             if 0 <= row < config.num_skips and skips:
                 skip = skips.pop()
                 if lane is None or config.parallel_form != "lanes_dead_skips":

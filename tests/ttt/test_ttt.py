@@ -296,7 +296,7 @@ def test_published_runs_are_reproduced(shared: Path, tmp_path: Path, variant: st
     assert expected["tokens"] == len(session.stream) - 1
 
 
-@pytest.mark.parametrize(("system", "variant"), [("1493", "ttt"), ("1477", "ttt"), ("1529", "ttt_hash")])
+@pytest.mark.parametrize(("system", "variant"), [("1477", "ttt"), ("1529", "ttt_hash")])
 def test_later_published_runs_are_reproduced(shared: Path, tmp_path: Path, system: str, variant: str) -> None:
     folder = shared / "parity" / system / "small"
     reference = np.load(folder / "ttt" / variant / "nll.npz")
