@@ -1,6 +1,6 @@
 """Scores beside those of the published systems' own code, position by position.
 
-python bench/parity.py ../shared/parity --tokenizer ../shared/data/tokenizers/fineweb_1024_bpe.model
+python bench/parity.py ../shared/parity --tokenizers ../shared/data/tokenizers
 """
 
 from __future__ import annotations
@@ -16,24 +16,40 @@ from evalkit.tokens.shards import write_shard
 from evalkit.verbs.score import score
 from evalkit.verbs.session import ScoreOptions
 
-SETTINGS = {"333": {"xsa_last_n": "2"}, "592": {"xsa_last_n": "2"}}
+_LOOP = "0,1,2,1,2,1,2,3,4"
+SETTINGS: dict[str, dict[str, str]] = {
+    "333": {"xsa_last_n": "2"},
+    "344": {},
+    "592": {"xsa_last_n": "2"},
+    "634": {},
+    "849": {},
+    "1218": {"value_embed_layers": "2,4"},
+    "1334": {"value_embed_layers": "2,4", "layer_order": "0,1,2,1,2,3,4", "parallel_start": "1"},
+    "1394": {"layer_order": "0,1,2,1,2,1,2,3"},
+    "1493": {"layer_order": _LOOP, "parallel_start": "3"},
+    "1477": {"layer_order": _LOOP, "parallel_start": "3"},
+    "1529": {"layer_order": _LOOP, "parallel_start": "3"},
+}
+VOCABULARY = {"1218": 4096, "1334": 4096, "1394": 8192, "1493": 8192, "1477": 8192, "1529": 8192}
+SHORT = {"chunk_tokens": "2048", "epochs": "2", "batch_sequences": "2"}
+LATER_TTT = (("1493", "ttt"), ("1477", "ttt"), ("1529", "ttt_hash"), ("1529", "ttt_no_hash"))
 TTT = ("plain", "mixer_only", "ttt_only", "both", "ttt_only_no_averaging", "both_no_averaging")
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--ttt", action="store_true", help="also PR849's test-time training and mixer, whole streams")
+    parser.add_argument("--tokenizers", type=Path, required=True, help="folder with fineweb_{1024,4096,8192}_bpe.model")
+    parser.add_argument("--systems", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--ttt", action="store_true", help="also test-time training, and PR849's mixer, whole streams")
     options = parser.parse_args()
     print_header("system", "positions", "max difference, nats", "rms", "bpb", "reference", "relative")
-    for system in ("333", "344", "592", "634", "849"):
-        folder = options.folder / system / "small"
-        artifact = next(folder.glob("*.ptz"))
-        compare(system, folder, artifact, options.tokenizer, {"settings": {"model": SETTINGS.get(system, {})}})
-    for variant in TTT if options.ttt else ():
+    for system in options.systems:
+        settings = {"model": SETTINGS[system]}
+        compare(system, system, options.folder / system / "small", options.tokenizers, {"settings": settings})
+    for variant in TTT if options.ttt and "849" in options.systems else ():
         folder = options.folder / "849/small/ttt" / variant
-        ttt = {"preset": "published", "chunk_tokens": "2048", "epochs": "2", "batch_sequences": "2"}
+        ttt = {"preset": "published"} | SHORT
         ttt |= {"epochs": "0"} if variant in ("plain", "mixer_only") else {}
         ttt |= {"polyak_decay": "0"} if variant.endswith("no_averaging") else {}
         extra = {
@@ -42,10 +58,18 @@ def main() -> None:
             "batch_windows": 2,
             "settings": {"ttt": ttt},
         }
-        compare(f"849 {variant}", folder, next(folder.parents[1].glob("*.ptz")), options.tokenizer, extra)
+        compare(f"849 {variant}", "849", folder, options.tokenizers, extra)
+    for system, variant in LATER_TTT if options.ttt else ():
+        if system in options.systems:
+            folder = options.folder / system / "small/ttt" / variant
+            ttt = {"preset": f"pr{system}"} | SHORT | ({"hash_buckets": "0"} if variant == "ttt_no_hash" else {})
+            extra = {"ttt": True, "settings": {"model": SETTINGS[system], "ttt": ttt}}
+            compare(f"{system} {variant}", system, folder, options.tokenizers, extra)
 
 
-def compare(label: str, folder: Path, artifact: Path, tokenizer: str, extra: dict) -> None:
+def compare(label: str, system: str, folder: Path, tokenizers: Path, extra: dict) -> None:
+    artifact = next((folder if "ttt" not in folder.parts else folder.parents[1]).glob("*.ptz"))
+    tokenizer = str(tokenizers / f"fineweb_{VOCABULARY.get(system, 1024)}_bpe.model")
     reference = np.load(folder / "nll.npz")
     expected = json.loads((folder / "result.json").read_text())["exactly_once"]
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +77,13 @@ def compare(label: str, folder: Path, artifact: Path, tokenizer: str, extra: dic
         write_shard(shard, reference["tokens"])
         report = score(
             ScoreOptions(
-                artifact=str(artifact), tokens=str(shard), tokenizer=tokenizer, seq_len=256, dtype="float32", **extra
+                artifact=str(artifact),
+                recipe=f"pr{system}",
+                tokens=str(shard),
+                tokenizer=tokenizer,
+                seq_len=256,
+                dtype="float32",
+                **extra,
             )
         )
     difference = np.abs(report.nll - reference["nll"])

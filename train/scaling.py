@@ -43,8 +43,8 @@ def scale_model(config: ModelConfig, scale: str) -> ModelConfig:
     """Return ``config`` at another width and depth.
 
     Ratios are kept where they can be: MLP to width, query to key heads, rotated to all head dimensions,
-    tables to width, the share of layers with exclusive self-attention. Layers with value embeddings keep
-    their distance from the last layer. No feature that is on is switched off.
+    tables to width, the share of layers with exclusive self-attention, the share that is visited several
+    times. Layers with value embeddings keep their distance from the last layer. No feature that is on is switched off.
 
     Args:
         config: the full-size model.
@@ -79,12 +79,42 @@ def scale_model(config: ModelConfig, scale: str) -> ModelConfig:
         rope_dims=rope_dims,
         xsa_last_n=xsa_last_n,
         value_embed_layers=tuple(from_end),
+        layer_order=scale_order(config.layer_order, config.num_layers, depth),
+        skip_rows=max(1, round(config.skip_rows * depth / config.num_layers)) if config.skip_rows else 0,
+        parallel_start=min(round(config.parallel_start * depth / config.num_layers), depth - 1),
+        smear_width=min(config.smear_width, width),
+        attention_gate_width=min(config.attention_gate_width, width),
         value_embed_dim=_rounded(config.value_embed_dim * ratio),
         bigram_buckets=_table_rows(config.bigram_buckets, ratio),
         bigram_dim=_rounded(config.bigram_dim * ratio),
         trigram_buckets=_table_rows(config.trigram_buckets, ratio),
         trigram_dim=_rounded(config.trigram_dim * ratio),
     )
+
+
+def scale_order(order: tuple[int, ...], layers: int, depth: int) -> tuple[int, ...]:
+    """Return an order with one repeated run of blocks for another number of blocks.
+
+    Raises:
+        InputError: the order is of another kind.
+    """
+    if not order or depth == layers:
+        return order
+    repeated = [layer for layer in order if order.count(layer) > 1] or [0]
+    first, last = min(repeated), max(repeated)
+    visits = order.count(first)
+    if order != _repeated(first, last, visits, layers):
+        raise InputError(
+            "train: --scale cannot scale model.layer_order, since it is not 0, 1, 2, ... with one run of blocks "
+            f"repeated; scale the width alone (WIDTHx{layers}), or start from a recipe without an order"
+        )
+    scaled_first = first * depth // layers
+    return _repeated(scaled_first, max(scaled_first, -(-(last + 1) * depth // layers) - 1), visits, depth)
+
+
+def _repeated(first: int, last: int, visits: int, layers: int) -> tuple[int, ...]:
+    """Return 0 .. layers - 1 with the run from ``first`` to ``last`` visited so many times."""
+    return (*range(first), *[*range(first, last + 1)] * visits, *range(last + 1, layers))
 
 
 def _rounded(value: float) -> int:

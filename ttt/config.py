@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from evalkit.plumbing.settings import require, require_choices
@@ -12,6 +13,7 @@ Optimizer = Literal["adamw", "sgd"]
 Order = Literal["forward", "backward", "shuffled"]
 Trainable = Literal["last_blocks_and_scales", "all_but_first_blocks", "scales", "all", "adapters"]
 Schedule = Literal["constant", "inverse_sqrt", "cosine"]
+MAX_HASH_BUCKETS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class TTTConfig:
         temperature: logits are divided by clamp(1 - (1 - T)(1 - H / ln V), 0.9, 1.05), H their entropy; 1 is off.
         time_limit: stop learning this many seconds after the start; 0 never stops. A limit makes scores depend on the
             machine's speed, so no decoder can follow.
+        hash_buckets: rows of a table, indexed by a hash of the last two tokens and added to their embedding behind the
+            norm, that starts at zero and learns with the weights (PR1529); 0 leaves it out. No adapters beside it.
         seed: of ``shuffled`` and of the adapters' first factors.
         compare: score with the frozen network as well, for the report: what each chunk gained, and what all of them
             did, with an interval that takes documents as the unit.
@@ -68,6 +72,7 @@ class TTTConfig:
     frozen_weight: float = 0.5
     temperature: float = 1.0
     time_limit: float = 0.0
+    hash_buckets: int = 0
     seed: int = 0
     compare: bool = False
 
@@ -85,6 +90,15 @@ class TTTConfig:
         _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
         _require(0 <= self.frozen_weight < 1, "frozen_weight", self.frozen_weight, "at least 0 and below 1")
         _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")
+        _require(
+            0 <= self.hash_buckets <= MAX_HASH_BUCKETS, "hash_buckets", self.hash_buckets, f"0 to {MAX_HASH_BUCKETS:,}"
+        )
+        _require(
+            not self.hash_buckets or self.trainable in ("all", "all_but_first_blocks"),
+            "hash_buckets",
+            self.hash_buckets,
+            "0 unless ttt.trainable is all or all_but_first_blocks, since nothing else would train the table",
+        )
         _require(self.time_limit >= 0, "time_limit", self.time_limit, "0 (never) or seconds")
 
 
@@ -116,10 +130,33 @@ def full_config() -> TTTConfig:
     )
 
 
+def sgd_config(*, learning_rate: float = 5e-3, hash_buckets: int = 0) -> TTTConfig:
+    """Return plain SGD over all weights, chunk by chunk, with momentum that lives across chunks.
+
+    PR1493 and PR1477 run it like this, PR549 at a rate of 0.002, PR1529 at 0.01 and with a table of token pairs.
+    """
+    return TTTConfig(
+        chunk_tokens=32768,
+        epochs=3,
+        optimizer="sgd",
+        learning_rate=learning_rate,
+        batch_sequences=32,
+        byte_weighted=False,
+        trainable="all",
+        schedule="cosine",
+        frozen_weight=0.0,
+        hash_buckets=hash_buckets,
+    )
+
+
 PRESETS: dict[str, Callable[[], TTTConfig]] = {
     "default": TTTConfig,
     "published": published_config,
     "full": full_config,
+    "pr549": partial(sgd_config, learning_rate=2e-3),
+    "pr1477": sgd_config,
+    "pr1493": sgd_config,
+    "pr1529": partial(sgd_config, learning_rate=1e-2, hash_buckets=16384),
 }
 """What ``--set ttt.preset=NAME`` starts from."""
 

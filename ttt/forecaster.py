@@ -22,7 +22,7 @@ from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
 from evalkit.ttt.config import TTTConfig
 from evalkit.ttt.gains import DocumentGains
-from evalkit.ttt.parameters import parameterise
+from evalkit.ttt.parameters import parameterise, with_pair_table
 from evalkit.ttt.schedule import learning_rate
 from evalkit.ttt.temperature import temper
 from evalkit.ttt.trainer import Row, Trainer
@@ -66,6 +66,7 @@ class TTTForecaster:
         num_chunks: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        model = with_pair_table(model, config.hash_buckets)
         self.config = config
         self.vocab_size = model.config.vocab_size
         self.preferred_span = config.chunk_tokens

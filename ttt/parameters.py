@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.ttt.config import TTTConfig
 
 _PUBLISHED_WORDS = ("norm", "scale", "lm_head")
+_SMALL_TABLES = ("resid_mix", "skip_weights", "skip_gates", "parallel_resid_lambdas", "parallel_post_lambdas")
 _ADAPTED = re.compile(r"^blocks\.\d+\.attn\.(c_q|c_v)\.weight$")
 _ADAPTER_INIT = 0.02
 
@@ -73,12 +75,24 @@ def select_names(model: GPT, config: TTTConfig) -> list[str]:
         chosen = [n for n in names if not n.startswith(first) and ".embed." not in n]
     elif config.trainable == "scales":
         vectors = {n for n, p in model.named_parameters() if p.ndim < 2}
-        chosen = [n for n in names if n in vectors or n.endswith("resid_mix") or n == "skip_weights"]
+        chosen = [n for n in names if n in vectors or n.endswith(_SMALL_TABLES)]
     else:
         chosen = names
     if not chosen:
         raise InputError(f"ttt.trainable={config.trainable} with ttt.blocks={config.blocks} leaves nothing to train")
     return chosen
+
+
+def with_pair_table(model: GPT, buckets: int) -> GPT:
+    """Return the model with a table of token pairs, filled with zeros, that changes nothing yet; weights are shared."""
+    if not buckets:
+        return model
+    with torch.device("meta"):
+        grown = GPT(dataclasses.replace(model.config, pair_buckets=buckets))
+    like = model.tok_emb.weight
+    table = torch.zeros(buckets, model.config.model_dim, device=like.device)
+    grown.load_state_dict(model.state_dict() | {"pair.weight": table}, assign=True)
+    return grown.train(model.training).requires_grad_(like.requires_grad)
 
 
 def parameterise(model: GPT, config: TTTConfig) -> Parameterisation:

@@ -105,7 +105,7 @@ class TokenStream:
             offset += len(part)
         if lost:
             LOG.warning(
-                "%s unknown tokens (id %s) of the stream stand for text that the tokenizer cannot write; they cost "
+                "%s unknown tokens (id %s) of the stream stand for text that the tokenizer cannot write: they cost "
                 "nats and count no bytes",
                 f"{lost:,}",
                 tokenizer.unk_id,

@@ -8,11 +8,13 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import brotli
 import numpy as np
 import pytest
 import torch
 import zstandard
 
+from evalkit.artifact.compression import unwrap
 from evalkit.artifact.load import load_artifact
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import ArtifactError, InputError
@@ -48,10 +50,30 @@ def test_flipped_bytes(published_artifact: Path, tmp_path: Path, rng: np.random.
     assert outcomes.count("refused") > 300
 
 
+def brotli_shuffled(content: bytes) -> bytes:
+    return brotli.compress(b"BSHF\x02" + content, quality=1)
+
+
+def test_shuffled_bytes_come_back_in_order(tmp_path: Path) -> None:
+    for stride, shuffled in ((2, b"acegbdf"), (3, b"adgbecf"), (0, b"abcdefg"), (1, b"abcdefg"), (200, b"abcdefg")):
+        wrapped = b"BSHF" + bytes([stride]) + shuffled
+        assert unwrap(brotli.compress(wrapped)) == (b"abcdefg", f"brotli, bytes shuffled by {stride}")
+        assert unwrap(lzma.compress(wrapped)) == (b"abcdefg", f"xz, bytes shuffled by {stride}")
+    assert unwrap(b"neither of them") == (b"neither of them", "none")
+
+
+def test_brotli_streams_that_end_elsewhere(tmp_path: Path) -> None:
+    whole = brotli_shuffled(b"PK\x03\x04" + bytes(range(256)) * 400)
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole + b"more", brotli.compress(b"BSHF")):
+        (tmp_path / "a").write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            load_artifact(tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     "compress",
-    [zstandard.ZstdCompressor(level=3).compress, lambda b: lzma.compress(b, preset=0), zlib.compress],
-    ids=["zstd", "xz", "zlib"],
+    [zstandard.ZstdCompressor(level=3).compress, lambda b: lzma.compress(b, preset=0), zlib.compress, brotli_shuffled],
+    ids=["zstd", "xz", "zlib", "brotli"],
 )
 def test_bombs_are_abandoned_at_the_bound(compress, tmp_path: Path) -> None:
     (tmp_path / "bomb").write_bytes(compress(bytes(600 * 2**20)))

@@ -21,12 +21,25 @@ TABLE = ByteTable(base=np.ones(VOCAB, np.int32), has_space=np.zeros(VOCAB, bool)
 CONFIG = StreamingConfig(seq_len=SEQ_LEN, block=8, sinks=3)
 
 
-@pytest.fixture(scope="module", params=["pr333", "pr344", "pr849"])
+ORDERED = {
+    "layer_order": (0, 1, 0, 2),
+    "parallel_form": "routed",
+    "parallel_start": 1,
+    "skip_gates": True,
+    "smear_gate": False,
+    "smear_width": 8,
+    "pair_buckets": 30,
+    "value_residual": "none",
+}
+
+
+@pytest.fixture(scope="module", params=["pr333", "pr344", "pr849", "ordered"])
 def model(request: pytest.FixtureRequest) -> GPT:
     torch.manual_seed(3)
-    config = load_recipe(request.param).model_config(
+    config = load_recipe("pr849" if request.param == "ordered" else request.param).model_config(
         vocab_size=VOCAB, num_layers=3, model_dim=24, num_heads=2, num_kv_heads=1, mlp_hidden=32,
         bigram_buckets=16, bigram_dim=4, value_embed_dim=4, **({"rope_dims": 8} if request.param != "pr333" else {}),
+        **(ORDERED if request.param == "ordered" else {}),
     )  # fmt: skip
     model = GPT(config).eval().requires_grad_(False)
     for parameter in model.parameters():

@@ -1,4 +1,5 @@
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,10 @@ from evalkit.train.resolve import resolve, to_toml
 from evalkit.train.scaling import scale_model
 
 SYSTEMS = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
+OTHERS = ("pr162", "pr287", "pr414", "pr549", "pr1218", "pr1334", "pr1394", "pr1493", "pr1477", "pr1529")
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "tiny"])
+@pytest.mark.parametrize("name", [*SYSTEMS, *OTHERS, "tiny"])
 def test_a_resolved_recipe_survives_toml(name: str) -> None:
     config = resolve(load_recipe(name), steps=7)
     sections = tomllib.loads(to_toml(config.to_dict()))
@@ -119,3 +121,24 @@ def test_unusable_scales_are_refused(scale: str) -> None:
 def test_every_section_has_defaults() -> None:
     for section in SECTIONS.values():
         section()
+
+
+def test_scaling_keeps_the_repeated_run_of_an_order() -> None:
+    published = load_recipe("pr1493").model_config()
+    assert scale_model(published, "128x11").layer_order == published.layer_order
+    assert scale_model(published, "128x4").layer_order == (0, 1, 2, 1, 2, 1, 2, 3)
+    assert scale_model(load_recipe("pr1334").model_config(), "128x5").layer_order == (0, 1, 2, 1, 2, 3, 4)
+    other = load_recipe("pr1493").model_config(layer_order="0,2,1,3,4,5,6,7,8,9,10,0")
+    with pytest.raises(InputError, match="cannot scale"):
+        scale_model(other, "128x4")
+
+
+def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('base = "pr1394"\n[model]\nnum_heads = 4\n[optimizer]\nmatrix_lr = 0.5\n')
+    mine, base = resolve(load_recipe(str(tmp_path / "mine.toml"))), resolve(load_recipe("pr1394"))
+    assert (mine.model.num_heads, mine.optimizer.matrix_lr) == (4, 0.5)
+    assert mine.model.layer_order == base.model.layer_order
+    assert mine.optimizer.scalar_lr == base.optimizer.scalar_lr
+    (tmp_path / "lost.toml").write_text('base = "pr0"\n[model]\n')
+    with pytest.raises(InputError, match="names the base 'pr0'"):
+        load_recipe(str(tmp_path / "lost.toml"))

@@ -14,8 +14,10 @@ from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
 from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.folder import TrainingFolder
+from evalkit.train.init import initial_weights
 from evalkit.train.loop import Trainer
 from evalkit.train.objective import Objective
+from evalkit.train.parameters import unpack
 from evalkit.train.resolve import resolve
 
 CPU = torch.device("cpu")
@@ -33,6 +35,9 @@ OFF: dict[str, Any] = {
     "value_embed_layers": (),
     "value_residual": "none",
     "attention_gate": "none",
+    "layer_order": (),
+    "skip_gates": False,
+    "parallel_form": "none",
 }
 TRAINING_OFF: dict[str, Any] = {
     "optimizer.nesterov": False,
@@ -54,12 +59,13 @@ TRAINING_OFF: dict[str, Any] = {
     "qat.crown_q": 0.0,
     "qat.grid_pull": 0.0,
 }
+LATER = ("pr1218", "pr1334", "pr1394", "pr1493", "pr1477", "pr1529")
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 
 
 def model_features() -> list[tuple[str, str]]:
     found = []
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, *LATER):
         config = load_recipe(recipe).model_config()
         found += [(recipe, name) for name, off in OFF.items() if getattr(config, name) != off]
         if config.xsa_form == "mean":
@@ -102,6 +108,50 @@ def test_a_feature_of_the_model_changes_the_loss(recipe: str, feature: str) -> N
             )
         losses.append(loss.item())
     assert abs(losses[0] - losses[1]) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        *((recipe, {}) for recipe in LATER),
+        ("pr1394", {"model.attention_gate": "window", "model.attention_gate_width": "64"}),
+        ("pr1394", {"model.attention_gate": "window_doubled", "model.attention_gate_width": "12"}),
+        ("pr1394", {"model.smear_width": "12", "model.smear_reset_token": "1"}),
+    ],
+)
+def test_the_gradient_reaches_every_parameter(recipe: str, more: dict[str, str]) -> None:
+    config = resolve(load_recipe(recipe), SMALL | {"train.precision": "float32"} | more, scale="64x4")
+    weights = {name: noise(name, value).requires_grad_() for name, value in GPT(config.model).state_dict().items()}
+    ids = torch.randint(0, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
+    loss, _ = Objective(config, CPU, compiled=False)(
+        weights, ids[:, :-1], ids[:, 1:], quantised=False, alpha=torch.tensor(1.0)
+    )
+    loss.backward()
+    start = config.model.parallel_start
+    for name, weight in weights.items():
+        assert weight.grad is not None, name
+        reached = weight.grad
+        if name.startswith("skip_") and config.model.parallel_form == "lanes_dead_skips":
+            reached = reached[:1]  # the skips behind the split have no effect
+        if name.startswith("parallel_"):
+            assert not reached[:start].any()
+            reached = reached[start:]
+        assert (
+            reached.flatten(1).any(1).all() if reached.ndim > 1 and name.startswith(("skip", "par")) else reached.any()
+        )
+
+
+@pytest.mark.parametrize("recipe", LATER)
+def test_a_later_recipe_trains(recipe: str, data: Path, tmp_path: Path) -> None:
+    config = resolve(
+        load_recipe(recipe), SMALL | {"train.spans": "1", "train.batch_tokens": "64"}, scale="32x4", steps=6
+    )
+    before = initial_weights(config.model, config.init, seed=config.train.seed)
+    after = exported(config, data, tmp_path)
+    moved = ["skip_gates", "skip_weights", "lane_merge", "parallel_resid_lambdas", "parallel_post_lambdas"]
+    masters = unpack(config.model, after)
+    assert all(not torch.equal(before[name], masters[name]) for name in moved if name in before)
+    assert before["blocks.0.attn.q_gain"][0] == config.init.q_gain
 
 
 def exported(config: RunConfig, data: Path, folder: Path) -> dict[str, torch.Tensor]:

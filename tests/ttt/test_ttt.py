@@ -1,6 +1,7 @@
 """Test-time training: exact, causal, and equal to the published runs where it repeats them."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from evalkit.recipes import load_recipe
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import ByteTable
-from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.config import PRESETS, TTTConfig, sgd_config
 from evalkit.ttt.forecaster import TTTForecaster
+from evalkit.ttt.parameters import with_pair_table
 from evalkit.ttt.schedule import learning_rate
 from evalkit.ttt.temperature import temper
 from evalkit.ttt.trainer import TrainingError
@@ -79,6 +81,7 @@ VARIANTS = {
     "shuffled": {"order": "shuffled", "schedule": "inverse_sqrt"},
     "adapters": {"trainable": "adapters"},
     "temperature": {"temperature": 0.9},
+    "pairs": {"optimizer": "sgd", "trainable": "all", "hash_buckets": 16, "byte_weighted": False},
 }
 
 
@@ -131,8 +134,6 @@ def test_a_step_is_adamw_on_the_byte_weighted_loss(model: GPT, tokens: np.ndarra
     forecaster = TTTForecaster(model, SLIDING, config, TABLE)
     forecaster.score(tokens[: CHUNK + 1], 1, CHUNK + 1)
     forecaster.observe(tokens[: CHUNK + 1], 1, CHUNK + 1)
-    from copy import deepcopy
-
     naive = deepcopy(model).requires_grad_()
     total, weight = torch.zeros(()), 0.0
     for first in range(0, CHUNK, 32):
@@ -149,6 +150,41 @@ def test_a_step_is_adamw_on_the_byte_weighted_loss(model: GPT, tokens: np.ndarra
         torch.testing.assert_close(forecaster._trainer.trained[name], parameter, rtol=1e-4, atol=1e-5)
 
 
+def test_sgd_carries_its_momentum_from_chunk_to_chunk(model: GPT, tokens: np.ndarray) -> None:
+    config = replace(sgd_config(learning_rate=0.02, hash_buckets=16), chunk_tokens=64, epochs=2, batch_sequences=8)
+    forecaster = TTTForecaster(model, SLIDING, config, TABLE, num_chunks=4)
+    for start in (1, 65):
+        forecaster.score(tokens[: start + 64], start, start + 64)
+        forecaster.observe(tokens[: start + 64], start, start + 64)
+
+    naive = with_pair_table(deepcopy(model), 16).requires_grad_()
+    parameters = dict(naive.named_parameters())
+    buffers: dict[str, torch.Tensor] = {}
+    for chunk in (0, 1):
+        rate = 0.02 * (1 + np.cos(np.pi * chunk / 3)) / 2
+        ids = torch.from_numpy(tokens[64 * chunk : 64 * chunk + 65])
+        for _ in range(2):
+            logits = naive(ids[:-1].view(2, 32))
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:])
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            norm = torch.stack([g.norm() for g in gradients]).norm()
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                step = gradient * min(1.0, 1.0 / (float(norm) + 1e-6))
+                buffers[name] = 0.9 * buffers[name] + step if name in buffers else step
+                parameter.data -= rate * buffers[name]
+    assert forecaster._trainer.trained["pair.weight"].any()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(forecaster._trainer.trained[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_presets_of_published_systems() -> None:
+    for name, rate, buckets in (("pr1477", 0.005, 0), ("pr1493", 0.005, 0), ("pr1529", 0.01, 16384)):
+        preset = PRESETS[name]()
+        assert (preset.learning_rate, preset.hash_buckets, preset.momentum) == (rate, buckets, 0.9)
+        assert (preset.chunk_tokens, preset.epochs, preset.batch_sequences) == (32768, 3, 32)
+        assert learning_rate(preset, 619, 1238) == pytest.approx(0.00249683 * rate / 0.005, rel=1e-5)
+
+
 def test_adapters_start_from_zero_in_every_document(model: GPT, tokens: np.ndarray) -> None:
     config = replace(BASE, trainable="adapters", learning_rate=0.1)
     plain, adapted = scores(model, None, tokens), scores(model, config, tokens)
@@ -157,7 +193,7 @@ def test_adapters_start_from_zero_in_every_document(model: GPT, tokens: np.ndarr
     assert (adapted[5 * CHUNK : 6 * CHUNK] != plain[5 * CHUNK : 6 * CHUNK]).all()
 
 
-@pytest.mark.parametrize("variant", ["default", "sgd", "adapters", "shuffled"])
+@pytest.mark.parametrize("variant", ["default", "sgd", "adapters", "shuffled", "pairs"])
 def test_a_saved_state_continues_to_the_same_bits(model: GPT, tokens: np.ndarray, variant: str) -> None:
     from evalkit.prequential.resume import dump_state, parse_state
 
@@ -259,6 +295,34 @@ def test_published_runs_are_reproduced(shared: Path, tmp_path: Path, variant: st
         forecaster.observe(tokens, start, start + 2048)
     assert np.abs(ledger.scores() - reference["nll"][:keep]).max() < 1e-4
     assert expected["tokens"] == len(session.stream) - 1
+
+
+@pytest.mark.parametrize(("system", "variant"), [("1477", "ttt"), ("1529", "ttt_hash")])
+def test_later_published_runs_are_reproduced(shared: Path, tmp_path: Path, system: str, variant: str) -> None:
+    folder = shared / "parity" / system / "small"
+    reference = np.load(folder / "ttt" / variant / "nll.npz")
+    write_shard(tmp_path / "val.bin", reference["tokens"])
+    options = ScoreOptions(
+        artifact=str(folder / "final_model.int6.ptz"),
+        recipe=f"pr{system}",
+        tokens=str(tmp_path / "val.bin"),
+        tokenizer=str(shared / "data/tokenizers/fineweb_8192_bpe.model"),
+        seq_len=256,
+        dtype="float32",
+        ttt=True,
+        settings={
+            "model": {"layer_order": "0,1,2,1,2,1,2,3,4", "parallel_start": "3"},
+            "ttt": {"preset": f"pr{system}", "chunk_tokens": "2048", "epochs": "2", "batch_sequences": "2"},
+        },
+    )
+    session = open_session(options)
+    forecaster: Any = session.make_forecaster()
+    tokens = session.stream.read(0, 4097 + 256)
+    # Two chunks to learn from, and what is made of them: the rest of the stream agrees as well, and takes minutes.
+    for start in (1, 2049):
+        forecaster.observe(tokens[: start + 2048], start, start + 2048)
+    nll = forecaster.score(tokens, 4097, 4097 + 256)
+    assert np.abs(nll - reference["nll"][4096 : 4096 + 256]).max() < 1e-3
 
 
 def test_the_published_mixer_is_reported_as_illegal(tiny_artifact_options: ScoreOptions) -> None:

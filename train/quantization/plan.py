@@ -19,6 +19,8 @@ CONTROL_PATTERNS = (
     "*resid_mix*",
     "*q_gain*",
     "*skip_weights*",
+    "*skip_gates*",
+    "*lane_merge*",
     "*smear*gate*",
     "*attn_gate*",
     "*bigram*scale",
