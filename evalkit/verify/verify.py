@@ -1,0 +1,87 @@
+"""Verifies a submission folder: reads it, finds what its score rests on, and checks every claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalkit.verify.claim import CONTRADICTED, NOT_STATED, Claim
+from evalkit.verify.claims.bpb import check_bpb
+from evalkit.verify.claims.configuration import check_configuration
+from evalkit.verify.claims.coverage import check_coverage
+from evalkit.verify.claims.data import check_data
+from evalkit.verify.claims.files import check_files
+from evalkit.verify.claims.score import check_score
+from evalkit.verify.claims.seeds import check_seeds
+from evalkit.verify.claims.significance import check_significance
+from evalkit.verify.claims.size import check_size
+from evalkit.verify.claims.time import check_time
+from evalkit.verify.folder import read_folder
+from evalkit.verify.statements import Folder
+from evalkit.verify.support import claimed_runs, find_support
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The verdict on a folder.
+
+    Attributes:
+        folder: what was read.
+        verdict: ``consistent``, ``contradicted`` or ``incomplete``.
+        claims: in the order of a reader's questions.
+    """
+
+    folder: Folder
+    verdict: str
+    claims: tuple[Claim, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's JSON."""
+        return {
+            "folder": self.folder.path.name,
+            "verdict": self.verdict,
+            "claims": [
+                {
+                    "claim": c.claim,
+                    "status": c.status,
+                    "stated": c.stated,
+                    "found": c.found,
+                    "evidence": [{"file": p.file, "line": p.line, "text": p.text} for p in c.evidence],
+                    "message": c.message,
+                }
+                for c in self.claims
+            ],
+            "notes": list(self.folder.notes),
+        }
+
+
+def verify_folder(path: str | Path) -> VerifyReport:
+    """Return whether the claims of a submission folder agree with its own evidence and the rules.
+
+    Nothing in the folder is executed, no link in it is followed, and time and memory are bounded.
+
+    Raises:
+        InputError: it is no folder, or holds nothing of a submission.
+    """
+    folder = read_folder(Path(path))
+    support = find_support(folder, folder.declared.headline)
+    runs = claimed_runs(folder, support)
+    claims = (
+        *check_score(folder, support),
+        *check_bpb(folder, support),
+        *check_coverage(folder, support),
+        *check_size(folder, runs),
+        *check_time(folder, support, runs),
+        *check_seeds(folder, runs),
+        *check_configuration(folder, runs),
+        *check_data(folder),
+        *check_significance(folder, support),
+        *check_files(folder),
+    )
+    verdict = "consistent"
+    if any(c.status == CONTRADICTED for c in claims):
+        verdict = "contradicted"
+    elif any(c.status == NOT_STATED and c.claim in ("score", "files") for c in claims):
+        verdict = "incomplete"
+    return VerifyReport(folder, verdict, claims)
