@@ -12,10 +12,12 @@ _HEADLINES = (
     "bpb", "score", "final_val_bpb", "best_val_bpb",
 )  # fmt: skip
 _OTHER_SCORE = re.compile(r"std|stdev|delta|base|prior|previous|improv|pre_?quant|pre_?ttt|reference|sota|gain|min|max|merged|vs|float|ema|range|target|threshold", re.I)
+_GROUPS = ("results", "result", "metrics", "scores", "final", "summary", "evaluation", "performance")
 _LOSSES = ("val_loss", "mean_val_loss", "val_loss_mean", "val_loss_nats")
 _TOTAL = re.compile(r"^(?:bytes_total|total_bytes|total_size_bytes|artifact_bytes(?:_max|_mean|_total)?|artifact_size_bytes|bytes_total_\w+|total_artifact_bytes|submission_bytes|total_submission_size(?:_bytes)?)$")
 _NUMERIC = re.compile(r"^\s*~?(\d+\.\d+|\d[\d,_]{6,})(?:\s*(?:bpb|bytes|\(.*\)))?\s*$")
 _SEED_KEY = re.compile(r"^(?:seed[_ -]?)?(\d{1,6})$", re.I)
+_OLDER = re.compile(r"pre[-_]?fix|before|old|previous|prior|base|reference|ablation|invalid|superseded|original|without|no_", re.I)
 _LISTS = re.compile(r"seed|result|run|log", re.I)
 
 
@@ -41,7 +43,7 @@ def read_declared(text: Text) -> Declared:
         loss=loss,
         totals=tuple(n for leaf in leaves if leaf.path and _TOTAL.match(leaf.path[-1].lower()) and (n := _as_number(leaf)) and n.value > 100_000),
         seeds=seeds,
-        results=results,
+        results=_of_headline(results, headline),
         problem=problem,
     )
 
@@ -53,9 +55,13 @@ def _headline(top: dict[str, Leaf], leaves: list[Leaf]) -> tuple[str, Number | N
     for key, leaf in top.items():
         if "bpb" in key and not _OTHER_SCORE.search(key) and (number := _plausible(leaf)):
             return key, number
-    for leaf in leaves:  # {"val_bpb": {"mean": 1.08, ...}}
-        if len(leaf.path) == 2 and leaf.path[0].lower() in _HEADLINES and leaf.path[1].lower() in ("mean", "value", "final"):
-            if number := _plausible(leaf):
+    for wanted in _HEADLINES:  # {"val_bpb": {"mean": 1.08}} or {"results": {"mean_val_bpb": 1.08}}
+        for leaf in leaves:
+            names = [p.lower() for p in leaf.path]
+            if len(names) == 2 and (
+                (names[0] == wanted and names[1] in ("mean", "value", "final"))
+                or (names[1] == wanted and names[0] in _GROUPS)
+            ) and (number := _plausible(leaf)):  # fmt: skip
                 return ".".join(leaf.path), number
     return "", None
 
@@ -78,9 +84,9 @@ def _seeds(leaves: list[Leaf]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for leaf in leaves:
         names = [p.lower() for p in leaf.path]
-        if names[0] == "seeds" and len(names) == 2 and names[1].isdigit() and isinstance(leaf.value, float):
+        if names[0] == "seeds" and len(names) == 2 and names[1].isdigit() and isinstance(leaf.value, float) and not leaf.decimals:
             found[str(int(leaf.value))] = None
-        elif names == ["seed"] and isinstance(leaf.value, float):
+        elif names == ["seed"] and isinstance(leaf.value, float) and not leaf.decimals:
             found[str(int(leaf.value))] = None
     return tuple(found)
 
@@ -95,6 +101,8 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
     for path, group in groups.items():
         named = {leaf.path[-1].lower(): leaf for leaf in group}
         seed = None
+        if _OLDER.search(" ".join(path)):
+            continue
         if "seed" in named and isinstance(named["seed"].value, float):
             seed = str(int(named["seed"].value))
         elif (m := _SEED_KEY.match(path[-1])) and (len(path) == 1 or _LISTS.search(path[-2])) and not _is_index(path, groups):
@@ -103,7 +111,7 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
             for leaf in group:  # {"42": 1.08, ...}
                 number = _plausible(leaf)
                 if number and (m := _SEED_KEY.match(leaf.path[-1])) and not _is_list(group):
-                    results.append(SeedResult(m.group(1), bpb=number, place=leaf.place))
+                    results.append(SeedResult(m.group(1), bpb=number, place=leaf.place, group=path))
             continue
         if seed is None:
             continue
@@ -116,9 +124,26 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
                 bytes_total=_pick(named, ("bytes_total", "artifact_bytes", "total_bytes", "artifact_size_bytes")),
                 steps=_pick(named, ("steps", "step_stop", "stop_step", "training_steps")),
                 place=(bpb.place if bpb else group[0].place),
+                group=path[:-1],
             )
         )
     return tuple(results)
+
+
+def _of_headline(results: tuple[SeedResult, ...], headline: Number | None) -> tuple[SeedResult, ...]:
+    """Return the rows that the headline is of: files also list ablations, reruns and the seeds of earlier records."""
+    groups: dict[tuple[str, ...], list[SeedResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+
+    def distance(rows: list[SeedResult]) -> float:
+        values = [r.bpb.value for r in rows if r.bpb]
+        if not values or headline is None:
+            return 0.0
+        return min(abs(v - headline.value) for v in (sum(values) / len(values), *values[:1], min(values)))
+
+    near = [rows for rows in groups.values() if distance(rows) < 3e-4]
+    return tuple(min(near, key=distance)) if near else ()
 
 
 def _pick(named: dict[str, Leaf], keys: tuple[str, ...]) -> Number | None:

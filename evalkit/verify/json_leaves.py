@@ -91,4 +91,5 @@ def _string(token: str) -> str:
 
 def _decimals(token: str) -> int:
     mantissa, _, exponent = token.lower().partition("e")
-    return max(0, len(mantissa.partition(".")[2]) - int(exponent or 0))
+    # A number that was rounded and printed with more places ends in zeros.
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))

@@ -41,6 +41,8 @@ _VAL_TOKENS = re.compile(r"(?:^val_tokens|^val_loader\b.*\btokens|^\W*val(?:idat
 _SEED = re.compile(r"^\W*seed\s*[:=]\s*(\d+)\b", re.I)
 _SETTING = re.compile(r"^\s{1,6}([a-z][a-z0-9_]*): (.*)$")
 _PAIR = re.compile(r"(?<!\S)([A-Za-z][A-Za-z0-9_]*)[:=](\S+)")
+_LONE = re.compile(r"^([a-z][a-z0-9_]*): (\S+)$")
+_ANNOTATION = re.compile(r"(?:int|float|str|bool|Tensor|dict|list|tuple|Any)\b|.*[,(]$")
 _PAIR_LINE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9_]*:\S+)(?: [A-Za-z][A-Za-z0-9_]*:\S+)*$")
 _ENABLED = re.compile(r"^([A-Za-z][\w ]*):\s*enabled\b(.*)$")
 _AFTER = re.compile(r"gptq:\s*(?:calibrated|collected|generated)\b.*?\bin\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
@@ -48,12 +50,13 @@ _START = re.compile(r"^(?:model_params|train_loader|val_loader|hyperparameters|s
 _SOURCE = re.compile(r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]""")
 """Marks of Python source, which many logs print before their output."""
 
-_KEYS = ("bpb", "time", "size", "bytes", "tokens", "seed", "total", "bits", "enabled", "gptq", "params", "shards", ":")
+_KEYS = ("bpb", "time", "size", "bytes", "tokens", "seed", "total", "bits", "enabled", "train_loader", "gptq", "params", "shards", ":")
 
 
 def looks_like_log(text: Text) -> bool:
-    """Whether a text file has at least two lines that only a run prints."""
+    """Whether a text file has lines that only a run prints: one in a ``.log``, else two."""
     marks = 0
+    enough = 1 if text.file.lower().endswith(".log") else 2
     for line in text.lines:
         low = line.lower()
         if "{" in line:
@@ -65,7 +68,7 @@ def looks_like_log(text: Text) -> bool:
             or ("stopping_early" in low and _STOP.search(line))
         ):
             marks += 1
-            if marks >= 2:
+            if marks >= enough:
                 return True
     return False
 
@@ -143,10 +146,20 @@ def _read_line(run: Run, line: str, raw: str, low: str, text: Text, index: int, 
     if "gptq" in low and (m := _AFTER.search(line)):
         seconds = float(m.group(1).replace(",", "")) / (1000 if m.group(2) == "ms" else 1)
         run.after_clock.append((line[:60], Number(seconds, 1, text.place(index))))
+    if "step" not in low:
+        _read_settings(run, line, low, text, index)
+
+
+def _read_settings(run: Run, line: str, low: str, text: Text, index: int) -> None:
+    """Read settings outside an indented block: before training all of them, later only what is said to be enabled."""
     if m := _ENABLED.match(line):
         for key, value in _PAIR.findall(m.group(2)):
             run.settings.setdefault(f"{m.group(1)}.{key}", (value, text.place(index)))
-    elif _PAIR_LINE.match(line) and "loss" not in low and "bpb" not in low and not _STEP.match(line):
+    elif run.train_ms or run.finals or "loss" in low or "bpb" in low:
+        return
+    elif (m := _LONE.match(line)) and not _ANNOTATION.match(m.group(2)):
+        run.settings.setdefault(m.group(1), (m.group(2), text.place(index)))
+    elif _PAIR_LINE.match(line) and not _STEP.match(line):
         for key, value in _PAIR.findall(line):
             run.settings.setdefault(key, (value, text.place(index)))
 
@@ -162,8 +175,9 @@ def _read_score(run: Run, line: str, text: Text, index: int) -> None:
     if _STEP.match(line):
         kind = "step"
     elif _PROGRESS.search(line):
-        kind = "progress"
-    elif _DIAGNOSTIC.search(line[: found[0].end()]):
+        last = re.search(r"\[?(\d+)\s*/\s*(\d+)\]?", line)
+        kind = "final" if last and last.group(1) == last.group(2) and "rank" not in line else "progress"
+    elif _DIAGNOSTIC.search(line[: found[0].end()].lower().replace("diagnostic quantized", "")):
         kind = "diagnostic"
     seconds = None
     if m := _EVAL_TIME.search(line):

@@ -122,7 +122,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What ``submission.json`` says of one seed."""
+    """What ``submission.json`` says of one seed; ``group`` is the object or list that the seed stands in."""
 
     seed: str
     bpb: Number | None = None
@@ -130,6 +130,7 @@ class SeedResult:
     bytes_total: Number | None = None
     steps: Number | None = None
     place: Place | None = None
+    group: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 
 from evalkit.verify.statements import Folder, Number, Run, Score
@@ -43,7 +44,11 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     finals = [(run, score) for run in folder.runs for score in run.finals]
     if stated is None or not folder.runs:
         return Support("no logs")
-    singles = [(run, score) for run, score in finals if same(stated, score.bpb) and score.bpb.decimals >= min(4, stated.decimals)]
+    singles = [
+        (run, score)
+        for run, score in finals
+        if same(stated, score.bpb) and score.bpb.decimals >= min(4, stated.decimals) and not _is_rounded_twin(run, score)
+    ]
     groups = _by_label(finals)
     means = sorted(
         (m for scores in groups.values() if (m := _mean(stated, scores))),
@@ -61,6 +66,16 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     return Support("none", tuple(_last(finals)), None)
 
 
+def _is_rounded_twin(run: Run, score: Score) -> bool:
+    """Whether the run prints the same score with more digits: that line is then the one to compare with."""
+    return any(
+        other.label == score.label
+        and other.bpb.decimals > score.bpb.decimals
+        and abs(other.bpb.value - score.bpb.value) <= 0.51 * score.bpb.unit
+        for other in run.finals
+    )
+
+
 def _by_label(finals: list[tuple[Run, Score]]) -> dict[str, list[tuple[Run, Score]]]:
     """Return the most precise line of every label in every run."""
     groups: dict[str, dict[int, tuple[Run, Score]]] = {}
@@ -76,17 +91,29 @@ def _mean(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
     values = [s.bpb.value for _, s in scores]
     if len(values) < 2:
         return None
-    if _is_mean(stated, values, MEAN_TOLERANCE):
-        return Support("mean", tuple(scores), math.fsum(values) / len(values))
-    # The last run of every file: a file that is appended to keeps older ones.
-    last = list({run.file: (run, s) for run, s in scores}.values())
-    if 2 <= len(last) < len(scores) and _is_mean(stated, [s.bpb.value for _, s in last], MEAN_TOLERANCE):
-        return Support("mean", tuple(last), math.fsum(s.bpb.value for _, s in last) / len(last))
-    if len(values) <= 12:
-        for size in range(len(values) - 1, 1, -1):
-            for chosen in itertools.combinations(scores, size):
-                if _is_mean(stated, [s.bpb.value for _, s in chosen], 0.0):
-                    return Support("subset", chosen, math.fsum(s.bpb.value for _, s in chosen) / size)
+    # All logs; else those of one folder; else the last run of every file, for a file that is appended to keeps older ones.
+    folders: dict[str, list[tuple[Run, Score]]] = {}
+    for run, score in scores:
+        folders.setdefault(run.file.rpartition("/")[0], []).append((run, score))
+    for group in (scores, *folders.values(), list({run.file: (run, s) for run, s in scores}.values())):
+        if len(group) >= 2 and _is_mean(stated, [s.bpb.value for _, s in group], MEAN_TOLERANCE):
+            return Support("mean", tuple(group), math.fsum(s.bpb.value for _, s in group) / len(group))
+    return _mean_of_some(stated, scores) if len(values) <= 12 else None
+
+
+def _mean_of_some(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
+    """Return the largest set of logs of different seeds whose mean is the stated score, of like code where there is a choice."""
+    for size in range(len(scores) - 1, 1, -1):
+        fitting = []
+        for chosen in itertools.combinations(scores, size):
+            seeds = [seed_of(run) for run, _ in chosen if run.seed]
+            if len(set(seeds)) == len(seeds) and _is_mean(stated, [s.bpb.value for _, s in chosen], 0.0):
+                versions = {code.value for run, _ in chosen for kind, code in run.codes if kind == "raw"}
+                mean = math.fsum(s.bpb.value for _, s in chosen) / size
+                fitting.append((len({run.file.rpartition("/")[0] for run, _ in chosen}), len(versions), abs(mean - stated.value), chosen, mean))
+        if fitting:
+            *_, best, mean = min(fitting, key=lambda f: f[:3])
+            return Support("subset", best, mean)
     return None
 
 
@@ -112,7 +139,7 @@ def _last(finals: list[tuple[Run, Score]]) -> list[tuple[Run, Score]]:
 
 
 def claimed_runs(folder: Folder, support: Support) -> list[Run]:
-    """Return the runs that the claim is about: those of the score, and of the per-seed scores; else all."""
+    """Return the runs that the claim is about: those of the score, and of the per-seed scores; none where neither is found."""
     chosen = {id(run): run for run, _ in support.scores} if support.relation not in ("none", "progress") else {}
     for result in folder.declared.results:
         if result.bpb is None:
@@ -120,9 +147,18 @@ def claimed_runs(folder: Folder, support: Support) -> list[Run]:
         for run in folder.runs:
             if any(same(result.bpb, s.bpb) for s in run.finals) and seed_of(run) in (None, result.seed):
                 chosen[id(run)] = run
-    return list(chosen.values()) or list(folder.runs)
+    return list(chosen.values())
+
+
+_NAMED = re.compile(r"seed[_-]?(\d+)|(?<![a-z0-9])s(\d{2,5})(?![0-9a-z])", re.I)
+
+
+def named_seed(file: str) -> str | None:
+    """Return the seed in a log's name, where there is exactly one."""
+    found = [a or b for a, b in _NAMED.findall(file.rpartition("/")[2])]
+    return str(int(found[0])) if len(found) == 1 else None
 
 
 def seed_of(run: Run) -> str | None:
-    """Return the seed that a run printed."""
-    return None if run.seed is None else str(int(run.seed.value))
+    """Return the seed that a run printed, else the one in the name of its log."""
+    return named_seed(run.file) if run.seed is None else str(int(run.seed.value))

@@ -19,7 +19,7 @@ from evalkit.verify.claims.size import check_size
 from evalkit.verify.claims.time import check_time
 from evalkit.verify.folder import read_folder
 from evalkit.verify.statements import Folder
-from evalkit.verify.support import claimed_runs, find_support
+from evalkit.verify.support import Support, claimed_runs, find_support
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,17 @@ def verify_folder(path: str | Path) -> VerifyReport:
         InputError: it is no folder, or holds nothing of a submission.
     """
     folder = read_folder(Path(path))
-    support = find_support(folder, folder.declared.headline)
+    support = _support(folder)
     runs = claimed_runs(folder, support)
+    scored = list({id(run): run for run, _ in support.scores}.values())
     claims = (
         *check_score(folder, support),
         *check_bpb(folder, support),
         *check_coverage(folder, support),
         *check_size(folder, runs),
         *check_time(folder, support, runs),
-        *check_seeds(folder, runs),
-        *check_configuration(folder, runs),
+        *check_seeds(folder, runs or list(folder.runs)),
+        *check_configuration(folder, scored if support.relation in ("mean", "subset") else runs),
         *check_data(folder),
         *check_significance(folder, support),
         *check_files(folder),
@@ -85,3 +86,13 @@ def verify_folder(path: str | Path) -> VerifyReport:
     elif any(c.status == NOT_STATED and c.claim in ("score", "files") for c in claims):
         verdict = "incomplete"
     return VerifyReport(folder, verdict, claims)
+
+
+def _support(folder: Folder) -> Support:
+    """Return what the headline rests on; some files put bits per byte under ``val_loss``, which then is the headline."""
+    declared = folder.declared
+    if declared.headline is None and declared.loss is not None:
+        support = find_support(folder, declared.loss)
+        if support.relation in ("single", "mean"):
+            return support
+    return find_support(folder, declared.headline)

@@ -9,8 +9,8 @@ from evalkit.verify.statements import Folder, Place, Run
 from evalkit.verify.support import same, seed_of
 
 _FREE = re.compile(
-    r"seed|run_id|rank|path|file|dir|port|host|log|time|date|device|world|wandb|name|cache|dataset|tokenizer|resume|_every$|_freq|"
-    r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params",
+    r"^.$|seed|run_id|rank|path|file|dir|port|host|log|time|date|device|world|wandb|name|cache|dataset|tokenizer|resume|_every$|_freq|"
+    r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params|bytes|legal|scale$",
     re.I,
 )
 _OFF = {"false", "0", "0.0", "none", "off", "", "null", "disabled", "1.0", "1"}
@@ -34,7 +34,7 @@ def _settings(runs: list[Run]) -> Claim | None:
     for i, run in enumerate(rows[1:], 1):
         for key, (value, place) in run.settings.items():
             other = rows[0].settings.get(key)
-            if other is None or _FREE.search(key) or _same_value(value, other[0]) or _is_place(value):
+            if other is None or _FREE.search(key.rpartition(".")[2]) or _same_value(value, other[0]) or _is_place(value):
                 continue
             return _differ(key, other[0], value, other[1], place, rows[0], rows[i])
     return None

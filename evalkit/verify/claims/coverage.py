@@ -14,7 +14,7 @@ LEAST = 0.98
 def check_coverage(folder: Folder, support: Support) -> list[Claim]:
     """Return whether tokens and bytes of the claimed lines are those of the whole set."""
     holds: Claim | None = None
-    for run, score in support.scores:
+    for run, score in support.scores if support.relation != "none" else ():
         if score.bytes_scored and score.bytes_scored < LEAST * FULL_BYTES and score.bytes_scored > 1_000:
             return [
                 _short(score.bytes_scored, FULL_BYTES, "bytes", score.label, places(folder.declared.headline, score.bpb))

@@ -8,13 +8,15 @@ from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.statements import Folder, Place
 
 _STORED = re.compile(
-    r"(?:validation|val)[\w ]{0,20}\btokens?\b[^.]{0,40}\bstored\b|stor(?:e|es|ed|ing)\b[^.]{0,40}\b(?:validation|val)[\w ]{0,12}\btokens?\b|\bpaid[ _-]prefix\b",
+    r"(?:validation|\bval)[\w ]{0,20}\btokens?\b[^.]{0,40}\bstored\b|stor(?:e|es|ed|ing)\b[^.]{0,40}\b(?:validation|val)[\w ]{0,12}\btokens?\b",
     re.I,
 )
 _TRAINED = re.compile(
-    r"\b(?:train(?:s|ed|ing)?|fine-?tun\w+)\s+(?:only\s+|directly\s+|exclusively\s+)?on\s+(?:the\s+)?(?:full\s+|entire\s+)?(?:fineweb\s+)?val(?:idation)?\s+(?:set|split|shard|data|tokens|text)|val[- ]only\s+training",
+    r"\b(?:train(?:s|ed|ing)?|fine-?tun\w+)\s+(?:only\s+|directly\s+|exclusively\s+)?on\s+(?:only\s+)?(?:the\s+)?(?:full\s+|entire\s+)?"
+    r"(?:fineweb\s+|published\s+)?val(?:idation)?\s+(?:set|split|shards?|data|tokens|text)|\bval(?:idation)?[- ]only\b(?!.{0,30}(?:eval|check|smoke))",
     re.I,
 )
+_ADAPTS = re.compile(r"test[- ]time|\bTTT\b|adapt|already|score|causal|legal|rule|allowed|eval-only|proxy", re.I)
 _DENIED = re.compile(r"\b(?:no|not|never|without|nor|avoid\w*|forbid\w*|prohibit\w*|illegal|ban\w*|don't|doesn't|isn't|cannot|instead of)\b", re.I)
 _VAL_DOCS = re.compile(r"val[-_]docs\D{0,24}?(\d[\d_,]*)", re.I)
 
@@ -28,6 +30,8 @@ def check_data(folder: Folder) -> list[Claim]:
             continue
         for index, line in enumerate(text.lines):
             for pattern, words in ((_STORED, "in the artifact"), (_TRAINED, "in training")):
+                if pattern is _TRAINED and _ADAPTS.search(line):
+                    continue
                 if (m := pattern.search(line)) and not _DENIED.search(line[max(0, m.start() - 80) : m.end() + 40]):
                     return [Claim("data", CONTRADICTED, f"the folder says that validation text is used {words}", None, m.group(), (text.place(index),))]
     shards = _shards(folder)

@@ -39,6 +39,9 @@ def _headline(folder: Folder, support: Support, stated: float, lines: tuple) -> 
         return Claim("score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines)
     if support.relation == "no logs" or not any(run.scores for run in folder.runs):
         return Claim("score", NOT_STATED, f"no log prints a score to compare {stated} with", stated, None, lines[:1])
+    shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(r.finals for r in folder.runs)
+    if support.relation == "progress" and not shipped:
+        return Claim("score", NOT_STATED, f"{stated} stands on a line of training; the log evaluates nothing that ships", stated, support.value, lines)
     if support.relation == "progress":
         label = support.scores[0][1].kind
         words = {"step": "a training step", "progress": "a line of progress"}.get(label, "a diagnostic of weights that do not ship")
@@ -56,7 +59,7 @@ def _seed(folder: Folder, result: SeedResult) -> Claim | None:
     own: list[Run] = [r for r in folder.runs if seed_of(r) == result.seed and r.finals]
     if not own:
         return None
-    everywhere = [s for r in folder.runs for s in r.scores]
+    everywhere = [s for r in folder.runs for s in r.scores if s.kind in ("final", "diagnostic")]
     if any(same(result.bpb, s.bpb) for s in everywhere):
         return None
     closest = min((s for r in own for s in r.finals), key=lambda s: abs(s.bpb.value - result.bpb.value))  # type: ignore[union-attr]

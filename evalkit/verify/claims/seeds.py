@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.statements import Folder, Run
-from evalkit.verify.support import seed_of
-
-_NAMED = re.compile(r"seed[_-]?(\d+)|(?<![a-z0-9])s(\d{2,5})(?![0-9a-z])", re.I)
-
+from evalkit.verify.support import named_seed, seed_of
 
 def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
     """Return whether every log is of the seed that its name and submission.json give it."""
     single = [r for r in runs if sum(o.file == r.file for o in folder.runs) == 1 and r.seed is not None]
-    pairs = [(r, name) for r in single if (name := _named(r.file)) is not None]
+    pairs = [(r, name) for r in single if (name := named_seed(r.file)) is not None]
     wrong = [(r, name) for r, name in pairs if name != seed_of(r)]
     # Files that are only numbered (seed1, seed2, seed3) name no seed.
     if wrong and len(wrong) < len(pairs):
@@ -53,11 +48,6 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
     if logged:
         return [Claim("seeds", HOLDS, f"logs of seeds {_list(logged)}", _list(stated_seeds) or None, _list(logged), places(*(r.seed for r in runs)))]
     return [Claim("seeds", NOT_STATED, "no log prints its seed", _list(stated_seeds) or None)]
-
-
-def _named(file: str) -> str | None:
-    found = [a or b for a, b in _NAMED.findall(file.rpartition("/")[2])]
-    return str(int(found[0])) if len(found) == 1 else None
 
 
 def _list(seeds: set[str]) -> str:

@@ -13,7 +13,10 @@ from evalkit.verify.statements import Folder, Number, Run
 
 def check_size(folder: Folder, runs: list[Run]) -> list[Claim]:
     """Return whether what ships fits, for the runs that the claim is about."""
-    claims = [c for run in runs if (c := _run(folder, run))]
+    claims = [c for run in runs or folder.runs if (c := _run(folder, run))]
+    if not runs and any(c.status == HOLDS for c in claims):
+        # Which run the claim is about is not known: one that fits is enough.
+        claims = [c for c in claims if c.status == HOLDS]
     if stated := _stated(folder, runs):
         claims.insert(0, stated)
     contradicted = [c for c in claims if c.status == CONTRADICTED]
@@ -33,7 +36,7 @@ def _stated(folder: Folder, runs: list[Run]) -> Claim | None:
     if not over:
         return None
     worst = max(over, key=lambda t: t.value)
-    smaller = [c for run in runs if (c := _smallest(folder, run)) and c[0] <= SIZE_CAP]
+    smaller = [c for run in runs or folder.runs if (c := _smallest(folder, run)) and c[0] <= SIZE_CAP]
     if smaller:  # the file counts the script raw, as some logs do
         return None
     return Claim("size", CONTRADICTED, f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}", worst.value, worst.value, places(worst))
