@@ -165,7 +165,7 @@ def _read_settings(run: Run, line: str, low: str, text: Text, index: int) -> Non
 
 
 def _read_score(run: Run, line: str, text: Text, index: int) -> None:
-    found = list(_BPB.finditer(line))
+    found = [m for m in _BPB.finditer(line) if 0.001 < float(m.group(2)) < 50]
     if not found:
         return
     named = [m for m in found if m.group(1).lower() == "val_bpb"]

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from evalkit.verify.statements import Folder, Number, Run, Score
+from evalkit.verify.statements import Folder, Number, Place, Run, Score
 
 MEAN_TOLERANCE = 1e-5
 """Means off by 2e-6 to 7e-6 are common and mean nothing (rounded seeds, sums in float32)."""
@@ -19,14 +19,16 @@ class Support:
 
     Attributes:
         relation: ``single``, ``mean``, ``subset`` (a mean of some logs), ``progress`` (only printed while training or
-            evaluating), ``elsewhere`` (another table of the folder), ``none`` (logs say otherwise), ``no logs``.
+            evaluating), ``missing`` (the mean of stated seeds, some without a log), ``elsewhere`` (a table of results), ``none`` (logs say otherwise), ``no logs``.
         scores: the lines, with their runs.
         value: what they amount to.
+        place: the line of a table where the score stands instead of a log.
     """
 
     relation: str
     scores: tuple[tuple[Run, Score], ...] = ()
     value: float | None = None
+    place: Place | None = None
 
 
 def tolerance(stated: Number) -> float:
@@ -56,14 +58,73 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     )
     if means and means[0].relation == "mean" and not (singles and stated.decimals >= 6):
         return means[0]
+    if rows := _stated_rows(folder, stated):
+        return rows
     if singles:
         return Support("single", tuple(_sharpest(singles)), singles[-1][1].bpb.value)
     if means:
         return means[0]
+    if _is_missing_seed(folder, stated):
+        return Support("missing", tuple(_row_lines(folder)))
+    if place := _in_table(folder, stated):
+        return Support("elsewhere", (), stated.value, place)
     shown = [(run, s) for run in folder.runs for s in run.scores if s.kind != "final" and same(stated, s.bpb)]
     if shown:
         return Support("progress", tuple(shown[-1:]), shown[-1][1].bpb.value)
     return Support("none", tuple(_last(finals)), None)
+
+
+def _stated_rows(folder: Folder, stated: Number) -> Support | None:
+    """Return the logs' lines of the stated seeds where the headline is the mean of what is stated for them."""
+    chosen = _row_lines(folder)
+    values = [r.bpb.value for r in folder.declared.results if r.bpb]
+    if len(values) < 2 or len(chosen) < len(values) or not _is_mean(stated, values, MEAN_TOLERANCE):
+        return None
+    return Support("mean", tuple(chosen), math.fsum(s.bpb.value for _, s in chosen) / len(chosen))
+
+
+def _row_lines(folder: Folder) -> list[tuple[Run, Score]]:
+    """Return the final line of every stated seed whose log has its score."""
+    chosen: list[tuple[Run, Score]] = []
+    for result in folder.declared.results:
+        lines = [
+            (run, s)
+            for run in folder.runs
+            if result.bpb and seed_of(run) in (None, result.seed)
+            for s in run.finals
+            if same(result.bpb, s.bpb) and not _is_rounded_twin(run, s)
+        ]
+        chosen += lines[-1:]
+    return chosen
+
+
+def _is_missing_seed(folder: Folder, stated: Number) -> bool:
+    """Whether the headline is the mean of stated seeds of which some have no log, and every log agrees with its seed."""
+    rows = [r for r in folder.declared.results if r.bpb]
+    logged = {seed_of(run) for run in folder.runs if run.finals}
+    without = [r for r in rows if r.seed not in logged]
+    return (
+        len(rows) > 1
+        and None not in logged
+        and 0 < len(without) < len(rows)
+        and len(_row_lines(folder)) == len(rows) - len(without)
+        and _is_mean(stated, [r.bpb.value for r in rows if r.bpb], MEAN_TOLERANCE)
+    )
+
+
+_DECIMAL = re.compile(r"(?<![\d.])\d\.\d{4,}(?!\d)")
+
+
+def _in_table(folder: Folder, stated: Number) -> Place | None:
+    """Return where a table of results holds the score: a row of a CSV or TSV file, or more digits of it in a JSON file."""
+    for text in folder.tables:
+        rows = text.file.lower().endswith((".csv", ".tsv"))
+        for index, line in enumerate(text.lines[:20_000]):
+            for token in _DECIMAL.findall(line):
+                decimals = len(token.partition(".")[2])
+                if (rows and decimals >= stated.decimals or decimals > stated.decimals + 3) and same(stated, Number(float(token), decimals, stated.place)):
+                    return text.place(index)
+    return None
 
 
 def _is_rounded_twin(run: Run, score: Score) -> bool:
@@ -107,7 +168,7 @@ def _mean_of_some(stated: Number, scores: list[tuple[Run, Score]]) -> Support | 
         fitting = []
         for chosen in itertools.combinations(scores, size):
             seeds = [seed_of(run) for run, _ in chosen if run.seed]
-            if len(set(seeds)) == len(seeds) and _is_mean(stated, [s.bpb.value for _, s in chosen], 0.0):
+            if (len(set(seeds)) == len(seeds) or stated.decimals >= 7) and _is_mean(stated, [s.bpb.value for _, s in chosen], 0.0):
                 versions = {code.value for run, _ in chosen for kind, code in run.codes if kind == "raw"}
                 mean = math.fsum(s.bpb.value for _, s in chosen) / size
                 fitting.append((len({run.file.rpartition("/")[0] for run, _ in chosen}), len(versions), abs(mean - stated.value), chosen, mean))

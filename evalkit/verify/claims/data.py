@@ -13,11 +13,11 @@ _STORED = re.compile(
 )
 _TRAINED = re.compile(
     r"\b(?:train(?:s|ed|ing)?|fine-?tun\w+)\s+(?:only\s+|directly\s+|exclusively\s+)?on\s+(?:only\s+)?(?:the\s+)?(?:full\s+|entire\s+)?"
-    r"(?:fineweb\s+|published\s+)?val(?:idation)?\s+(?:set|split|shards?|data|tokens|text)|\bval(?:idation)?[- ]only\b(?!.{0,30}(?:eval|check|smoke))",
+    r"(?:fineweb\s+|published\s+)?val(?:idation)?\s+(?:set|split|shards?|data|tokens|text)|\bval(?:idation)?[- ]only (?:train|run|model|submission)",
     re.I,
 )
 _ADAPTS = re.compile(r"test[- ]time|\bTTT\b|adapt|already|score|causal|legal|rule|allowed|eval-only|proxy", re.I)
-_DENIED = re.compile(r"\b(?:no|not|never|without|nor|avoid\w*|forbid\w*|prohibit\w*|illegal|ban\w*|don't|doesn't|isn't|cannot|instead of)\b", re.I)
+_DENIED = re.compile(r"\b(?:no|not|never|without|nor|avoid\w*|forbid\w*|prohibit\w*|illegal|ban\w*|\w+n['’]t|cannot|instead of)\b", re.I)
 _VAL_DOCS = re.compile(r"val[-_]docs\D{0,24}?(\d[\d_,]*)", re.I)
 
 

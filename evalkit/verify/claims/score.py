@@ -37,6 +37,11 @@ def _headline(folder: Folder, support: Support, stated: float, lines: tuple) -> 
         off = abs(stated - support.value)
         note = f" (off by {off:.1e})" if MEAN_TOLERANCE >= off > 1.1 * 10 ** -min(8, folder.declared.headline.decimals) else ""  # type: ignore[union-attr]
         return Claim("score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines)
+    if support.relation == "missing":
+        return Claim("score", NOT_STATED, f"{stated} is the mean of the stated seeds; not each of them has a log", stated, None, lines)
+    if support.relation == "elsewhere":
+        assert support.place is not None
+        return Claim("score", NOT_STATED, f"{stated} stands in {support.place.file}; no log prints it", stated, support.value, (*lines[:1], support.place))
     if support.relation == "no logs" or not any(run.scores for run in folder.runs):
         return Claim("score", NOT_STATED, f"no log prints a score to compare {stated} with", stated, None, lines[:1])
     shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(r.finals for r in folder.runs)
