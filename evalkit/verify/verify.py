@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,22 @@ class VerifyReport:
         folder: what was read.
         verdict: ``consistent``, ``contradicted`` or ``incomplete``.
         claims: in the order of a reader's questions.
+        support: the lines that the score rests on.
+        next_commands: what evalkit can do beyond reading, where an artifact is there.
     """
 
     folder: Folder
     verdict: str
     claims: tuple[Claim, ...]
+    support: Support
+    next_commands: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores that the headline is the mean of, else the headline; empty without one."""
+        if self.support.relation in ("single", "mean", "subset"):
+            return [score.bpb.value for _, score in self.support.scores]
+        return [self.folder.declared.headline.value] if self.folder.declared.headline else []
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's JSON."""
@@ -52,7 +64,9 @@ class VerifyReport:
                 }
                 for c in self.claims
             ],
+            "scores": self.scores,
             "notes": list(self.folder.notes),
+            "next": list(self.next_commands),
         }
 
 
@@ -85,7 +99,7 @@ def verify_folder(path: str | Path) -> VerifyReport:
         verdict = "contradicted"
     elif any(c.status == NOT_STATED and c.claim in ("score", "files") for c in claims):
         verdict = "incomplete"
-    return VerifyReport(folder, verdict, claims)
+    return VerifyReport(folder, verdict, claims, support, _next_commands(folder))
 
 
 def _support(folder: Folder) -> Support:
@@ -96,3 +110,20 @@ def _support(folder: Folder) -> Support:
         if support.relation in ("single", "mean"):
             return support
     return find_support(folder, declared.headline)
+
+
+_ARTIFACT = re.compile(r"\.(?:ptz|int[4-8]\.\w+|evalkit|safetensors)$|final_model.*\.bin$", re.I)
+
+
+def _next_commands(folder: Folder) -> tuple[str, ...]:
+    """Return commands that go further than reading, where the folder ships its artifact."""
+    artifact = next((f for f in folder.files if _ARTIFACT.search(f)), None)
+    if artifact is None:
+        return ()
+    path = f"{folder.path}/{artifact}"
+    source = f" --source {folder.path}/{folder.script.file}" if folder.script else ""
+    return (
+        f"evalkit inspect {path}{source}",
+        f"evalkit score {path}{source} --tokens SHARDS --tokenizer MODEL",
+        f"evalkit check {path}{source} --tokens SHARDS --tokenizer MODEL",
+    )
