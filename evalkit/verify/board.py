@@ -95,8 +95,14 @@ def entry_of(report: VerifyReport) -> Entry:
     """Return the row of a verified folder."""
     folder = report.folder
     sizes = [c.found for c in report.claims if c.claim == "size" and isinstance(c.found, int | float)]
-    losses = [s.loss.value for _, s in report.support.scores if s.loss] if len(report.scores) == len(report.support.scores) else []
-    checks = [str(leaf.value) for leaf in folder.declared.leaves if leaf.path[-1] == "verdict" and isinstance(leaf.value, str)]
+    losses = (
+        [s.loss.value for _, s in report.support.scores if s.loss]
+        if len(report.scores) == len(report.support.scores)
+        else []
+    )
+    checks = [
+        str(leaf.value) for leaf in folder.declared.leaves if leaf.path[-1] == "verdict" and isinstance(leaf.value, str)
+    ]
     return Entry(
         name=folder.path.resolve().name,
         date=_date(folder.path.resolve().name, [(leaf.path, leaf.value) for leaf in folder.declared.leaves]),
@@ -131,7 +137,9 @@ def _from_file(path: Path) -> Entry:
         )
     score = _number(values.get("bpb"))
     if score is None:
-        raise InputError(f"{path} is no report of evalkit verify or evalkit score; name submission folders or such reports")
+        raise InputError(
+            f"{path} is no report of evalkit verify or evalkit score; name submission folders or such reports"
+        )
     artifact = values.get("artifact")
     size = _number(artifact.get("bytes")) if isinstance(artifact, dict) else None
     loss = _number(values.get("val_loss"))

@@ -11,14 +11,18 @@ from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.verify.board import Entry, Step, frontier
 from evalkit.verify.page import badge, document
 
-_WIDTH, _HEIGHT = 900, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 28
+_WIDTH, _HEIGHT = 900, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 12, 16, 34
 
 
 def board_page(entries: Sequence[Entry], title: str = "Board") -> str:
     """Return the page for entries in any order; it needs no network."""
     steps = frontier(entries)
-    best = min((e for e in entries if e.mean is not None and e.verify != "contradicted"), key=lambda e: e.mean or 0, default=None)
+    best = min(
+        (e for e in entries if e.mean is not None and e.verify != "contradicted"),
+        key=lambda e: e.mean or 0,
+        default=None,
+    )
     tiles = [
         (str(len(entries)), "entries"),
         (f"{best.mean:.5f}" if best and best.mean is not None else "–", "best bits per byte, not contradicted"),
@@ -41,7 +45,18 @@ def board_page(entries: Sequence[Entry], title: str = "Board") -> str:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    heads = ("entry", "date", "bits per byte", "± 95 %", "runs", "bytes", "under the cap", "verify", "check", "first contradiction")
+    heads = (
+        "entry",
+        "date",
+        "bits per byte",
+        "± 95 %",
+        "runs",
+        "bytes",
+        "under the cap",
+        "verify",
+        "check",
+        "first contradiction",
+    )
     rows = []
     for e in sorted(entries, key=lambda e: (e.mean is None, e.mean or 0, e.name)):
         half = e.half_width
@@ -52,14 +67,18 @@ def _table(entries: Sequence[Entry]) -> str:
             _cell("± 95 %", half, f"{half:.5f}" if half is not None else ""),
             _cell("runs", len(e.scores), str(len(e.scores))),
             _cell("bytes", e.size, f"{e.size:,}" if e.size is not None else ""),
-            _cell("under the cap", None if e.size is None else SIZE_CAP - e.size, f"{SIZE_CAP - e.size:,}" if e.size is not None else ""),
+            _cell(
+                "under the cap",
+                None if e.size is None else SIZE_CAP - e.size,
+                f"{SIZE_CAP - e.size:,}" if e.size is not None else "",
+            ),
             f'<td data-name="verify" data-key="{escape(e.verify)}">{badge(e.verify) if e.verify else ""}</td>',
             f'<td data-name="check" data-key="{escape(e.check)}">{badge(e.check) if e.check else ""}</td>',
             f'<td class="text" data-key="{escape(e.why)}">{escape(e.why)}</td>',
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(
-        f'<th{" class=text" if i == len(heads) - 1 else ""}{" aria-sort=ascending" if h == "bits per byte" else ""}>'
+        f"<th{' class=text' if i == len(heads) - 1 else ''}{' aria-sort=ascending' if h == 'bits per byte' else ''}>"
         f'<button type="button">{h}</button></th>'
         for i, h in enumerate(heads)
     )
@@ -77,7 +96,9 @@ def _frontier(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
     for step in steps:
         gain = "" if step.gain is None else f"{step.gain:.5f}"
         p = "first" if step.gain is None else "one run" if step.p is None else f"{step.p:.2g}"
-        rows.append(f'<tr><td class="name">{escape(step.entry.name)}</td><td>{step.entry.date}</td><td>{step.entry.mean:.5f}</td><td>{gain}</td><td>{p}</td></tr>')
+        rows.append(
+            f'<tr><td class="name">{escape(step.entry.name)}</td><td>{step.entry.date}</td><td>{step.entry.mean:.5f}</td><td>{gain}</td><td>{p}</td></tr>'
+        )
     return (
         '<section class="wide"><h2>Frontier</h2><p class="why">The best score of its time; p is one-sided, that it is lower than '
         "the best before it (Welch’s t over the runs). Contradicted and illegal entries set no mark.</p>"
@@ -111,17 +132,25 @@ def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
     parts = []
     for i in range(5):
         value = low + (high - low) * i / 4
-        parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(
+            f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3f}</text>')
     for day, anchor in ((first, "start"), (last, "end")):
-        parts.append(f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{date.fromordinal(day).isoformat()}</text>')
+        parts.append(
+            f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{date.fromordinal(day).isoformat()}</text>'
+        )
     for day, e in shown:
         assert e.mean is not None
         half = e.half_width
         if half is not None and 2 * half < high - low:
-            parts.append(f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>')
+            parts.append(
+                f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>'
+            )
         mark = " class=best" if id(e) in marked else ""
-        parts.append(f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4"><title>{escape(e.name)}: {e.mean:.5f}</title></circle>')
+        parts.append(
+            f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4"><title>{escape(e.name)}: {e.mean:.5f}</title></circle>'
+        )
     path = ""
     for step in steps:
         day = _day(step.entry.date)

@@ -11,13 +11,20 @@ _HEADLINES = (
     "val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_3seed_mean", "three_seed_mean_bpb", "mean_bpb", "val_bpb_exact",
     "bpb", "score", "final_val_bpb", "best_val_bpb",
 )  # fmt: skip
-_OTHER_SCORE = re.compile(r"std|stdev|delta|base|prior|previous|improv|pre_?quant|pre_?ttt|reference|sota|gain|min|max|merged|vs|float|ema|range|target|threshold", re.I)
+_OTHER_SCORE = re.compile(
+    r"std|stdev|delta|base|prior|previous|improv|pre_?quant|pre_?ttt|reference|sota|gain|min|max|merged|vs|float|ema|range|target|threshold",
+    re.I,
+)
 _GROUPS = ("results", "result", "metrics", "scores", "final", "summary", "evaluation", "performance")
 _LOSSES = ("val_loss", "mean_val_loss", "val_loss_mean", "val_loss_nats")
-_TOTAL = re.compile(r"^(?:bytes_total|total_bytes|total_size_bytes|artifact_bytes(?:_max|_mean|_total)?|artifact_size_bytes|bytes_total_\w+|total_artifact_bytes|submission_bytes|total_submission_size(?:_bytes)?)$")
+_TOTAL = re.compile(
+    r"^(?:bytes_total|total_bytes|total_size_bytes|artifact_bytes(?:_max|_mean|_total)?|artifact_size_bytes|bytes_total_\w+|total_artifact_bytes|submission_bytes|total_submission_size(?:_bytes)?)$"
+)
 _NUMERIC = re.compile(r"^\s*~?(\d+\.\d+|\d[\d,_]{6,})(?:\s*(?:bpb|bytes|\(.*\)))?\s*$")
 _SEED_KEY = re.compile(r"^(?:seed[_ -]?)?(\d{1,6})$", re.I)
-_OLDER = re.compile(r"pre[-_]?fix|before|old|previous|prior|base|reference|ablation|invalid|superseded|original|without|no_", re.I)
+_OLDER = re.compile(
+    r"pre[-_]?fix|before|old|previous|prior|base|reference|ablation|invalid|superseded|original|without|no_", re.I
+)
 _LISTS = re.compile(r"seed|result|run|log", re.I)
 
 
@@ -41,7 +48,11 @@ def read_declared(text: Text) -> Declared:
         headline=headline,
         headline_key=key,
         loss=loss,
-        totals=tuple(n for leaf in leaves if leaf.path and _TOTAL.match(leaf.path[-1].lower()) and (n := _as_number(leaf)) and n.value > 100_000),
+        totals=tuple(
+            n
+            for leaf in leaves
+            if leaf.path and _TOTAL.match(leaf.path[-1].lower()) and (n := _as_number(leaf)) and n.value > 100_000
+        ),
         seeds=seeds,
         results=_of_headline(results, headline),
         problem=problem,
@@ -84,9 +95,13 @@ def _seeds(leaves: list[Leaf]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for leaf in leaves:
         names = [p.lower() for p in leaf.path]
-        if names[0] == "seeds" and len(names) == 2 and names[1].isdigit() and isinstance(leaf.value, float) and not leaf.decimals:
-            found[str(int(leaf.value))] = None
-        elif names == ["seed"] and isinstance(leaf.value, float) and not leaf.decimals:
+        if (
+            names[0] == "seeds"
+            and len(names) == 2
+            and names[1].isdigit()
+            and isinstance(leaf.value, float)
+            and not leaf.decimals
+        ) or (names == ["seed"] and isinstance(leaf.value, float) and not leaf.decimals):
             found[str(int(leaf.value))] = None
     return tuple(found)
 
@@ -105,9 +120,21 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
             continue
         if "seed" in named and isinstance(named["seed"].value, float):
             seed = str(int(named["seed"].value))
-        elif (m := _SEED_KEY.match(path[-1])) and (len(path) == 1 or _LISTS.search(path[-2])) and not _is_index(path, groups):
+        elif (
+            (m := _SEED_KEY.match(path[-1]))
+            and (len(path) == 1 or _LISTS.search(path[-2]))
+            and not _is_index(path, groups)
+        ):
             seed = m.group(1)
-        elif len(path) == 1 and path[0].lower() in ("seed_results", "val_bpb_seeds", "seeds", "per_seed", "seed_bpb", "per_seed_bpb", "val_bpb_by_seed"):
+        elif len(path) == 1 and path[0].lower() in (
+            "seed_results",
+            "val_bpb_seeds",
+            "seeds",
+            "per_seed",
+            "seed_bpb",
+            "per_seed_bpb",
+            "val_bpb_by_seed",
+        ):
             for leaf in group:  # {"42": 1.08, ...}
                 number = _plausible(leaf)
                 if number and (m := _SEED_KEY.match(leaf.path[-1])) and not _is_list(group):
@@ -115,7 +142,10 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
             continue
         if seed is None:
             continue
-        bpb = next((n for k in (*_HEADLINES, "bpb", "ttt_bpb", "sliding_bpb") if k in named and (n := _plausible(named[k]))), None)
+        bpb = next(
+            (n for k in (*_HEADLINES, "bpb", "ttt_bpb", "sliding_bpb") if k in named and (n := _plausible(named[k]))),
+            None,
+        )
         results.append(
             SeedResult(
                 seed,

@@ -38,7 +38,9 @@ class Reader:
             InputError: the folder does not exist or cannot be read.
         """
         if not self.root.is_dir():
-            raise InputError(f"{self.root} is not a folder; expected a submission folder (submission.json, logs, script)")
+            raise InputError(
+                f"{self.root} is not a folder; expected a submission folder (submission.json, logs, script)"
+            )
         found: dict[str, int] = {}
         pending = [self.root]
         links = 0
@@ -58,7 +60,9 @@ class Reader:
                     if entry.name != ".git":
                         pending.append(Path(entry.path))
                 elif entry.is_file(follow_symlinks=False):
-                    found[Path(entry.path).relative_to(self.root).as_posix()] = entry.stat(follow_symlinks=False).st_size
+                    found[Path(entry.path).relative_to(self.root).as_posix()] = entry.stat(
+                        follow_symlinks=False
+                    ).st_size
                 if len(found) >= MAX_FILES:
                     self.notes.append(f"only the first {MAX_FILES:,} files were looked at")
                     pending.clear()

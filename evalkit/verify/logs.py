@@ -11,15 +11,20 @@ import re
 from evalkit.verify.statements import Number, Place, Run, Score, Text
 
 _NUMBER = r"(\d[\d,]*(?:\.\d+)?(?:[eE]-?\d+)?)"
-_PREFIX = re.compile(r"^(?:\[?\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?rank ?\d+\]?:?|\[[\d:.]+\]|\d+:)\s+", re.I)
+_PREFIX = re.compile(
+    r"^(?:\[?\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?rank ?\d+\]?:?|\[[\d:.]+\]|\d+:)\s+", re.I
+)
 _BPB = re.compile(
-    r"(?<![\w.])((?:[a-z0-9]+[_ -]){0,6}?(?:bpb|bits[_ ]per[_ ]byte))(?:[_ ]?exact)?\**\s*(?:[:=]|is)\s*\**\s*(\d+\.\d+)", re.I
+    r"(?<![\w.])((?:[a-z0-9]+[_ -]){0,6}?(?:bpb|bits[_ ]per[_ ]byte))(?:[_ ]?exact)?\**\s*(?:[:=]|is)\s*\**\s*(\d+\.\d+)",
+    re.I,
 )
 _LOSS = re.compile(r"(?<![\w.])(?:val_|val )?loss\**\s*[:=]\s*(\d+\.\d+)", re.I)
 _EVAL_TIME = re.compile(r"eval_?time\**\s*[:=]\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
 _BYTES = re.compile(r"(?<![\w])bytes[=:]\s*" + _NUMBER, re.I)
 _TOKENS = re.compile(r"(?<![\w])tokens[=:]\s*" + _NUMBER, re.I)
-_STEP = re.compile(r"^(?:step\s*[:= ]?\s*)?(\d+)\s*/\s*\d+\b|^step\s*[:=]?\s*\d+|^\[?(?:it|iter)\w*\s*[:=]?\s*\d+", re.I)
+_STEP = re.compile(
+    r"^(?:step\s*[:= ]?\s*)?(\d+)\s*/\s*\d+\b|^step\s*[:=]?\s*\d+|^\[?(?:it|iter)\w*\s*[:=]?\s*\d+", re.I
+)
 _PROGRESS = re.compile(
     r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|\d+\s*%|window[s]?\s*[:=]?\s*\d+\s*/|"
     r"progress|\bdoc(?:s|ument)?\s+\d+\s*/|\bphase\b.*\d+/\d+\b|epoch\s*[:=]?\s*\d",
@@ -30,14 +35,31 @@ _DIAGNOSTIC = re.compile(
     r"target|previous|record|sota|delta|gain|improve|\bbest so far|threshold|reference|bpb:enabled",
     re.I,
 )
-_STOP = re.compile(r"(?:stopping_early|stopped|training_complete|train(?:ing)? (?:done|finished)).*?train_time:\s*" + _NUMBER + r"\s*(ms|s|m)\b", re.I)
+_STOP = re.compile(
+    r"(?:stopping_early|stopped|training_complete|train(?:ing)? (?:done|finished)).*?train_time:\s*"
+    + _NUMBER
+    + r"\s*(ms|s|m)\b",
+    re.I,
+)
 _TRAIN_TIME = re.compile(r"train_time:\s*" + _NUMBER + r"\s*(ms|s|m)\b", re.I)
 _STEP_AVG = re.compile(r"step_avg:\s*" + _NUMBER + r"\s*ms", re.I)
 _STEP_OF = re.compile(r"step:\s*(\d+)(?:/\d+)?", re.I)
-_TOTAL = re.compile(r"total[ _](?:[\w+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)\s*(?:\([^)]*\))?\s*[:=]\s*" + _NUMBER + r"(?!\s*[MK]i?B|\.\d)", re.I)
-_MODEL = re.compile(r"^\W*(?:serialized|compressed|quantized|saved compressed)\b[\w ]*?model\s*([\w+./-]*)\s*(?:\([^)]*\))?\s*[:=]\s*" + _NUMBER + r"\s*bytes", re.I)
+_TOTAL = re.compile(
+    r"total[ _](?:[\w+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)\s*(?:\([^)]*\))?\s*[:=]\s*"
+    + _NUMBER
+    + r"(?!\s*[MK]i?B|\.\d)",
+    re.I,
+)
+_MODEL = re.compile(
+    r"^\W*(?:serialized|compressed|quantized|saved compressed)\b[\w ]*?model\s*([\w+./-]*)\s*(?:\([^)]*\))?\s*[:=]\s*"
+    + _NUMBER
+    + r"\s*bytes",
+    re.I,
+)
 _CODE = re.compile(r"code[_ ]size\s*(\([^)]*\))?\s*[:=]\s*" + _NUMBER, re.I)
-_VAL_TOKENS = re.compile(r"(?:^val_tokens|^val_loader\b.*\btokens|^\W*val(?:idation)?[ _]tokens)\s*[:=]\s*" + _NUMBER, re.I)
+_VAL_TOKENS = re.compile(
+    r"(?:^val_tokens|^val_loader\b.*\btokens|^\W*val(?:idation)?[ _]tokens)\s*[:=]\s*" + _NUMBER, re.I
+)
 _SEED = re.compile(r"^\W*seed\s*[:=]\s*(\d+)\b", re.I)
 _SETTING = re.compile(r"^\s{1,6}([a-z][a-z0-9_]*): (.*)$")
 _PAIR = re.compile(r"(?<!\S)([A-Za-z][A-Za-z0-9_]*)[:=](\S+)")
@@ -47,10 +69,27 @@ _PAIR_LINE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9_]*:\S+)(?: [A-Za-z][A-Za-z0-9_]
 _ENABLED = re.compile(r"^([A-Za-z][\w ]*):\s*enabled\b(.*)$")
 _AFTER = re.compile(r"gptq:\s*(?:calibrated|collected|generated)\b.*?\bin\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
 _START = re.compile(r"^(?:model_params|train_loader|val_loader|hyperparameters|seed)\b", re.I)
-_SOURCE = re.compile(r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]""")
+_SOURCE = re.compile(
+    r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]"""
+)
 """Marks of Python source, which many logs print before their output."""
 
-_KEYS = ("bpb", "time", "size", "bytes", "tokens", "seed", "total", "bits", "enabled", "train_loader", "gptq", "params", "shards", ":")
+_KEYS = (
+    "bpb",
+    "time",
+    "size",
+    "bytes",
+    "tokens",
+    "seed",
+    "total",
+    "bits",
+    "enabled",
+    "train_loader",
+    "gptq",
+    "params",
+    "shards",
+    ":",
+)
 
 
 def looks_like_log(text: Text) -> bool:
@@ -63,7 +102,7 @@ def looks_like_log(text: Text) -> bool:
             continue
         if (
             ("bpb" in low and _BPB.search(line))
-            or ("train_loss" in low or "train loss" in low) and _LOSS_DIGITS.search(line)
+            or (("train_loss" in low or "train loss" in low) and _LOSS_DIGITS.search(line))
             or ("submission" in low and _TOTAL.search(line))
             or ("stopping_early" in low and _STOP.search(line))
         ):
@@ -139,7 +178,9 @@ def _read_line(run: Run, line: str, raw: str, low: str, text: Text, index: int, 
         if m := _MODEL.match(line):
             run.models.append((m.group(1).lower(), _number(m.group(2), text, index)))
         if m := _CODE.search(line):
-            kind = "compressed" if m.group(1) and "uncompressed" not in m.group(1) and "compress" in m.group(1) else "raw"
+            kind = (
+                "compressed" if m.group(1) and "uncompressed" not in m.group(1) and "compress" in m.group(1) else "raw"
+            )
             run.codes.append((kind, _number(m.group(2), text, index)))
     if "tokens" in low and (m := _VAL_TOKENS.search(line)):
         run.tokens = _number(m.group(1), text, index)

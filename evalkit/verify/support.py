@@ -49,7 +49,9 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     singles = [
         (run, score)
         for run, score in finals
-        if same(stated, score.bpb) and score.bpb.decimals >= min(4, stated.decimals) and not _is_rounded_twin(run, score)
+        if same(stated, score.bpb)
+        and score.bpb.decimals >= min(4, stated.decimals)
+        and not _is_rounded_twin(run, score)
     ]
     groups = _by_label(finals)
     means = sorted(
@@ -122,7 +124,9 @@ def _in_table(folder: Folder, stated: Number) -> Place | None:
         for index, line in enumerate(text.lines[:20_000]):
             for token in _DECIMAL.findall(line):
                 decimals = len(token.partition(".")[2])
-                if (rows and decimals >= stated.decimals or decimals > stated.decimals + 3) and same(stated, Number(float(token), decimals, stated.place)):
+                if ((rows and decimals >= stated.decimals) or decimals > stated.decimals + 3) and same(
+                    stated, Number(float(token), decimals, stated.place)
+                ):
                     return text.place(index)
     return None
 
@@ -168,10 +172,20 @@ def _mean_of_some(stated: Number, scores: list[tuple[Run, Score]]) -> Support | 
         fitting = []
         for chosen in itertools.combinations(scores, size):
             seeds = [seed_of(run) for run, _ in chosen if run.seed]
-            if (len(set(seeds)) == len(seeds) or stated.decimals >= 7) and _is_mean(stated, [s.bpb.value for _, s in chosen], 0.0):
+            if (len(set(seeds)) == len(seeds) or stated.decimals >= 7) and _is_mean(
+                stated, [s.bpb.value for _, s in chosen], 0.0
+            ):
                 versions = {code.value for run, _ in chosen for kind, code in run.codes if kind == "raw"}
                 mean = math.fsum(s.bpb.value for _, s in chosen) / size
-                fitting.append((len({run.file.rpartition("/")[0] for run, _ in chosen}), len(versions), abs(mean - stated.value), chosen, mean))
+                fitting.append(
+                    (
+                        len({run.file.rpartition("/")[0] for run, _ in chosen}),
+                        len(versions),
+                        abs(mean - stated.value),
+                        chosen,
+                        mean,
+                    )
+                )
         if fitting:
             *_, best, mean = min(fitting, key=lambda f: f[:3])
             return Support("subset", best, mean)
@@ -189,7 +203,10 @@ def _sharpest(scores: list[tuple[Run, Score]]) -> list[tuple[Run, Score]]:
     best: dict[int, tuple[Run, Score]] = {}
     for run, score in scores:
         old = best.get(id(run))
-        if old is None or (score.loss is not None, score.bpb.decimals) >= (old[1].loss is not None, old[1].bpb.decimals):
+        if old is None or (score.loss is not None, score.bpb.decimals) >= (
+            old[1].loss is not None,
+            old[1].bpb.decimals,
+        ):
             best[id(run)] = (run, score)
     return list(best.values())
 

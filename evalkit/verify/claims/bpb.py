@@ -41,7 +41,14 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
         if known or off > -allowed:
             # Fewer bytes than the text has make a score worse: sums over padded batches, and means of batches, lose a little.
             if -0.05 < off <= allowed:
-                return Claim("bpb", HOLDS, f"{score.label}: {ratio:.6f} bytes per token, {implied:,.0f} bytes of text", expected, round(implied), lines)
+                return Claim(
+                    "bpb",
+                    HOLDS,
+                    f"{score.label}: {ratio:.6f} bytes per token, {implied:,.0f} bytes of text",
+                    expected,
+                    round(implied),
+                    lines,
+                )
             return Claim(
                 "bpb",
                 CONTRADICTED,
@@ -54,11 +61,20 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
             )
     near = min(SETS, key=lambda s: abs(s.ratio / ratio - 1))
     if abs(near.ratio / ratio - 1) <= 0.0015 + error:
-        return Claim("bpb", HOLDS, f"{score.label}: {ratio:.6f} bytes per token, as of {near.name}", near.ratio, ratio, lines)
+        return Claim(
+            "bpb", HOLDS, f"{score.label}: {ratio:.6f} bytes per token, as of {near.name}", near.ratio, ratio, lines
+        )
     known_names = [s for s in SETS if s.name in _tokenizers(folder, run)]
     if known_names and all(abs(s.ratio / ratio - 1) > 0.03 + error for s in known_names):
         names = ", ".join(f"{s.ratio} of {s.name}" for s in known_names)
-        return Claim("bpb", CONTRADICTED, f"{score.label}: {ratio:.5f} bytes per token; expected {names}", known_names[0].ratio, ratio, lines)
+        return Claim(
+            "bpb",
+            CONTRADICTED,
+            f"{score.label}: {ratio:.5f} bytes per token; expected {names}",
+            known_names[0].ratio,
+            ratio,
+            lines,
+        )
     return None
 
 
@@ -67,20 +83,24 @@ def _tokenizers(folder: Folder, run: Run) -> set[str]:
     words = " ".join([*(v for v, _ in run.settings.values()), *run.settings, folder.path.name]).lower()
     if "caseops" in words or "casefold" in words or "scylla" in words or "byte260" in words:
         return {"sp8192 CaseOps", "sp10240 CaseOps", "casefold 8192"} if "case" in words else set()
-    return {s.name for s in SETS if s.vocabulary >= 1024 and (f"sp{s.vocabulary}" in words or f"fineweb_{s.vocabulary}_bpe" in words)}
+    return {
+        s.name
+        for s in SETS
+        if s.vocabulary >= 1024 and (f"sp{s.vocabulary}" in words or f"fineweb_{s.vocabulary}_bpe" in words)
+    }
 
 
 def _between_runs(pairs: list[tuple[Run, Score]]) -> Claim | None:
     """Return a contradiction where exact lines of one evaluation give two ratios: one was not computed from its loss."""
-    exact = [(s, bytes_per_token(s.loss, s.bpb)) for _, s in pairs if s.loss and min(s.loss.decimals, s.bpb.decimals) >= 7]
+    exact = [
+        (s, bytes_per_token(s.loss, s.bpb)) for _, s in pairs if s.loss and min(s.loss.decimals, s.bpb.decimals) >= 7
+    ]
     tokens = {run.tokens.value for run, _ in pairs if run.tokens}
     if len(exact) < 3 or len({s.label for s, _ in exact}) > 1 or len(tokens) > 1:
         return None
     ratios = sorted(r for _, (r, _) in exact)
     middle = ratios[len(ratios) // 2]
-    off, worst, ratio = max(
-        ((abs(r / middle - 1), s, r) for s, (r, _) in exact), key=lambda t: t[0]
-    )
+    off, worst, ratio = max(((abs(r / middle - 1), s, r) for s, (r, _) in exact), key=lambda t: t[0])
     close = sum(abs(r / middle - 1) < 2e-6 for r in ratios)
     if off < 2e-5 or close < len(ratios) - 1:
         return None

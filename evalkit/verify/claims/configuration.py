@@ -34,7 +34,12 @@ def _settings(runs: list[Run]) -> Claim | None:
     for i, run in enumerate(rows[1:], 1):
         for key, (value, place) in run.settings.items():
             other = rows[0].settings.get(key)
-            if other is None or _FREE.search(key.rpartition(".")[2]) or _same_value(value, other[0]) or _is_place(value):
+            if (
+                other is None
+                or _FREE.search(key.rpartition(".")[2])
+                or _same_value(value, other[0])
+                or _is_place(value)
+            ):
                 continue
             return _differ(key, other[0], value, other[1], place, rows[0], rows[i])
     return None
@@ -61,7 +66,11 @@ def _same_value(a: str, b: str) -> bool:
 
 
 def _is_place(value: str) -> bool:
-    return "/" in value or bool(re.search(r"\.(?:pt|ptz|bin|model|txt|log|npz)$", value)) or bool(re.search(r"[\d.]+(?:ms|s|MiB)$", value))
+    return (
+        "/" in value
+        or bool(re.search(r"\.(?:pt|ptz|bin|model|txt|log|npz)$", value))
+        or bool(re.search(r"[\d.]+(?:ms|s|MiB)$", value))
+    )
 
 
 def _parameters(runs: list[Run]) -> Claim | None:

@@ -17,7 +17,9 @@ _TRAINED = re.compile(
     re.I,
 )
 _ADAPTS = re.compile(r"test[- ]time|\bTTT\b|adapt|already|score|causal|legal|rule|allowed|eval-only|proxy", re.I)
-_DENIED = re.compile(r"\b(?:no|not|never|without|nor|avoid\w*|forbid\w*|prohibit\w*|illegal|ban\w*|\w+n['’]t|cannot|instead of)\b", re.I)
+_DENIED = re.compile(
+    r"\b(?:no|not|never|without|nor|avoid\w*|forbid\w*|prohibit\w*|illegal|ban\w*|\w+n['’]t|cannot|instead of)\b", re.I
+)
 _VAL_DOCS = re.compile(r"val[-_]docs\D{0,24}?(\d[\d_,]*)", re.I)
 
 
@@ -33,11 +35,29 @@ def check_data(folder: Folder) -> list[Claim]:
                 if pattern is _TRAINED and _ADAPTS.search(line):
                     continue
                 if (m := pattern.search(line)) and not _DENIED.search(line[max(0, m.start() - 80) : m.end() + 40]):
-                    return [Claim("data", CONTRADICTED, f"the folder says that validation text is used {words}", None, m.group(), (text.place(index),))]
+                    return [
+                        Claim(
+                            "data",
+                            CONTRADICTED,
+                            f"the folder says that validation text is used {words}",
+                            None,
+                            m.group(),
+                            (text.place(index),),
+                        )
+                    ]
     shards = _shards(folder)
     if shards:
         value, place = shards[0]
-        return [Claim("data", HOLDS, f"trained on {value} shards; nothing in the folder says that they hold validation text", None, value, (place,))]
+        return [
+            Claim(
+                "data",
+                HOLDS,
+                f"trained on {value} shards; nothing in the folder says that they hold validation text",
+                None,
+                value,
+                (place,),
+            )
+        ]
     return [Claim("data", NOT_STATED, "no log says what it was trained on")]
 
 

@@ -35,26 +35,68 @@ def _headline(folder: Folder, support: Support, stated: float, lines: tuple) -> 
         label = support.scores[0][1].label
         which = "the" if support.relation == "mean" else "some of the"
         off = abs(stated - support.value)
-        note = f" (off by {off:.1e})" if MEAN_TOLERANCE >= off > 1.1 * 10 ** -min(8, folder.declared.headline.decimals) else ""  # type: ignore[union-attr]
-        return Claim("score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines)
+        note = (
+            f" (off by {off:.1e})"
+            if MEAN_TOLERANCE >= off > 1.1 * 10 ** -min(8, folder.declared.headline.decimals)
+            else ""
+        )  # type: ignore[union-attr]
+        return Claim(
+            "score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines
+        )
     if support.relation == "missing":
-        return Claim("score", NOT_STATED, f"{stated} is the mean of the stated seeds; not each of them has a log", stated, None, lines)
+        return Claim(
+            "score",
+            NOT_STATED,
+            f"{stated} is the mean of the stated seeds; not each of them has a log",
+            stated,
+            None,
+            lines,
+        )
     if support.relation == "elsewhere":
         assert support.place is not None
-        return Claim("score", NOT_STATED, f"{stated} stands in {support.place.file}; no log prints it", stated, support.value, (*lines[:1], support.place))
+        return Claim(
+            "score",
+            NOT_STATED,
+            f"{stated} stands in {support.place.file}; no log prints it",
+            stated,
+            support.value,
+            (*lines[:1], support.place),
+        )
     if support.relation == "no logs" or not any(run.scores for run in folder.runs):
         return Claim("score", NOT_STATED, f"no log prints a score to compare {stated} with", stated, None, lines[:1])
-    shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(r.finals for r in folder.runs)
+    shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(
+        r.finals for r in folder.runs
+    )
     if support.relation == "progress" and not shipped:
-        return Claim("score", NOT_STATED, f"{stated} stands on a line of training; the log evaluates nothing that ships", stated, support.value, lines)
+        return Claim(
+            "score",
+            NOT_STATED,
+            f"{stated} stands on a line of training; the log evaluates nothing that ships",
+            stated,
+            support.value,
+            lines,
+        )
     if support.relation == "progress":
         label = support.scores[0][1].kind
-        words = {"step": "a training step", "progress": "a line of progress"}.get(label, "a diagnostic of weights that do not ship")
-        return Claim("score", CONTRADICTED, f"{stated} stands only on {words}, not on a final score", stated, support.value, lines)
+        words = {"step": "a training step", "progress": "a line of progress"}.get(
+            label, "a diagnostic of weights that do not ship"
+        )
+        return Claim(
+            "score",
+            CONTRADICTED,
+            f"{stated} stands only on {words}, not on a final score",
+            stated,
+            support.value,
+            lines,
+        )
     if not support.scores:
-        return Claim("score", CONTRADICTED, f"{stated} stands in no log, and no log prints a final score", stated, None, lines)
+        return Claim(
+            "score", CONTRADICTED, f"{stated} stands in no log, and no log prints a final score", stated, None, lines
+        )
     finals = ", ".join(f"{s.bpb.value:g}" for _, s in support.scores[:4])
-    return Claim("score", CONTRADICTED, f"{stated} is in no log and no mean of logs; they end at {finals}", stated, finals, lines)
+    return Claim(
+        "score", CONTRADICTED, f"{stated} is in no log and no mean of logs; they end at {finals}", stated, finals, lines
+    )
 
 
 def _seed(folder: Folder, result: SeedResult) -> Claim | None:

@@ -6,6 +6,7 @@ from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.statements import Folder, Run
 from evalkit.verify.support import named_seed, seed_of
 
+
 def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
     """Return whether every log is of the seed that its name and submission.json give it."""
     single = [r for r in runs if sum(o.file == r.file for o in folder.runs) == 1 and r.seed is not None]
@@ -34,7 +35,9 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
         missing, other = stated_seeds - logged, logged - stated_seeds
         if missing and other and len(logged) >= len(stated_seeds):
             run = next(r for r in runs if seed_of(r) in other)
-            place = next((leaf.place for leaf in folder.declared.leaves if leaf.path[0].lower().startswith("seed")), None)
+            place = next(
+                (leaf.place for leaf in folder.declared.leaves if leaf.path[0].lower().startswith("seed")), None
+            )
             return [
                 Claim(
                     "seeds",
@@ -46,7 +49,16 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
                 )
             ]
     if logged:
-        return [Claim("seeds", HOLDS, f"logs of seeds {_list(logged)}", _list(stated_seeds) or None, _list(logged), places(*(r.seed for r in runs)))]
+        return [
+            Claim(
+                "seeds",
+                HOLDS,
+                f"logs of seeds {_list(logged)}",
+                _list(stated_seeds) or None,
+                _list(logged),
+                places(*(r.seed for r in runs)),
+            )
+        ]
     return [Claim("seeds", NOT_STATED, "no log prints its seed", _list(stated_seeds) or None)]
 
 

@@ -13,9 +13,11 @@ from evalkit.verify.support import Support
 THRESHOLD_NATS = 0.005
 """Nats per token that a record had to gain at p < 0.01; later the rule was one-sided p < 0.25 in order of time."""
 
-_CLEARS = re.compile(r"\b(?:clear(?:s|ed|ing)?|exceed(?:s|ed|ing)?|pass(?:es|ed)?|meets?|satisf\w+|above|well past|surpass\w*)\b", re.I)
-_BAR = re.compile(r"0\.005[- ]?nats?", re.I)
-_NOT = re.compile(r"\b(?:not|below|under|short|fail\w*|waive\w*|without|miss\w*|non-record|would|need|target|system)\b|n['’]t\b", re.I)
+_CLEARS = re.compile(r"\b(?:clear|exceed|pass|satisf|surpass)\w*\b[^.|]{0,40}\b0\.005[- ]?nats?\b", re.I)
+_NATS = re.compile(r"0\.00[0-4]\d*\s*(?:nats|nat/)", re.I)
+_NOT = re.compile(
+    r"\b(?:not|below|under|short|fail\w*|waive\w*|without|miss\w*|non-record|would|need|target|system)\b|n['’]t\b", re.I
+)
 _EARLIER = re.compile(r"(?:SOTA|record|PR|leader|#\d+)[^|.;]{0,60}?\b([01]\.\d{3,8})\b", re.I)
 
 
@@ -32,7 +34,7 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
     holds: Claim | None = None
     for text in folder.texts[:1]:
         for index, line in enumerate(text.lines):
-            if not (_BAR.search(line) and _CLEARS.search(line)) or _NOT.search(line):
+            if not _CLEARS.search(line) or _NOT.search(line) or _NATS.search(line):
                 continue
             earlier = [float(m) for m in _EARLIER.findall(line) if float(m) > stated.value]
             if not earlier:
@@ -51,7 +53,14 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
                         lines,
                     )
                 ]
-            holds = holds or Claim("significance", HOLDS, f"the gain over {max(earlier)} is {gain:.4f} nats per token", THRESHOLD_NATS, gain, lines)
+            holds = holds or Claim(
+                "significance",
+                HOLDS,
+                f"the gain over {max(earlier)} is {gain:.4f} nats per token",
+                THRESHOLD_NATS,
+                gain,
+                lines,
+            )
     return [holds or _sigma(folder, support, stated)]
 
 
@@ -66,4 +75,6 @@ def _sigma(folder: Folder, support: Support, stated: Number) -> Claim:
         mean = math.fsum(values) / len(values)
         spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
         note = f"; the {len(values)} logs spread by {spread:.5f} (sample deviation)"
-    return Claim("significance", NOT_STATED, f"no gain over an earlier record is said to clear {THRESHOLD_NATS} nats{note}")
+    return Claim(
+        "significance", NOT_STATED, f"no gain over an earlier record is said to clear {THRESHOLD_NATS} nats{note}"
+    )

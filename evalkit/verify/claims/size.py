@@ -27,7 +27,16 @@ def check_size(folder: Folder, runs: list[Run]) -> list[Claim]:
     totals = folder.declared.totals
     if totals and max(t.value for t in totals) <= SIZE_CAP:
         largest = max(totals, key=lambda t: t.value)
-        return [Claim("size", NOT_STATED, f"no log prints the size that {folder.declared.file} states", largest.value, None, places(largest))]
+        return [
+            Claim(
+                "size",
+                NOT_STATED,
+                f"no log prints the size that {folder.declared.file} states",
+                largest.value,
+                None,
+                places(largest),
+            )
+        ]
     return [Claim("size", NOT_STATED, "neither a log nor submission.json states the size")]
 
 
@@ -39,7 +48,14 @@ def _stated(folder: Folder, runs: list[Run]) -> Claim | None:
     smaller = [c for run in runs or folder.runs if (c := _smallest(folder, run)) and c[0] <= SIZE_CAP]
     if smaller:  # the file counts the script raw, as some logs do
         return None
-    return Claim("size", CONTRADICTED, f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}", worst.value, worst.value, places(worst))
+    return Claim(
+        "size",
+        CONTRADICTED,
+        f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}",
+        worst.value,
+        worst.value,
+        places(worst),
+    )
 
 
 def _run(folder: Folder, run: Run) -> Claim | None:
@@ -51,7 +67,14 @@ def _run(folder: Folder, run: Run) -> Claim | None:
     closest = min(stated, key=lambda t: abs(t.value - size), default=None)
     model_only = next((t for t in stated for _, m in run.models if abs(t.value - m.value) < 1), None)
     if size <= SIZE_CAP:
-        return Claim("size", HOLDS, f"{size:,.0f} bytes ({how}), {SIZE_CAP - size:,.0f} under the cap", closest.value if closest else None, size, places(closest, *lines))
+        return Claim(
+            "size",
+            HOLDS,
+            f"{size:,.0f} bytes ({how}), {SIZE_CAP - size:,.0f} under the cap",
+            closest.value if closest else None,
+            size,
+            places(closest, *lines),
+        )
     why = "; the stated total is the model without code" if model_only else ""
     return Claim(
         "size",
