@@ -2,8 +2,8 @@
 
     python bench/verify_cases.py CASES_DIR SNAPSHOT.git
 
-CASES_DIR holds faults.json and clean.json: lists of {id, pr, ref, path, kind, severity}. SNAPSHOT.git is the git directory
-of a snapshot of openai/parameter-golf with its pull requests. Nothing in the folders is executed.
+CASES_DIR holds faults.json and clean.json: lists of {id, pr, ref, path, kind, severity}. SNAPSHOT.git is the git
+directory of a snapshot of openai/parameter-golf with its pull requests. Nothing in the folders is executed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ CLAIMS = {
 
 def extract(snapshot: str, ref: str, path: str, root: Path) -> Path:
     git = ["git", "--git-dir", snapshot]
-    names = subprocess.run([*git, "ls-tree", "-r", "-z", "--name-only", ref, path + "/"], check=True, capture_output=True)
+    listed = [*git, "ls-tree", "-r", "-z", "--name-only", ref, path + "/"]
+    names = subprocess.run(listed, check=True, capture_output=True)
     for name in names.stdout.decode().split("\0")[:-1]:
         blob = subprocess.run([*git, "show", f"{ref}:{name}"], capture_output=True)
         if blob.returncode == 0:  # a snapshot lacks large files

@@ -19,8 +19,8 @@ EXAMPLE = """Example:
 def command(paths: tuple[str, ...], output: str, title: str) -> None:
     """Put many submission folders and reports on one HTML page that needs no network.
 
-    A REPORT.json is what evalkit verify --json or evalkit score --json wrote. The page holds scores with intervals, sizes,
-    the verdicts of verify and check, and the best score over time with its significance.
+    A REPORT.json is what evalkit verify --json or evalkit score --json wrote. The page holds scores with intervals,
+    sizes, the verdicts of verify and check, and the best score over time with its significance.
     """
     from evalkit.plumbing.errors import InputError
     from evalkit.plumbing.files import check_writable, write_atomically

@@ -74,7 +74,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
     epilog="Every option is also an environment variable: EVALKIT_SCORE_STRIDE=32 is score --stride 32. "
-    "Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation, a contradicted claim or over the cap.",
+    "Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation, "
+    "a contradicted claim or over the cap.",
 )
 @click.version_option(__version__, prog_name="evalkit")
 def cli() -> None:

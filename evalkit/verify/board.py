@@ -183,7 +183,8 @@ def frontier(entries: Sequence[Entry]) -> list[Step]:
             steps.append(Step(entry))
             continue
         before = steps[-1].entry
-        assert entry.mean is not None and before.mean is not None
+        assert entry.mean is not None
+        assert before.mean is not None
         if entry.mean < before.mean:
             test = compare_values(list(entry.scores), list(before.scores), metric="bpb")
             steps.append(Step(entry, before.mean - entry.mean, test.p_lower))

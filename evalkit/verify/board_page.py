@@ -31,7 +31,8 @@ def board_page(entries: Sequence[Entry], title: str = "Board") -> str:
     ]
     body = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="sub">Scores are means over runs with 95 % intervals (Student’s t). Lower is better.</p><div class="tiles">',
+        '<p class="sub">Scores are means over runs with 95 % intervals (Student’s t). Lower is better.</p>',
+        '<div class="tiles">',
         *(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles),
         '</div><div class="grid">',
         _frontier(entries, steps),
@@ -97,13 +98,16 @@ def _frontier(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
         gain = "" if step.gain is None else f"{step.gain:.5f}"
         p = "first" if step.gain is None else "one run" if step.p is None else f"{step.p:.2g}"
         rows.append(
-            f'<tr><td class="name">{escape(step.entry.name)}</td><td>{step.entry.date}</td><td>{step.entry.mean:.5f}</td><td>{gain}</td><td>{p}</td></tr>'
+            f'<tr><td class="name">{escape(step.entry.name)}</td><td>{step.entry.date}</td>'
+            f"<td>{step.entry.mean:.5f}</td><td>{gain}</td><td>{p}</td></tr>"
         )
     return (
-        '<section class="wide"><h2>Frontier</h2><p class="why">The best score of its time; p is one-sided, that it is lower than '
+        '<section class="wide"><h2>Frontier</h2><p class="why">The best score of its time; '
+        "p is one-sided, that it is lower than "
         "the best before it (Welch’s t over the runs). Contradicted and illegal entries set no mark.</p>"
-        f'{_chart(entries, steps)}<details><summary>{len(steps)} marks as a table</summary><div class="scroll"><table><thead><tr><th>entry</th>'
-        f"<th>date</th><th>bits per byte</th><th>gain</th><th>p</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></details></section>"
+        f"{_chart(entries, steps)}<details><summary>{len(steps)} marks as a table</summary>"
+        '<div class="scroll"><table><thead><tr><th>entry</th><th>date</th><th>bits per byte</th><th>gain</th><th>p</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details></section>"
     )
 
 
@@ -138,18 +142,21 @@ def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3f}</text>')
     for day, anchor in ((first, "start"), (last, "end")):
         parts.append(
-            f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{date.fromordinal(day).isoformat()}</text>'
+            f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">'
+            f"{date.fromordinal(day).isoformat()}</text>"
         )
     for day, e in shown:
         assert e.mean is not None
         half = e.half_width
         if half is not None and 2 * half < high - low:
             parts.append(
-                f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>'
+                f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" '
+                f'y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>'
             )
         mark = " class=best" if id(e) in marked else ""
         parts.append(
-            f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4"><title>{escape(e.name)}: {e.mean:.5f}</title></circle>'
+            f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4">'
+            f"<title>{escape(e.name)}: {e.mean:.5f}</title></circle>"
         )
     path = ""
     for step in steps:
@@ -158,7 +165,10 @@ def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
             continue
         path += f"M{x(day):.1f} {y(step.entry.mean):.1f}" if not path else f"H{x(day):.1f}V{y(step.entry.mean):.1f}"
     parts.append(f'<path class="step" d="{path}H{_WIDTH - _RIGHT}"/>')
-    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Scores over time, with the frontier">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="Scores over time, with the frontier">{"".join(parts)}</svg>'
+    )
 
 
 def _day(text: str) -> int | None:

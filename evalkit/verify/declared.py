@@ -107,7 +107,7 @@ def _seeds(leaves: list[Leaf]) -> tuple[str, ...]:
 
 
 def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
-    """Return per-seed values: an object a seed (``seed_results: {"42": {...}}``, ``seed_42: {...}``) or a list of them."""
+    """Return per-seed values, from ``seed_results: {"42": {...}}``, ``seed_42: {...}`` or a list."""
     groups: dict[tuple[str, ...], list[Leaf]] = {}
     for leaf in leaves:
         if 2 <= len(leaf.path) <= 4:

@@ -111,7 +111,7 @@ class Reader:
 
 
 def decode(content: bytes) -> str | None:
-    """Return text from UTF-8 or UTF-16 bytes, with ``\\n`` alone between lines; None where it is not text.
+    r"""Return text from UTF-8 or UTF-16 bytes, with ``\n`` alone between lines; None where it is not text.
 
     A carriage return inside a line (a progress bar) also ends it.
     """

@@ -1,7 +1,7 @@
 """What the challenge's validation set measures: bytes of text, tokens and bytes per token of its tokenizers.
 
-The full set is 50,000 documents of 151,080,891 bytes, whatever the tokenizer. Bytes per token is loss / ln 2 / bpb; with
-eight printed digits it is constant over runs to 2e-7. The counts were measured over all public submissions.
+The full set is 50,000 documents of 151,080,891 bytes, whatever the tokenizer. Bytes per token is loss / ln 2 / bpb;
+with eight printed digits it is constant over runs to 2e-7. The counts were measured over all public submissions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from evalkit.verify.statements import Folder, Number, Run, Score
 FULL_BYTES = 151_080_891
 DOCUMENTS = 50_000
 TOLERANCE = 0.004
-"""Streams cut to whole windows and texts exported anew differ by up to 0.3 %; the smallest known wrong count by 1.0 %."""
+"""Streams cut to windows and texts exported anew differ by up to 0.3 %; the smallest known wrong count by 1.0 %."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ _PREFIX = re.compile(
     r"^(?:\[?\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?rank ?\d+\]?:?|\[[\d:.]+\]|\d+:)\s+", re.I
 )
 _BPB = re.compile(
-    r"(?<![\w.])((?:[a-z0-9]+[_ -]){0,6}?(?:bpb|bits[_ ]per[_ ]byte))(?:[_ ]?exact)?\**\s*(?:[:=]|is)\s*\**\s*(\d+\.\d+)",
+    r"(?<![\w.])((?:[a-z0-9]+[_ -]){0,6}?(?:bpb|bits[_ ]per[_ ]byte))(?:[_ ]?exact)?"
+    r"\**\s*(?:[:=]|is)\s*\**\s*(\d+\.\d+)",
     re.I,
 )
 _LOSS = re.compile(r"(?<![\w.])(?:val_|val )?loss\**\s*[:=]\s*(\d+\.\d+)", re.I)
@@ -26,12 +27,14 @@ _STEP = re.compile(
     r"^(?:step\s*[:= ]?\s*)?(\d+)\s*/\s*\d+\b|^step\s*[:=]?\s*\d+|^\[?(?:it|iter)\w*\s*[:=]?\s*\d+", re.I
 )
 _PROGRESS = re.compile(
-    r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|\d+\s*%|window[s]?\s*[:=]?\s*\d+\s*/|"
+    r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|\d+\s*%|"
+    r"window[s]?\s*[:=]?\s*\d+\s*/|"
     r"progress|\bdoc(?:s|ument)?\s+\d+\s*/|\bphase\b.*\d+/\d+\b|epoch\s*[:=]?\s*\d",
     re.I,
 )
 _DIAGNOSTIC = re.compile(
-    r"diagnostic|pre[-_ ]?quant|post[-_ ]?ema|post[-_ ]?swa|pre[-_ ]?ttt|before|baseline|\bema\b|unquantized|fp32|float|raw_model|"
+    r"diagnostic|pre[-_ ]?quant|post[-_ ]?ema|post[-_ ]?swa|pre[-_ ]?ttt|before|baseline|"
+    r"\bema\b|unquantized|fp32|float|raw_model|"
     r"target|previous|record|sota|delta|gain|improve|\bbest so far|threshold|reference|bpb:enabled",
     re.I,
 )
@@ -70,7 +73,8 @@ _ENABLED = re.compile(r"^([A-Za-z][\w ]*):\s*enabled\b(.*)$")
 _AFTER = re.compile(r"gptq:\s*(?:calibrated|collected|generated)\b.*?\bin\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
 _START = re.compile(r"^(?:model_params|train_loader|val_loader|hyperparameters|seed)\b", re.I)
 _SOURCE = re.compile(
-    r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]"""
+    r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|"""
+    r"""^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]"""
 )
 """Marks of Python source, which many logs print before their output."""
 
@@ -239,9 +243,8 @@ def _read_score(run: Run, line: str, text: Text, index: int) -> None:
                 tokens_scored=int(float(tokens.group(1).replace(",", ""))) if tokens else None,
             )
         )
-    if kind == "step":
-        if m := _STEP_AVG.search(line):
-            run.step_ms = float(m.group(1).replace(",", ""))
+    if kind == "step" and (m := _STEP_AVG.search(line)):
+        run.step_ms = float(m.group(1).replace(",", ""))
 
 
 def _label(words: str) -> str:

@@ -19,7 +19,8 @@ class Support:
 
     Attributes:
         relation: ``single``, ``mean``, ``subset`` (a mean of some logs), ``progress`` (only printed while training or
-            evaluating), ``missing`` (the mean of stated seeds, some without a log), ``elsewhere`` (a table of results), ``none`` (logs say otherwise), ``no logs``.
+            evaluating), ``missing`` (the mean of stated seeds, some without a log), ``elsewhere`` (a table of
+            results), ``none`` (logs say otherwise), ``no logs``.
         scores: the lines, with their runs.
         value: what they amount to.
         place: the line of a table where the score stands instead of a log.
@@ -32,7 +33,7 @@ class Support:
 
 
 def tolerance(stated: Number) -> float:
-    """Return how far a stated score may be from one that it repeats: rounding, or cutting where few digits are printed."""
+    """Return how far a stated score may be from one that it repeats: rounded, or cut where few digits are printed."""
     return 1.01 * stated.unit if stated.decimals <= 5 else max(0.51 * stated.unit, 5.1e-9)
 
 
@@ -101,7 +102,7 @@ def _row_lines(folder: Folder) -> list[tuple[Run, Score]]:
 
 
 def _is_missing_seed(folder: Folder, stated: Number) -> bool:
-    """Whether the headline is the mean of stated seeds of which some have no log, and every log agrees with its seed."""
+    """Whether the headline is the mean of stated seeds, some have no log, and every log agrees with its seed."""
     rows = [r for r in folder.declared.results if r.bpb]
     logged = {seed_of(run) for run in folder.runs if run.finals}
     without = [r for r in rows if r.seed not in logged]
@@ -118,7 +119,7 @@ _DECIMAL = re.compile(r"(?<![\d.])\d\.\d{4,}(?!\d)")
 
 
 def _in_table(folder: Folder, stated: Number) -> Place | None:
-    """Return where a table of results holds the score: a row of a CSV or TSV file, or more digits of it in a JSON file."""
+    """Return where a table holds the score: a row of a CSV or TSV file, or more digits of it in a JSON file."""
     for text in folder.tables:
         rows = text.file.lower().endswith((".csv", ".tsv"))
         for index, line in enumerate(text.lines[:20_000]):
@@ -156,7 +157,7 @@ def _mean(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
     values = [s.bpb.value for _, s in scores]
     if len(values) < 2:
         return None
-    # All logs; else those of one folder; else the last run of every file, for a file that is appended to keeps older ones.
+    # All logs; else those of one folder; else the last run of every file: one that is appended to keeps older runs.
     folders: dict[str, list[tuple[Run, Score]]] = {}
     for run, score in scores:
         folders.setdefault(run.file.rpartition("/")[0], []).append((run, score))
@@ -167,7 +168,7 @@ def _mean(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
 
 
 def _mean_of_some(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
-    """Return the largest set of logs of different seeds whose mean is the stated score, of like code where there is a choice."""
+    """Return the largest set of logs of different seeds whose mean is the stated score, best of like code."""
     for size in range(len(scores) - 1, 1, -1):
         fitting = []
         for chosen in itertools.combinations(scores, size):
@@ -217,7 +218,7 @@ def _last(finals: list[tuple[Run, Score]]) -> list[tuple[Run, Score]]:
 
 
 def claimed_runs(folder: Folder, support: Support) -> list[Run]:
-    """Return the runs that the claim is about: those of the score, and of the per-seed scores; none where neither is found."""
+    """Return the runs that the claim is about: those of the score and of the per-seed scores."""
     chosen = {id(run): run for run, _ in support.scores} if support.relation not in ("none", "progress") else {}
     for result in folder.declared.results:
         if result.bpb is None:

@@ -103,7 +103,7 @@ def verify_folder(path: str | Path) -> VerifyReport:
 
 
 def _support(folder: Folder) -> Support:
-    """Return what the headline rests on; some files put bits per byte under ``val_loss``, which then is the headline."""
+    """Return what the headline rests on; some files put bits per byte under ``val_loss``."""
     declared = folder.declared
     if declared.headline is None and declared.loss is not None:
         support = find_support(folder, declared.loss)

@@ -39,7 +39,7 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
         expected = known.num_bytes if known else FULL_BYTES
         off = implied / expected - 1
         if known or off > -allowed:
-            # Fewer bytes than the text has make a score worse: sums over padded batches, and means of batches, lose a little.
+            # Fewer bytes than the text has make a score worse: means over batches and padding lose a little.
             if -0.05 < off <= allowed:
                 return Claim(
                     "bpb",
@@ -91,7 +91,7 @@ def _tokenizers(folder: Folder, run: Run) -> set[str]:
 
 
 def _between_runs(pairs: list[tuple[Run, Score]]) -> Claim | None:
-    """Return a contradiction where exact lines of one evaluation give two ratios: one was not computed from its loss."""
+    """Return a contradiction where exact lines of one evaluation give two ratios."""
     exact = [
         (s, bytes_per_token(s.loss, s.bpb)) for _, s in pairs if s.loss and min(s.loss.decimals, s.bpb.decimals) >= 7
     ]
@@ -108,8 +108,8 @@ def _between_runs(pairs: list[tuple[Run, Score]]) -> Claim | None:
     return Claim(
         "bpb",
         CONTRADICTED,
-        f"{worst.label}: this line gives {ratio:.6f} bytes per token, the other {close} runs {middle:.6f}; one text and "
-        f"one tokenizer have one ratio",
+        f"{worst.label}: this line gives {ratio:.6f} bytes per token, the other {close} runs {middle:.6f}; one text "
+        f"and one tokenizer have one ratio",
         middle,
         ratio,
         places(worst.bpb, other.bpb),
@@ -129,8 +129,8 @@ def _constants(folder: Folder) -> list[Claim]:
                 Claim(
                     "bpb",
                     CONTRADICTED,
-                    f"the score divides by a constant of {constant:g} bytes per token instead of the bytes of the text; no "
-                    f"tokenizer of the challenge has that ratio",
+                    f"the score divides by a constant of {constant:g} bytes per token instead of the bytes of the text; "
+                    f"no tokenizer of the challenge has that ratio",
                     constant,
                     None,
                     (Place(file, line, text[:TEXT_CHARACTERS]),),

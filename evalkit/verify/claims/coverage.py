@@ -58,7 +58,8 @@ def _short(found: float, expected: float, unit: str, label: str, lines: tuple) -
     return Claim(
         "coverage",
         CONTRADICTED,
-        f"{label} was scored on {found:,.0f} {unit}, {found / expected:.1%} of the {expected:,.0f} of the full validation set",
+        f"{label} was scored on {found:,.0f} {unit}, {found / expected:.1%} of the {expected:,.0f} of the full "
+        f"validation set",
         expected,
         found,
         lines,

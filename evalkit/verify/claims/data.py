@@ -8,12 +8,14 @@ from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.statements import Folder, Place
 
 _STORED = re.compile(
-    r"(?:validation|\bval)[\w ]{0,20}\btokens?\b[^.]{0,40}\bstored\b|stor(?:e|es|ed|ing)\b[^.]{0,40}\b(?:validation|val)[\w ]{0,12}\btokens?\b",
+    r"(?:validation|\bval)[\w ]{0,20}\btokens?\b[^.]{0,40}\bstored\b|"
+    r"stor(?:e|es|ed|ing)\b[^.]{0,40}\b(?:validation|val)[\w ]{0,12}\btokens?\b",
     re.I,
 )
 _TRAINED = re.compile(
     r"\b(?:train(?:s|ed|ing)?|fine-?tun\w+)\s+(?:only\s+|directly\s+|exclusively\s+)?on\s+(?:only\s+)?(?:the\s+)?(?:full\s+|entire\s+)?"
-    r"(?:fineweb\s+|published\s+)?val(?:idation)?\s+(?:set|split|shards?|data|tokens|text)|\bval(?:idation)?[- ]only (?:train|run|model|submission)",
+    r"(?:fineweb\s+|published\s+)?val(?:idation)?\s+(?:set|split|shards?|data|tokens|text)|"
+    r"\bval(?:idation)?[- ]only (?:train|run|model|submission)",
     re.I,
 )
 _ADAPTS = re.compile(r"test[- ]time|\bTTT\b|adapt|already|score|causal|legal|rule|allowed|eval-only|proxy", re.I)

@@ -1,7 +1,8 @@
 """Size: model and code under the cap, in decimal bytes, by the log's own numbers.
 
-Three habits of counting code: the raw script, a script that was wrapped before the run, and a compressed form that the log
-prints while the readable script ships. A total is only called over where it is over in every count that the folder allows.
+Three habits of counting code: the raw script, a script that was wrapped before the run, and a compressed form that the
+log prints while the readable script ships. A total is only called over where it is over in every count that the folder
+allows.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _stated(folder: Folder, runs: list[Run]) -> Claim | None:
     return Claim(
         "size",
         CONTRADICTED,
-        f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}",
+        f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of "
+        f"{SIZE_CAP:,}",
         worst.value,
         worst.value,
         places(worst),

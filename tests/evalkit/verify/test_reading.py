@@ -27,13 +27,17 @@ def test_the_newer_base_with_an_indented_block() -> None:
             "stopping_early: wallclock_cap train_time: 588135ms step: 4986/20000\n"
             "pre-quantization post-ema val_loss:2.81 val_bpb:1.08994070 eval_time:6006ms\n"
             "Code size (uncompressed): 116694 bytes\nCode size (compressed): 26845 bytes\n"
-            "Serialized model quantized+brotli: 15957953 bytes\nTotal submission size quantized+brotli: 15984798 bytes\n"
+            "Serialized model quantized+brotli: 15957953 bytes\n"
+            "Total submission size quantized+brotli: 15984798 bytes\n"
             "quantized_ttt val_loss:2.80 val_bpb:1.08664424 eval_time:84115ms\n"
         )
     )
-    assert run.seed is not None and run.seed.value == 42
-    assert run.settings["matrix_lr"][0] == "0.02" and run.settings["train_shards"][0] == "80"
-    assert run.tokens is not None and run.tokens.value == 40_540_160
+    assert run.seed is not None
+    assert run.seed.value == 42
+    assert run.settings["matrix_lr"][0] == "0.02"
+    assert run.settings["train_shards"][0] == "80"
+    assert run.tokens is not None
+    assert run.tokens.value == 40_540_160
     assert [(kind, n.value) for kind, n in run.codes] == [("raw", 116_694), ("compressed", 26_845)]
     assert [(s.label, s.bpb.value) for s in run.finals] == [("quantized_ttt", 1.08664424)]
     assert run.train_ms[-1].value == 588_135
@@ -105,7 +109,8 @@ def test_json_with_a_missing_comma_is_read_on() -> None:
 )
 def test_spellings_of_the_headline(content: str) -> None:
     headline = read_declared(text(content, "submission.json")).headline
-    assert headline is not None and headline.value == 1.1
+    assert headline is not None
+    assert headline.value == 1.1
 
 
 @pytest.mark.parametrize(
