@@ -149,7 +149,7 @@ def _from_file(path: Path) -> Entry:
         scores=(score,),
         losses=(loss,) if loss is not None else (),
         size=None if size is None else round(size),
-        check={True: "legal", False: "illegal"}.get(values.get("legal"), ""),  # type: ignore[arg-type]
+        check="legal" if values.get("legal") is True else "illegal" if values.get("legal") is False else "",
     )
 
 

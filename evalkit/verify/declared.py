@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from evalkit.verify.json_leaves import read_leaves
 from evalkit.verify.statements import Declared, Leaf, Number, SeedResult, Text
@@ -166,7 +167,7 @@ def _of_headline(results: tuple[SeedResult, ...], headline: Number | None) -> tu
     for result in results:
         groups.setdefault(result.group, []).append(result)
 
-    def distance(rows: list[SeedResult]) -> float:
+    def distance(rows: Iterable[SeedResult]) -> float:
         values = [r.bpb.value for r in rows if r.bpb]
         if not values or headline is None:
             return 0.0

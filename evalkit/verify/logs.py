@@ -28,7 +28,7 @@ _STEP = re.compile(
 )
 _PROGRESS = re.compile(
     r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|\d+\s*%|"
-    r"window[s]?\s*[:=]?\s*\d+\s*/|"
+    r"windows?\s*[:=]?\s*\d+\s*/|"
     r"progress|\bdoc(?:s|ument)?\s+\d+\s*/|\bphase\b.*\d+/\d+\b|epoch\s*[:=]?\s*\d",
     re.I,
 )

@@ -19,8 +19,8 @@ from evalkit.verify.claims.significance import check_significance
 from evalkit.verify.claims.size import check_size
 from evalkit.verify.claims.time import check_time
 from evalkit.verify.folder import read_folder
-from evalkit.verify.statements import Folder
-from evalkit.verify.support import Support, claimed_runs, find_support
+from evalkit.verify.statements import Folder, Run
+from evalkit.verify.support import Support, claimed_runs, find_support, seed_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def verify_folder(path: str | Path) -> VerifyReport:
         *check_size(folder, runs),
         *check_time(folder, support, runs),
         *check_seeds(folder, runs or list(folder.runs)),
-        *check_configuration(folder, scored if support.relation in ("mean", "subset") else runs),
+        *check_configuration(folder, scored if support.relation in ("mean", "subset") else _one_a_seed(runs)),
         *check_data(folder),
         *check_significance(folder, support),
         *check_files(folder),
@@ -100,6 +100,11 @@ def verify_folder(path: str | Path) -> VerifyReport:
     elif any(c.status == NOT_STATED and c.claim in ("score", "files") for c in claims):
         verdict = "incomplete"
     return VerifyReport(folder, verdict, claims, support, _next_commands(folder))
+
+
+def _one_a_seed(runs: list[Run]) -> list[Run]:
+    """Return the first run of every seed: runs of one seed that reach one score are trials, not one claim."""
+    return list({seed_of(run): run for run in reversed(runs)}.values())
 
 
 def _support(folder: Folder) -> Support:

@@ -129,7 +129,7 @@ def _constants(folder: Folder) -> list[Claim]:
                 Claim(
                     "bpb",
                     CONTRADICTED,
-                    f"the score divides by a constant of {constant:g} bytes per token instead of the bytes of the text; "
+                    f"the score divides by {constant:g} bytes per token instead of the bytes of the text; "
                     f"no tokenizer of the challenge has that ratio",
                     constant,
                     None,

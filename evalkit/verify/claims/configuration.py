@@ -9,7 +9,7 @@ from evalkit.verify.statements import Folder, Place, Run
 from evalkit.verify.support import same, seed_of
 
 _FREE = re.compile(
-    r"^.$|seed|run_id|rank|path|file|dir|port|host|log|time|date|device|world|wandb|name|cache|dataset|tokenizer|resume|_every$|_freq|"
+    r"^.$|seed|_id$|run_id|rank|path|file|dir|port|host|log|time|date|device|world|wandb|name|cache|dataset|tokenizer|resume|_every$|_freq|"
     r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params|bytes|legal|scale$",
     re.I,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.known import FULL_BYTES, bytes_per_token, full_set, validation_tokens
-from evalkit.verify.statements import Folder
+from evalkit.verify.statements import Folder, Place
 from evalkit.verify.support import Support
 
 LEAST = 0.98
@@ -54,7 +54,7 @@ def check_coverage(folder: Folder, support: Support) -> list[Claim]:
     return [holds or Claim("coverage", NOT_STATED, "no claimed log says how many tokens it scored")]
 
 
-def _short(found: float, expected: float, unit: str, label: str, lines: tuple) -> Claim:  # type: ignore[type-arg]
+def _short(found: float, expected: float, unit: str, label: str, lines: tuple[Place, ...]) -> Claim:
     return Claim(
         "coverage",
         CONTRADICTED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
-from evalkit.verify.statements import Folder, Run, SeedResult
+from evalkit.verify.statements import Folder, Number, Place, Run, SeedResult
 from evalkit.verify.support import MEAN_TOLERANCE, Support, same, seed_of
 
 
@@ -12,9 +12,8 @@ def check_score(folder: Folder, support: Support) -> list[Claim]:
     headline = folder.declared.headline
     if headline is None:
         return [_without_headline(folder)]
-    stated = headline.value
     lines = places(headline, *(s.bpb for _, s in support.scores[:6]))
-    claims = [_headline(folder, support, stated, lines)]
+    claims = [_headline(folder, support, headline, lines)]
     if claims[0].status != NOT_STATED:
         claims += [c for result in folder.declared.results if (c := _seed(folder, result))]
     return claims
@@ -25,7 +24,8 @@ def _without_headline(folder: Folder) -> Claim:
     return Claim("score", NOT_STATED, where)
 
 
-def _headline(folder: Folder, support: Support, stated: float, lines: tuple) -> Claim:  # type: ignore[type-arg]
+def _headline(folder: Folder, support: Support, headline: Number, lines: tuple[Place, ...]) -> Claim:
+    stated = headline.value
     n = len(support.scores)
     if support.relation == "single":
         label = support.scores[0][1].label
@@ -35,11 +35,7 @@ def _headline(folder: Folder, support: Support, stated: float, lines: tuple) -> 
         label = support.scores[0][1].label
         which = "the" if support.relation == "mean" else "some of the"
         off = abs(stated - support.value)
-        note = (
-            f" (off by {off:.1e})"
-            if MEAN_TOLERANCE >= off > 1.1 * 10 ** -min(8, folder.declared.headline.decimals)
-            else ""
-        )  # type: ignore[union-attr]
+        note = f" (off by {off:.1e})" if off > 1.1 * max(headline.unit, 1e-8) else ""
         return Claim(
             "score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines
         )
@@ -109,7 +105,8 @@ def _seed(folder: Folder, result: SeedResult) -> Claim | None:
     everywhere = [s for r in folder.runs for s in r.scores if s.kind in ("final", "diagnostic")]
     if any(same(result.bpb, s.bpb) for s in everywhere):
         return None
-    closest = min((s for r in own for s in r.finals), key=lambda s: abs(s.bpb.value - result.bpb.value))  # type: ignore[union-attr]
+    stated = result.bpb.value
+    closest = min((s for r in own for s in r.finals), key=lambda s: abs(s.bpb.value - stated))
     if abs(closest.bpb.value - result.bpb.value) <= MEAN_TOLERANCE:
         return None
     return Claim(

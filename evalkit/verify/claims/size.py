@@ -77,14 +77,15 @@ def _run(folder: Folder, run: Run) -> Claim | None:
             size,
             places(closest, *lines),
         )
+    named = model_only or closest
     why = "; the stated total is the model without code" if model_only else ""
     return Claim(
         "size",
         CONTRADICTED,
         f"{run.file}: {size:,.0f} bytes ({how}), {size - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}{why}",
-        (model_only or closest).value if (model_only or closest) else None,  # type: ignore[union-attr]
+        named.value if named else None,
         size,
-        places(model_only or closest, *lines),
+        places(named, *lines),
     )
 
 
