@@ -27,8 +27,8 @@ _STEP = re.compile(
     r"^(?:step\s*[:= ]?\s*)?(\d+)\s*/\s*\d+\b|^step\s*[:=]?\s*\d+|^\[?(?:it|iter)\w*\s*[:=]?\s*\d+", re.I
 )
 _PROGRESS = re.compile(
-    r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|\d+\s*%|"
-    r"windows?\s*[:=]?\s*\d+\s*/|"
+    r"chunk\s*[\[:=]?\s*\d|\bchunk\b|ttt_?(?:chunk|progress|batch)|tt[pg]\w*:|running|batch\s*[:=]?\s*\d|rank \d|"
+    r"\d+\s*%|windows?\s*[:=]?\s*\d+\s*/|"
     r"progress|\bdoc(?:s|ument)?\s+\d+\s*/|\bphase\b.*\d+/\d+\b|epoch\s*[:=]?\s*\d",
     re.I,
 )
