@@ -12,8 +12,8 @@ from evalkit.plumbing.errors import InputError
 from evalkit.verify.statements import Text
 
 MAX_FILES = 20_000
-MAX_FILE_BYTES = 16 << 20
-MAX_TOTAL_BYTES = 192 << 20
+MAX_FILE_BYTES = 8 << 20
+MAX_TOTAL_BYTES = 24 << 20
 MAX_LINE = 2_000
 
 
@@ -74,7 +74,7 @@ class Reader:
     def read(self, name: str) -> tuple[bytes, bool]:
         """Return the content of a file, and whether that is the whole of it.
 
-        Of a file over 16 MiB the first and last 8 MiB are read.
+        Of a file over 8 MiB the first and last 4 MiB are read.
         """
         path = self.root / name
         try:

@@ -10,6 +10,9 @@ import re
 
 from evalkit.verify.statements import Number, Place, Run, Score, Text
 
+MAX_OUTPUT = 500
+"""Characters of a line that are looked at: lines of output are shorter, and patterns cost more than a line is long."""
+
 _NUMBER = r"(\d[\d,]*(?:\.\d+)?(?:[eE]-?\d+)?)"
 _PREFIX = re.compile(
     r"^(?:\[?\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?rank ?\d+\]?:?|\[[\d:.]+\]|\d+:)\s+", re.I
@@ -48,9 +51,8 @@ _TRAIN_TIME = re.compile(r"train_time:\s*" + _NUMBER + r"\s*(ms|s|m)\b", re.I)
 _STEP_AVG = re.compile(r"step_avg:\s*" + _NUMBER + r"\s*ms", re.I)
 _STEP_OF = re.compile(r"step:\s*(\d+)(?:/\d+)?", re.I)
 _TOTAL = re.compile(
-    r"total[ _](?:[\w+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)\s*(?:\([^)]*\))?\s*[:=]\s*"
-    + _NUMBER
-    + r"(?!\s*[MK]i?B|\.\d)",
+    r"total[ _](?:[A-Za-z0-9+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)"
+    r"\s*(?:\([^)]*\))?\s*[:=]\s*" + _NUMBER + r"(?!\s*[MK]i?B|\.\d)",
     re.I,
 )
 _MODEL = re.compile(
@@ -74,7 +76,7 @@ _AFTER = re.compile(r"gptq:\s*(?:calibrated|collected|generated)\b.*?\bin\s*" + 
 _START = re.compile(r"^(?:model_params|train_loader|val_loader|hyperparameters|seed)\b", re.I)
 _SOURCE = re.compile(
     r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|"""
-    r"""^\s*#|\w\(.*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]"""
+    r"""^\s*#|\w\([^()]*\)\s*$|[=+]= |, \w+ = |\w\[\w+\]"""
 )
 """Marks of Python source, which many logs print before their output."""
 
@@ -100,7 +102,8 @@ def looks_like_log(text: Text) -> bool:
     """Whether a text file has lines that only a run prints: one in a ``.log``, else two."""
     marks = 0
     enough = 1 if text.file.lower().endswith(".log") else 2
-    for line in text.lines:
+    for whole in text.lines:
+        line = whole[:MAX_OUTPUT]
         low = line.lower()
         if "{" in line:
             continue
@@ -123,7 +126,8 @@ def read_log(text: Text) -> list[Run]:
     """Return the runs of a log in order; a new one begins where settings are printed again after a score or a stop."""
     runs = [Run(text.file)]
     block = False  # inside an indented block of settings
-    for index, raw in enumerate(text.lines):
+    for index, whole in enumerate(text.lines):
+        raw = whole[:MAX_OUTPUT]
         low = raw.lower()
         if not raw or not any(key in low for key in _KEYS):
             block = block and bool(raw.strip())

@@ -63,7 +63,7 @@ def test_links_are_not_followed(made: Made, tmp_path: Path) -> None:
 def test_ten_thousand_files(made: Made) -> None:
     path = made.write()
     for i in range(10_000):
-        (path / f"x{i}.log").touch()
+        os.close(os.open(path / f"x{i}.log", os.O_CREAT))
     report = verify_folder(path)
     assert any("the first 200" in note for note in report.folder.notes)
 
