@@ -29,6 +29,8 @@ COMMANDS = {
     "data": "Download, tokenise and verify data.",
     "report": "Render a score as one HTML page.",
     "submit": "Write a submission folder from reports.",
+    "verify": "Verify that a submission folder tells one story, within the rules.",
+    "board": "Put many submissions on one page.",
     "doctor": "Show versions, hardware and a quick self-test.",
 }
 """Commands and their one-line help; the module of a command is ``evalkit.cli.NAME_command``."""
@@ -72,7 +74,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
     epilog="Every option is also an environment variable: EVALKIT_SCORE_STRIDE=32 is score --stride 32. "
-    "Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation or over the cap.",
+    "Exit codes: 0 done (check: legal), 1 a bug in evalkit, 2 unusable input, 3 a violation, "
+    "a contradicted claim or over the cap.",
 )
 @click.version_option(__version__, prog_name="evalkit")
 def cli() -> None:

@@ -31,7 +31,11 @@ def reference() -> str:
                 ["0", "done; for `check`: no violation found"],
                 ["1", "an unexpected failure inside evalkit (a bug); for `doctor`: a self-test failed"],
                 ["2", "the input is unusable: one clear line on stderr, nothing written"],
-                ["3", "`check`: a violation; `score` and `run`: over the cap with `--enforce-cap`"],
+                [
+                    "3",
+                    "`check`: a violation; `verify`: a contradicted claim; `score` and `run`: over the cap with "
+                    "`--enforce-cap`",
+                ],
                 ["130", "interrupted"],
             ],
         ),

@@ -1,0 +1,1 @@
+"""The checks: one module a claim, each a function from what was read to claims."""

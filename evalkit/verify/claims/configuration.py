@@ -1,0 +1,108 @@
+"""Configuration: were the runs of one claim made with the same active settings."""
+
+from __future__ import annotations
+
+import re
+
+from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
+from evalkit.verify.statements import Folder, Place, Run
+from evalkit.verify.support import same, seed_of
+
+_FREE = re.compile(
+    r"^.$|seed|_id$|run_id|rank|path|file|dir|port|host|log|time|date|device|world|wandb|name|cache|dataset|tokenizer|resume|_every$|_freq|"
+    r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params|bytes|legal|scale$",
+    re.I,
+)
+_OFF = {"false", "0", "0.0", "none", "off", "", "null", "disabled", "1.0", "1"}
+
+
+def check_configuration(folder: Folder, runs: list[Run]) -> list[Claim]:
+    """Return whether settings agree between the claimed runs, and whether each seed's numbers are of one run."""
+    claims = [c for c in (_mixed_rows(folder), _settings(runs), _parameters(runs)) if c]
+    if claims:
+        return claims
+    with_settings = [r for r in runs if r.settings]
+    if len(with_settings) < 2:
+        return [Claim("configuration", NOT_STATED, "fewer than two claimed logs print their settings")]
+    sizes = sorted({code.value for r in runs for kind, code in r.codes if kind == "raw"})
+    note = f"; their code has {' and '.join(f'{s:,.0f}' for s in sizes)} bytes" if len(sizes) > 1 else ""
+    return [Claim("configuration", HOLDS, f"{len(with_settings)} logs print the same active settings{note}")]
+
+
+def _settings(runs: list[Run]) -> Claim | None:
+    rows = [r for r in runs if len(r.settings) >= 3]
+    for i, run in enumerate(rows[1:], 1):
+        for key, (value, place) in run.settings.items():
+            other = rows[0].settings.get(key)
+            if (
+                other is None
+                or _FREE.search(key.rpartition(".")[2])
+                or _same_value(value, other[0])
+                or _is_place(value)
+            ):
+                continue
+            return _differ(key, other[0], value, other[1], place, rows[0], rows[i])
+    return None
+
+
+def _differ(key: str, a: str, b: str, first: Place, second: Place, one: Run, two: Run) -> Claim:
+    return Claim(
+        "configuration",
+        CONTRADICTED,
+        f"the runs of one claim differ in {key}: {a} in {one.file}, {b} in {two.file}",
+        a,
+        b,
+        places(first, second),
+    )
+
+
+def _same_value(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return a.lower() == b.lower()
+
+
+def _is_place(value: str) -> bool:
+    return (
+        "/" in value
+        or bool(re.search(r"\.(?:pt|ptz|bin|model|txt|log|npz)$", value))
+        or bool(re.search(r"[\d.]+(?:ms|s|MiB)$", value))
+    )
+
+
+def _parameters(runs: list[Run]) -> Claim | None:
+    counts = [(r, *r.settings["model_params"]) for r in runs if "model_params" in r.settings]
+    values = {v for _, v, _ in counts}
+    if len(values) < 2:
+        return None
+    one = counts[0]
+    two = next(c for c in counts if c[1] != one[1])
+    return _differ("model_params", one[1], two[1], one[2], two[2], one[0], two[0])
+
+
+def _mixed_rows(folder: Folder) -> Claim | None:
+    """Return a contradiction where a seed's score is of one run and its bytes are of another."""
+    for result in folder.declared.results:
+        if result.bpb is None or result.bytes_total is None:
+            continue
+        own = [r for r in folder.runs if seed_of(r) in (None, result.seed)]
+        scored = [r for r in own if any(same(result.bpb, s.bpb) for s in r.finals)]
+        sized = [r for r in own if any(abs(t.value - result.bytes_total.value) < 1 for _, t in r.totals)]
+        if len({r.file for r in (*scored, *sized)}) != 1 or not scored or not sized or any(r in sized for r in scored):
+            continue
+        if not scored[0].totals or len(scored) > 1 or len(sized) > 1:
+            continue
+        score = next(s for s in scored[0].finals if same(result.bpb, s.bpb))
+        total = next(t for _, t in sized[0].totals if abs(t.value - result.bytes_total.value) < 1)
+        return Claim(
+            "configuration",
+            CONTRADICTED,
+            f"seed {result.seed}: the score is of one run in {scored[0].file}, the bytes of another",
+            result.bpb.value,
+            result.bytes_total.value,
+            places(result.place, score.bpb, scored[0].totals[-1][1], total),
+        )
+    return None
