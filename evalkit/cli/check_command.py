@@ -100,12 +100,12 @@ def _was_given(option: str) -> bool:
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
     from evalkit.tokens.stream import open_shards, tokenize_file
-    from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.tokens.tokenizer import open_tokenizer
     from evalkit.verbs.check import check_forecaster
 
     if (options["tokens"] is None) == (options["text"] is None):
         raise InputError("give the stream to check on as either --tokens GLOB or --text FILE")
-    tokenizer = Tokenizer(options["tokenizer"]) if options["tokenizer"] else None
+    tokenizer = open_tokenizer(options["tokenizer"]) if options["tokenizer"] else None
     if options["tokens"] is not None:
         stream = open_shards(options["tokens"])
     elif tokenizer is None:

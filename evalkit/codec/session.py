@@ -58,10 +58,10 @@ def restored_options(header: Header, artifact: str, tokenizer: str) -> ScoreOpti
     Raises:
         InputError: the header lacks an option, or the tokenizer is another one.
     """
-    from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.tokens.tokenizer import open_tokenizer
 
     stored = header.options
-    if Tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
+    if open_tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
         raise InputError(f"the file was compressed with another tokenizer than {tokenizer}")
     try:
         values = {name: stored[name] for name in _STORED}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
@@ -169,7 +169,7 @@ def find_token_scores(report: Report) -> Path | None:
 
 def open_report_stream(
     report: Report, *, tokens: str | None = None, tokenizer: str | None = None
-) -> tuple[TokenStream, Tokenizer]:
+) -> tuple[TokenStream, TextTokenizer]:
     """Open the stream and the tokenizer that a report names, and check that they are the ones.
 
     Args:
@@ -181,7 +181,7 @@ def open_report_stream(
         InputError: they are missing, or are others.
     """
     named = report.values.get("tokenizer") or {}
-    model = Tokenizer(tokenizer or str(named.get("path", "")))
+    model = open_tokenizer(tokenizer or str(named.get("path", "")))
     if named.get("sha256") not in (None, model.sha256):
         raise InputError(f"tokenizer {model.path} is not the one of {report.path}; name the right one with --tokenizer")
     if tokens is not None:

@@ -24,7 +24,7 @@ from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import configured, require
 from evalkit.recipes import load_recipe
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
@@ -142,7 +142,7 @@ class Session:
     """
 
     options: ScoreOptions
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     stream: TokenStream
     artifact: Artifact | None
     resolved: ResolvedConfig | None
@@ -327,7 +327,7 @@ def open_model(options: ScoreOptions) -> Session:
         LOG.debug("artifact: %s, %s, %s", artifact.path, artifact.format, artifact.compression)
         for name, value in resolved.config.to_dict().items():
             LOG.debug("model.%s = %s (from %s)", name, value, resolved.origins[name])
-    tokenizer = Tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer)
     if resolved is not None and resolved.config.vocab_size != tokenizer.vocab_size:
         raise TokenError(
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model {resolved.config.vocab_size}: "
@@ -399,7 +399,7 @@ def _streaming_config(options: ScoreOptions, sliding: SlidingConfig | None) -> S
     return configured(config, options.settings.get("streaming", {}), "streaming")
 
 
-def _mixer_config(options: ScoreOptions, tokenizer: Tokenizer) -> MixerConfig | None:
+def _mixer_config(options: ScoreOptions, tokenizer: TextTokenizer) -> MixerConfig | None:
     if options.mixer != "hedge":
         return None
     from evalkit.mixers import best_config, default_config
