@@ -40,6 +40,8 @@ def load(weights: str | None = None) -> nn.Module:
         import transformers
     except ImportError:
         raise InputError("evalkit.hf:load needs Hugging Face's transformers: pip install 'evalkit[hf]'") from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     folder, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(

@@ -16,7 +16,7 @@ POSITIONS = 6
 """Rows behind which the ids are replaced: the first, the last but one, and some between."""
 
 TOLERANCE = 1e-4
-"""Nats, of float32 log-probabilities: calls of one shape give the same bits, or nearly, whatever stands behind a row."""
+"""Nats, of float32 log-probabilities: calls of one shape give nearly the same bits, whatever stands behind a row."""
 
 HALF_TOLERANCE = 1e-2
 """The same of a model that computes in half precision."""
