@@ -279,7 +279,7 @@ class TTTForecaster:
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
-        parameters = dict(self._sliding.model.named_parameters())
+        parameters = dict(self._sliding.module.named_parameters())
         changed = False
         for name, value in weights.items():
             rounded = value.to(parameters[name].dtype)

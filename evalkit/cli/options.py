@@ -38,7 +38,16 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
     """Return a decorator that adds the options that say how an artifact is scored."""
     decorators = [
         click.option(
-            "--tokenizer", metavar="MODEL", required=tokenizer_required, help="SentencePiece model of the tokens."
+            "--module",
+            metavar="FILE.py:FACTORY",
+            help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
+        ),
+        click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+        click.option(
+            "--tokenizer",
+            metavar="MODEL",
+            required=tokenizer_required,
+            help="SentencePiece .model, Hugging Face tokenizer.json, or the word bytes.",
         ),
         click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised)."),
         click.option(
@@ -114,14 +123,17 @@ def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     return ScoreOptions(artifact=artifact, settings=settings, **values)
 
 
-def require_one(artifact: str | None, no_model: bool) -> str | None:
-    """Return the artifact, or None with ``--no-model``.
+def require_one(artifact: str | None, module: str | None, *, no_model: bool) -> None:
+    """Require exactly one of an artifact, a module, and ``--no-model``.
 
     Raises:
-        InputError: both or neither were given.
+        InputError: none or several were given.
     """
-    if no_model and artifact is not None:
-        raise InputError(f"--no-model scores the online mixer alone; leave out the artifact {artifact}")
-    if not no_model and artifact is None:
-        raise InputError("name the artifact to score, or give --no-model to score the online mixer alone")
-    return artifact
+    given = [name for name in (artifact, module and f"--module {module}", no_model and "--no-model") if name]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(map(str, given))} are different models: give one of them")
+    if not given:
+        raise InputError(
+            "name the artifact to score, give your own model with --module FILE.py:FACTORY, or --no-model for the "
+            "online mixer alone"
+        )

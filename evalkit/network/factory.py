@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from evalkit.legality.child import StrangerFault, describe, load_factory
 from evalkit.plumbing.errors import InputError
@@ -52,6 +52,30 @@ class ModuleSource:
     weights: str | None
     model: Any
     files: tuple[SourceFile, ...]
+
+    format: ClassVar[str] = "module"
+    compression: ClassVar[str] = "none"
+
+    @property
+    def path(self) -> str:
+        """The name of the model, for reports and messages."""
+        return self.spec
+
+    def recognise(self) -> None:
+        """A module is no published system's artifact."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the model has learned; 0 where it is no torch module."""
+        parameters = getattr(self.model, "parameters", None)
+        return sum(int(p.numel()) for p in parameters()) if callable(parameters) else 0
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the factory returned evalkit's own network, whose precision evalkit chooses."""
+        from evalkit.model.gpt import GPT
+
+        return isinstance(self.model, GPT)
 
     @property
     def sha256(self) -> str:

@@ -42,6 +42,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self._from: Callable[..., Any] | None = getattr(self.model, "logits_from", None)
+        self._whole: Callable[..., Any] = self.model
         self._step: Callable[..., Any] | None = getattr(self.model, "step", None)
         self.pads = bool(getattr(self.model, "pad", True))
         self.thread_safe = bool(getattr(self.model, "thread_safe", False))
@@ -56,6 +57,16 @@ class Network:
         """Whether the model computes one token at a time."""
         return self._step is not None
 
+    def compiled(self) -> Network:
+        """Return this network with its forward pass compiled for the shapes that it will meet."""
+        function = torch.compile(self._from or self.model, dynamic=False)
+        other = Network(model=self.model, vocab_size=self.vocab_size, name=self.name)
+        if self._from is not None:
+            other._from = function
+        else:
+            other._whole = function
+        return other
+
     def logits(self, ids: Tensor, first_row: int = 0) -> Tensor:
         """Return the logits of rows ``first_row ..``, float32 ``[B, T - first_row, vocab_size]``.
 
@@ -67,7 +78,7 @@ class Network:
             InputError: the model raised, or returned something else.
         """
         if self._from is None:
-            whole = self._checked(self._called(self.model, ids), ids, ids.shape[1], "model(ids)")
+            whole = self._checked(self._called(self._whole, ids), ids, ids.shape[1], "model(ids)")
             return whole[:, first_row:]
         returned = self._called(self._from, ids, first_row)
         return self._checked(returned, ids, ids.shape[1] - first_row, f"logits_from(ids, {first_row})")
