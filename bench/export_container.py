@@ -3,12 +3,8 @@
 Times are processor seconds of one thread::
 
     python bench/export_container.py                      # the parity artifacts, if they are there
-    python bench/export_container.py --full               # also full-size shapes, minutes (zstd-22 and xz are slow)
     python bench/export_container.py --artifact FILE...    # artifacts of one's own
     python bench/export_container.py --runs DIR --data DIR  # full-size runs of evalkit train, named like their recipe
-
-Full-size weights are drawn: Gaussian or Laplacian entries of standard deviation 0.16, with log-normal spreads of rows
-and columns (0 gives independent, identically distributed entries, for which order-0 entropy is the limit of any coder).
 
 A full-size run of a few steps has small weights, most of which round to 0 at the published step floors. ``--rms``
 brings every block matrix to one root mean square by a factor (0.16 is what the published sizes imply), so that the
@@ -17,32 +13,32 @@ integers fill as those of a long run do, and the export's own GPTQ quantises the
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import lzma
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import SHARED, parser_of
 
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata, read_native, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
-from evalkit.recipes import load_recipe
 from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.pipeline import plan_of
 from evalkit.train.export.text import TrainingText
 from evalkit.train.export.torch_layouts import LAYOUTS, TorchLayout, compress_payload, torch_payload
 from evalkit.train.folder import load_run
 from evalkit.train.quantization.hessian import collect_hessians
-from evalkit.train.quantization.plan import PLANS
 
-PARITY = Path(__file__).resolve().parents[1] / "../shared/parity"
+PARITY = SHARED / "parity"
 HEADER = (
     f"{'tensors':34} {'values':>11} {'zstd-22':>11} {'xz-6':>11} {'order 0':>11} {'evalkit':>11} "
     f"{'zstd':>7} {'xz':>7} {'order 0':>7} {'write':>6} {'read':>6}"
@@ -82,25 +78,6 @@ def line(label: str, tensors: Mapping[str, StoredTensor], layout: TorchLayout) -
     return f"{label:34} {columns} {gains} {written:6.2f} {min(reads):6.2f}"
 
 
-def drawn_state(recipe: str, shape: str, spread: float, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a recipe's full-size shapes."""
-    generator = np.random.default_rng(seed)
-    with torch.device("meta"):
-        model = GPT(load_recipe(recipe).model_config())
-    state = {}
-    for name, tensor in model.state_dict().items():
-        size = tuple(tensor.shape)
-        if len(size) < 2:
-            values = 1 + 0.1 * generator.standard_normal(size)
-        else:
-            draw = generator.standard_normal if shape == "gaussian" else lambda s: generator.laplace(0, 0.5**0.5, s)
-            values = 0.16 * np.asarray(draw(size))
-            values *= np.exp(spread * generator.standard_normal((size[0], 1)))
-            values *= np.exp(spread * generator.standard_normal((1, size[1])))
-        state[name] = torch.from_numpy(np.asarray(values, dtype=np.float32))
-    return state
-
-
 def trained_tensors(run: Path, rms: float, data: Path, calibration_tokens: int) -> Mapping[str, StoredTensor]:
     """Quantise a run as ``evalkit export`` does, after its block matrices are scaled to a root mean square (0: not)."""
     trained = load_run(run)
@@ -113,14 +90,11 @@ def trained_tensors(run: Path, rms: float, data: Path, calibration_tokens: int) 
     model = GPT(trained.config.model).eval().requires_grad_(False)
     model.load_state_dict(weights)
     text = TrainingText(data, trained, calibration_tokens=calibration_tokens)
-    return quantize_state_dict(weights, plan_of(trained, 1.0), collect_hessians(model, text.calibration()))
+    return quantize_state_dict(weights, plan_of(trained), collect_hessians(model, text.calibration()))
 
 
 def cold_read_seconds(data: bytes) -> tuple[float, float]:
     """Processor seconds to read in a fresh process: first with nothing compiled on disk, then with it; no imports."""
-    import os
-    import tempfile
-
     code = (
         "import sys, time\nfrom evalkit.artifact.native import read_native\ndata = open(sys.argv[1], 'rb').read()\n"
         "t = time.process_time()\nread_native(data)\nprint(time.process_time() - t)"
@@ -138,9 +112,8 @@ def cold_read_seconds(data: bytes) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="also full-size shapes with drawn weights")
-    parser.add_argument("--recipes", default="pr592,pr344,pr634,pr849", help="recipes for --full and --runs")
+    parser = parser_of(__doc__)
+    parser.add_argument("--recipes", default="pr592,pr344,pr634,pr849", help="recipes of --runs")
     parser.add_argument("--runs", type=Path, help="folder of full-size runs, named like their recipe")
     parser.add_argument("--data", type=Path, help="training shards that the runs' GPTQ calibrates on")
     parser.add_argument("--calibration-tokens", type=int, default=4096)
@@ -158,11 +131,6 @@ def main() -> None:
         recipe = artifact.recognise() or "pr592"
         print(line(path.name, artifact.tensors, LAYOUTS[recipe]), flush=True)
     tensors: Mapping[str, StoredTensor] = {}
-    if options.full:
-        for recipe in options.recipes.split(","):
-            for shape, spread in (("gaussian", 0.0), ("laplacian", 0.0), ("gaussian", 0.3)):
-                tensors = quantize_state_dict(drawn_state(recipe, shape, spread), PLANS[recipe])
-                print(line(f"{recipe} full, {shape} {spread}", tensors, LAYOUTS[recipe]), flush=True)
     if options.runs:
         for recipe in options.recipes.split(","):
             tensors = trained_tensors(options.runs / recipe, options.rms, options.data, options.calibration_tokens)

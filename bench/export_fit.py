@@ -1,4 +1,4 @@
-"""What ``evalkit export --fit`` gains at several sizes: the plan with its steps scaled, and a step for each tensor.
+"""What ``evalkit export --fit`` (a step for each tensor) loses at several sizes, beside the recipe's own plan.
 
     python bench/export_fit.py RUN... --data DIR --tokenizer MODEL [--other SHARD] [--shares 0.85,0.7,0.55]
 
@@ -10,19 +10,18 @@ errors clustered by document.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+from common import parser_of, print_header, print_row
 from export_recipes import Text, as_state
 
 from evalkit.artifact.native import NativeMetadata, write_native
 from evalkit.model.gpt import GPT
-from evalkit.plumbing.errors import InputError
 from evalkit.tokens.tokenizer import Tokenizer
 from evalkit.train.data import find_shards
 from evalkit.train.export.export import quantize_state_dict
-from evalkit.train.export.fit import FitOption, fit
+from evalkit.train.export.fit import fit
 from evalkit.train.export.pipeline import plan_of, target_weights
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import load_run
@@ -31,7 +30,7 @@ from evalkit.train.quantization.hessian import collect_hessians
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
     parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
@@ -42,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| run | way | bytes | validation | against the plan | other | against the plan |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print_header("run", "way", "bytes", "validation", "against the plan", "other", "against the plan", left=2)
     for run in options.runs:
         trained = load_run(run)
         model = GPT(trained.config.model).eval().requires_grad_(False)
@@ -56,32 +54,30 @@ def main() -> None:
         reader = TrainingText(options.data, trained, calibration_tokens=options.calibration_tokens)
         hessians = collect_hessians(model, reader.calibration())
         curvature = collect_curvature(model, reader.calibration())
-        plan = plan_of(trained, 1.0)
+        plan = plan_of(trained)
         target, _ = target_weights(model, trained, plan, hessians, reader.held_out())
         tensors = quantize_state_dict(target, plan, hessians)
         full = len(write_native(tensors, NativeMetadata()))
         reference = [text.bits(model, as_state(model, tensors)) for text in texts]
-        cells = [f"{text.per_byte(bits):.5f} | " for text, bits in zip(texts, reference, strict=True)]
-        print(f"| {trained.config.recipe} | plan | {full:,} | {' | '.join(cells)} |", flush=True)
+        cells = [
+            cell for text, bits in zip(texts, reference, strict=True) for cell in (f"{text.per_byte(bits):.5f}", "")
+        ]
+        print_row(trained.config.recipe, "plan", f"{full:,}", *cells)
         for share in map(float, options.shares.split(",")):
-            for label, reach in (("steps scaled", "step"), ("a step for each tensor", "tensors")):
-                try:
-                    found = fit(
-                        target,
-                        [FitOption(label=label, plan=plan, reach=reach)],
-                        lambda held: 0.0,  # one way: there is nothing to choose
-                        cap_bytes=int(share * full),
-                        hessians=hessians,
-                        curvature=curvature,
-                    )
-                except InputError as error:
-                    print(f"| {trained.config.recipe} | {label} | {error} | | | | |", flush=True)
-                    continue
-                cells = [f"| {trained.config.recipe} | {label} | {found.best.n_bytes:,}"]
-                for text, before in zip(texts, reference, strict=True):
-                    bits = text.bits(model, as_state(model, found.tensors))
-                    cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
-                print(" | ".join(cells) + " |", flush=True)
+            found = fit(
+                target,
+                plan,
+                hessians=hessians,
+                curvature=curvature,
+                loss=lambda held: 0.0,  # the plan does not fit: there is nothing to choose
+                pack=lambda held: len(write_native(held, NativeMetadata())),
+                cap_bytes=int(share * full),
+            )
+            cells = [trained.config.recipe, found.best.label, f"{found.best.total_bytes:,}"]
+            for text, before in zip(texts, reference, strict=True):
+                bits = text.bits(model, as_state(model, found.tensors))
+                cells += [f"{text.per_byte(bits):.5f}", text.compare(bits, before)]
+            print_row(*cells)
 
 
 if __name__ == "__main__":

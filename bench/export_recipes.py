@@ -14,7 +14,6 @@ with the clips chosen by the same measure, on training tokens that calibration h
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,20 +24,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from common import parser_of, print_header, print_row
 
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.model.gpt import GPT
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.train.data import TokenStream, find_shards, load_validation
+from evalkit.train.data import TrainingTokens, find_shards, load_validation
 from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.pipeline import plan_of, target_weights
-from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.refine import refine
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import load_run
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
-from evalkit.train.quantization.rows import weighted_row_error
+from evalkit.train.quantization.rows import PERCENTILES, weighted_row_error
 
 SMALL = 2048  # vectors, in a model of 128x4
 MATRICES = ("*.mlp.*", "*.attn.c_?.weight", "*.attn.proj.weight")
@@ -93,7 +93,7 @@ def uniform_plan(bits: int) -> QuantizationPlan:
     return QuantizationPlan(
         rules=(
             TensorRule(patterns=("*",), format="float32", max_elements=SMALL),
-            TensorRule(patterns=MATRICES, format=f"int{bits}", clip="row", gptq=True),
+            TensorRule(patterns=MATRICES, format=f"int{bits}", clips=PERCENTILES, gptq=True),
             TensorRule(patterns=("*",), format="float32"),
         ),
         bfloat16_tables=(),
@@ -128,7 +128,7 @@ def output_ratios(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
     parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
@@ -141,9 +141,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(options.tokenizer)
-    print("| recipe | plan | text | float | nearest | GPTQ - nearest | nearest, refined - nearest "
-          "| GPTQ, refined - nearest | GPTQ, refined - float | output error: smallest, median, largest |")  # fmt: skip
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print_header(
+        "recipe", "plan", "text", "float", "nearest", "GPTQ - nearest", "nearest, refined - nearest",
+        "GPTQ, refined - nearest", "GPTQ, refined - float", "output error: smallest, median, largest", left=3,
+    )  # fmt: skip
     for recipe in options.recipes.split(","):
         if not (options.runs / recipe / "summary.json").exists():
             continue
@@ -160,22 +161,21 @@ def main() -> None:
             options.data, trained, calibration_tokens=options.calibration_tokens, refine_steps=options.refine
         )
         seen = collect_hessians(model, reader.calibration())
-        stream = TokenStream(shards, vocab_size=model.config.vocab_size)
+        stream = TrainingTokens(shards, vocab_size=model.config.vocab_size)
         later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
         unseen = collect_hessians(model, list(later)) if options.plans != "own" else {}
         exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
         for label in options.plans.split(","):
             own = label == "own"
-            plan = plan_of(trained, 1.0) if own else uniform_plan(int(label.removeprefix("int")))
+            plan = plan_of(trained) if own else uniform_plan(int(label.removeprefix("int")))
             target, _ = target_weights(model, trained, plan, seen, reader.held_out()) if own else (weights, [])
             rounded = {
                 "nearest": quantize_state_dict(weights, without_gptq(plan)),
                 "gptq": quantize_state_dict(target, plan, seen),
             }
             if own and options.refine:
-                config = RefineConfig(steps=options.refine)
                 for name in ("nearest", "gptq"):
-                    rounded[f"{name}, refined"] = refine(model.config, rounded[name], reader.refinement, config)
+                    rounded[f"{name}, refined"] = refine(model.config, rounded[name], reader.refinement, options.refine)
             ratios = [] if own else output_ratios(weights, plan, seen, unseen)
             for kind, text in texts.items():
                 bits = {name: text.bits(model, as_state(model, tensors)) for name, tensors in rounded.items()}
@@ -192,7 +192,7 @@ def main() -> None:
                     )
                 ]
                 cells.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "")
-                print("| " + " | ".join(cells) + " |", flush=True)
+                print_row(*cells)
 
 
 if __name__ == "__main__":

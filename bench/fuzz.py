@@ -27,34 +27,18 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evalkit.legality.report import LegalityReport
+    from evalkit.report.score_report import ScoreReport
 
 INTERESTING = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1]
 NASTY_JSON = [
-    "null",
-    "true",
-    "-1",
-    "0",
-    "1e999",
-    "-1e308",
-    "NaN",
-    "Infinity",
-    '""',
-    "[]",
-    "{}",
-    '"\\ud800"',
-    "1" * 5000,
-    '"' + "a" * 3000 + '"',
-    "[" * 2000 + "]" * 2000,
-    "4294967296",
-    "9007199254740993",
-    "0.1",
-    '"none"',
-    "1099511627776",
-    '"../../x"',
-    "[1,2,3]",
-    '{"sha256":"x"}',
-]
+    "null", "true", "-1", "0", "1e999", "-1e308", "NaN", "Infinity", '""', "[]", "{}", '"\\ud800"', "1" * 5000,
+    '"' + "a" * 3000 + '"', "[" * 2000 + "]" * 2000, "4294967296", "9007199254740993", "0.1", '"none"', "1099511627776",
+    '"../../x"', "[1,2,3]", '{"sha256":"x"}',
+]  # fmt: skip
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -152,12 +136,12 @@ def build_targets(folder: Path) -> list[Target]:
     from evalkit.artifact.compression import inflate
     from evalkit.artifact.load import load_artifact
     from evalkit.codec.container import MAGIC, Header, pack, unpack
-    from evalkit.codec.session import restored_options
-    from evalkit.report.load import Report, read_report, read_token_scores
+    from evalkit.report.load import SavedReport, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
     from evalkit.tokens.shards import open_shard, write_shard
     from evalkit.tokens.stream import TokenStream, read_documents
     from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.verbs.coding import restored_options
 
     artifacts = _valid_artifacts(folder)
     payloads = {name: inflate(data) for name, data in artifacts.items() if name != "native"}
@@ -286,7 +270,7 @@ def build_targets(folder: Path) -> list[Target]:
             return mutate(rng, zstandard.compress(lines))
         return zstandard.compress(make_lines(rng), 1)
 
-    report = json.dumps(_valid_report()).encode()
+    report = json.dumps(_valid_report().to_dict()).encode()
 
     def read_report_file(file: Path) -> None:
         opened = read_report(file)
@@ -294,9 +278,9 @@ def build_targets(folder: Path) -> list[Target]:
 
     scores = io.BytesIO()
     np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
-    valid = Report(path=path, values=_valid_report())
+    valid = SavedReport(path=path, report=_valid_report())
 
-    check = json.dumps(_valid_check(valid.values)).encode()
+    check = json.dumps(_valid_check(valid.report).to_dict()).encode()
 
     def documents(file: Path) -> None:
         for _ in read_documents(file):
@@ -349,44 +333,43 @@ def _valid_artifacts(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _valid_report() -> dict[str, Any]:
-    return {
-        "format": 1,
-        "artifact": {
-            "path": "missing.ptz",
-            "sha256": "0",
-            "bytes": 10,
-            "format": "layout B",
-            "compression": "zstd",
-            "parameters": 5,
-            "cap_headroom_bytes": 1,
-        },
-        "recipe": "pr849",
-        "config": {"vocab_size": 384},
-        "config_origins": {"vocab_size": "shapes"},
-        "tokens": {"names": ["missing.bin"], "sha256": "0"},
-        "tokenizer": {"path": "missing", "sha256": "0"},
-        "tokens_scored": 100,
-        "bytes_scored": 200,
-        "bytes_raw": None,
-        "val_loss": 2.5,
-        "bpb": 1.8,
-        "bpb_raw": None,
-        "stride": 64,
-        "seq_len": 128,
-        "mixer": "hedge",
-        "ttt": True,
-        "settings": {"model": {}},
-        "legal": None,
-        "seconds": 1.0,
-        "tokens_per_second": 1.0,
-        "versions": {"evalkit": "0"},
-        "mixer_report": {
+def _valid_report() -> ScoreReport:
+    from evalkit.plumbing.provenance import CodeIdentity
+    from evalkit.report.score_report import ArtifactIdentity, ScoreReport, TokenizerIdentity, TokensIdentity
+
+    return ScoreReport(
+        artifact=ArtifactIdentity(
+            path="missing.ptz", sha256="0", bytes=10, format="layout B", compression="zstd", parameters=5
+        ),
+        recipe="pr849",
+        config={"vocab_size": 384},
+        config_origins={"vocab_size": "shapes"},
+        tokens=TokensIdentity(names=("missing.bin",), sha256="0"),
+        tokenizer=TokenizerIdentity(path="missing", sha256="0"),
+        tokens_scored=100,
+        bytes_scored=200,
+        bytes_raw=None,
+        nats=250.0,
+        stride=64,
+        seq_len=128,
+        device="cpu",
+        dtype="float32",
+        context="sliding",
+        mixer="hedge",
+        ttt=True,
+        settings={"model": {}},
+        verdict=None,
+        ledger_sha256="0",
+        seconds=1.0,
+        tokens_per_second=1.0,
+        versions={"evalkit": "0"},
+        code=CodeIdentity(commit="0", dirty=False),
+        mixer_report={
             "method": "hedge",
             "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
             "weights_over_time": [[1, 1.0]],
         },
-        "reliability": {
+        reliability={
             "positions": 3,
             "first_log_odds": -2,
             "tokens": [900, 8, 4, 2],
@@ -394,8 +377,8 @@ def _valid_report() -> dict[str, Any]:
             "occurred": [0, 1, 2, 2],
             "max_difference": 0.0,
         },
-        "ttt_report": {"chunks": [{"stop": 50, "steps": 1, "first_loss": 1.0, "last_loss": 1.0, "learning_rate": 0.1}]},
-    }
+        ttt_report={"chunks": [{"stop": 50, "steps": 1, "first_loss": 1.0, "last_loss": 1.0, "learning_rate": 0.1}]},
+    )
 
 
 def _peak_mib() -> float:
@@ -410,17 +393,11 @@ def _restart_peak_mib() -> float:
     return _peak_mib()
 
 
-def _valid_check(report: dict[str, Any]) -> dict[str, Any]:
-    names = ("mixer", "ttt", "seq_len", "stride", "settings")
-    subject = {name: report[name] for name in names} | {"artifact_sha256": "0", "tokenizer_sha256": "0"}
-    finding = {"axiom": "causality", "position": 7, "evidence": {"nats": 0.1}, "message": "moved"}
-    return {
-        "verdict": "illegal",
-        "findings": [finding],
-        "covered": {"subject": subject},
-        "uncovered": ["x"],
-        "seconds": 1.0,
-    }
+def _valid_check(report: ScoreReport) -> LegalityReport:
+    from evalkit.legality.report import Finding, LegalityReport
+
+    finding = Finding(axiom="causality", position=7, evidence={"nats": 0.1}, message="moved")
+    return LegalityReport(findings=(finding,), covered={"subject": report.subject()}, uncovered=("x",), seconds=1.0)
 
 
 def _worker(index: int, seed: int, first: int, count: int, seconds: float, folder: str, pipe: Any, beat: Any) -> None:

@@ -7,21 +7,21 @@ Every run draws its own stream, span and audit seed. Anything but 0 accused is a
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
+from common import BENCH, parser_of
 
-from evalkit.legality import AuditOptions, audit
+from evalkit.legality.audit import audit
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
-GALLERY = Path(__file__).resolve().parents[1] / "tests" / "evalkit" / "legality" / "gallery"
+GALLERY = BENCH.parent / "tests/evalkit/legality/gallery"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=20.0, help="budget of one audit: an upper limit")

@@ -8,7 +8,6 @@ python bench/memory.py --lengths 1000000 62000000
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parser_of, print_header
 
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.model.gpt import GPT
@@ -97,17 +97,14 @@ def loop(length: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--recipe", default="pr849")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1_000_000, 62_000_000])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--only", help="one row, in this process: a type or a length")
     options = parser.parse_args()
     if options.only is None:
-        print(
-            "| what | anonymous MB before | peak | file-backed MB before | peak |\n|---|---:|---:|---:|---:|",
-            flush=True,
-        )
+        print_header("what", "anonymous MB before", "peak", "file-backed MB before", "peak")
         for row in (*options.dtypes, *options.lengths):
             subprocess.run([sys.executable, __file__, "--recipe", options.recipe, "--only", str(row)], check=True)
         return

@@ -9,7 +9,6 @@ Times are processor seconds of one core: compression only, and scoring plus lear
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import lzma
 import math
@@ -17,20 +16,20 @@ import math
 import numpy as np
 import pyppmd
 import zstandard
-from mixers_text import cpu_seconds, load_text, load_tokens
+from common import cpu_seconds, load_text, load_tokens, parser_of, print_header, print_row
 
 from evalkit.mixers import Mixer, best_config, default_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--text", default="fineweb_val_prefix", help="folder of the shared data")
     parser.add_argument("--vocab", type=int, default=1024, choices=(1024, 8192), help="size of the tokenizer")
     options = parser.parse_args()
     text = load_text(options.text)
     tokens = load_tokens(f"{options.text}/sp{options.vocab}")
     print(f"{options.text}: {len(text):,} bytes, {len(tokens):,} tokens of sp{options.vocab}\n")
-    print("| what | bits per byte | MB/s | tokens/s |\n| --- | ---: | ---: | ---: |")
+    print_header("what", "bits per byte", "MB/s", "tokens/s")
 
     compressors = {
         "bzip2 -9": lambda: bz2.compress(text, 9),
@@ -47,7 +46,7 @@ def main() -> None:
             size = len(compress())  # type: ignore[operator]
 
         seconds = cpu_seconds(work)
-        print(f"| {name} | {8 * size / len(text):.4f} | {len(text) / seconds / 1e6:.2f} | |")
+        print_row(name, f"{8 * size / len(text):.4f}", f"{len(text) / seconds / 1e6:.2f}", "")
     for name, preset in (("default", default_config), ("best", best_config)):
         config = preset(options.vocab, network=False)
         Mixer(config).score_stream(tokens[:2000])  # compiles
@@ -59,8 +58,8 @@ def main() -> None:
 
         seconds = cpu_seconds(score, repeats=3)
         bpb = nats / math.log(2) / len(text)
-        speed = len(tokens) / seconds
-        print(f"| mixers, {name}, no network | {bpb:.4f} | {len(text) / seconds / 1e6:.2f} | {speed:,.0f} |")
+        speeds = f"{len(text) / seconds / 1e6:.2f}", f"{len(tokens) / seconds:,.0f}"
+        print_row(f"mixers, {name}, no network", f"{bpb:.4f}", *speeds)
 
 
 def ppmd(text: bytes, order: int) -> bytes:

@@ -14,14 +14,13 @@ million tokens, and for the whole stream.
 
 from __future__ import annotations
 
-import argparse
 import math
 import resource
 import time
 from dataclasses import replace
 
 import numpy as np
-from mixers_text import load_tokens
+from common import load_tokens, network_inputs, parser_of, print_header, print_row
 from numba import njit
 
 from evalkit.mixers import Mixer, best_config, default_config
@@ -63,7 +62,7 @@ def draw(out: np.ndarray, history: np.ndarray, seed: int, vocab_size: int, repea
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--preset", choices=("default", "best"), default="default")
     parser.add_argument("--like", choices=tuple(STREAMS), default="text", help="how much is new in the stream")
     parser.add_argument("--millions", type=int, default=62)
@@ -87,22 +86,19 @@ def main() -> None:
         draw(chunk, history, m, options.vocab, *STREAMS[options.like])
         tokens[m * 1_000_000 : (m + 1) * 1_000_000] = chunk
     warm_up = preset(options.vocab, network=network)
-    rng = np.random.default_rng(0)
-    entropy = rng.gamma(4.0, 0.6, size=1 << 20)  # a million tokens' worth, used over and over
-    neural = -rng.exponential(entropy)
-    tempered = 1.05 * neural - 0.02
+    drawn = network_inputs(1 << 20)  # a million tokens' worth, used over and over
 
     def said(start: int, stop: int) -> list[np.ndarray]:
-        first = start % (len(neural) - SPAN)
-        return [x[first : first + stop - start] for x in (neural, tempered, entropy)] if network else []
+        first = start % ((1 << 20) - SPAN)
+        return [x[first : first + stop - start] for x in drawn] if network else []
 
     Mixer(warm_up).score(tokens, 1, 2000, *said(1, 2000))  # compiles
     print(
         f"a stream like {options.like}, {options.preset} preset, {len(config.experts)} experts, "
         f"bound {options.memory} GiB\n"
     )
-    print("| million tokens | s / million | nats / token | MB of tables | million records | peak MB of process |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = ("s / million", "nats / token", "MB of tables", "million records", "peak MB of process")
+    print_header("million tokens", *columns, left=0)
     done, nats, since = 1, 0.0, 1
     wall = cpu = total = seconds = 0.0
     mark = options.every * 1_000_000
@@ -118,12 +114,11 @@ def main() -> None:
         if done == mark or done == len(tokens):
             report = mixer.report()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-            print(
-                f"| {done / 1e6:.0f} | {(wall - seconds) / (done - since) * 1e6:.2f} | {nats / (done - since):.4f} "
-                f"| {sum(report['table_bytes'].values()) / 1e6:.0f} | {sum(report['records'].values()) / 1e6:.1f} "
-                f"| {peak:.0f} |",
-                flush=True,
-            )
+            print_row(
+                f"{done / 1e6:.0f}", f"{(wall - seconds) / (done - since) * 1e6:.2f}", f"{nats / (done - since):.4f}",
+                f"{sum(report['table_bytes'].values()) / 1e6:.0f}", f"{sum(report['records'].values()) / 1e6:.1f}",
+                f"{peak:.0f}",
+            )  # fmt: skip
             total += nats
             nats, since, seconds = 0.0, done, wall
             mark += options.every * 1_000_000
@@ -137,12 +132,13 @@ def cost(name: str) -> None:
     n_bytes = 1_492_524
     preset = default_config if name == "default" else best_config
     config = preset(1024, network=False)
-    print(f"{name} preset, no network\n\n| bound | bits per byte | records |\n| --- | ---: | ---: |")
+    print(f"{name} preset, no network\n")
+    print_header("bound", "bits per byte", "records")
     for bound in (2 * 2**30, 128 * 2**20, 64 * 2**20, 32 * 2**20, 16 * 2**20, 8 * 2**20, 4 * 2**20):
         mixer = Mixer(replace(config, memory_bytes=bound))
         nats = mixer.score_stream(tokens).sum()
         records = sum(mixer.report()["records"].values())
-        print(f"| {bound / 2**20:.0f} MiB | {nats / math.log(2) / n_bytes:.4f} | {records:,} |", flush=True)
+        print_row(f"{bound / 2**20:.0f} MiB", f"{nats / math.log(2) / n_bytes:.4f}", f"{records:,}")
 
 
 if __name__ == "__main__":

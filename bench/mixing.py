@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from mixers_text import cpu_seconds, load_tokens
+from common import cpu_seconds, load_tokens, network_inputs, parser_of, print_header, print_row
 
 from evalkit.mixers import Mixer, default_config
 from evalkit.mixers.published import PublishedMixer
@@ -30,7 +30,7 @@ WINDOW, STRIDE, BATCH = 2048, 64, 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=262144)
     parser.add_argument("--chunk", type=int, default=32768)
     parser.add_argument("--repeats", type=int, default=3)
@@ -38,9 +38,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=1024)
     options = parser.parse_args()
     tokens = load_tokens(f"fineweb_val_prefix/sp{options.vocab_size}")[: options.tokens + 1].astype(np.int64)
-    rng = np.random.default_rng(0)
-    entropy = rng.gamma(4.0, 0.6, size=len(tokens) - 1)
-    neural = -rng.exponential(entropy)
+    neural, _, entropy = network_inputs(len(tokens) - 1)
     config = default_config(options.vocab_size, network=True)
     ours(config, tokens[:3000], neural[:2999], entropy[:2999])  # compiles
     rows = {
@@ -52,13 +50,12 @@ def main() -> None:
         ),
     }
     print(f"{len(tokens) - 1:,} tokens, vocabulary {options.vocab_size}, one core, least processor time of repeats\n")
-    print("| what | tokens/s | ns a token | s for 62 million | times evalkit |")
-    print("|---|---:|---:|---:|---:|")
+    print_header("what", "tokens/s", "ns a token", "s for 62 million", "times evalkit")
     first = None
     for name, (work, repeats) in rows.items():
         each = cpu_seconds(work, repeats) / (len(tokens) - 1)
         first = first or each
-        print(f"| {name} | {1 / each:,.0f} | {1e9 * each:,.0f} | {62e6 * each:,.0f} | {each / first:.2f} |", flush=True)
+        print_row(name, f"{1 / each:,.0f}", f"{1e9 * each:,.0f}", f"{62e6 * each:,.0f}", f"{each / first:.2f}")
     if options.recipe:
         print(share_of_full_size(options.recipe, tokens))
 

@@ -5,12 +5,12 @@ python bench/parity.py ../shared/parity --tokenizer ../shared/data/tokenizers/fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from common import parser_of, print_header, print_row
 
 from evalkit.tokens.shards import write_shard
 from evalkit.verbs.score import score
@@ -21,13 +21,12 @@ TTT = ("plain", "mixer_only", "ttt_only", "both", "ttt_only_no_averaging", "both
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--ttt", action="store_true", help="also PR849's test-time training and mixer, whole streams")
     options = parser.parse_args()
-    print("| system | positions | max difference, nats | rms | bpb | reference | relative |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print_header("system", "positions", "max difference, nats", "rms", "bpb", "reference", "relative")
     for system in ("333", "344", "592", "634", "849"):
         folder = options.folder / system / "small"
         artifact = next(folder.glob("*.ptz"))
@@ -58,11 +57,10 @@ def compare(label: str, folder: Path, artifact: Path, tokenizer: str, extra: dic
             )
         )
     difference = np.abs(report.nll - reference["nll"])
-    print(
-        f"| {label} | {len(difference):,} | {difference.max():.1e} | {np.sqrt((difference**2).mean()):.1e} | "
-        f"{report.bpb:.6f} | {expected['bpb']:.6f} | {report.bpb / expected['bpb'] - 1:+.1e} |",
-        flush=True,
-    )
+    print_row(
+        label, f"{len(difference):,}", f"{difference.max():.1e}", f"{np.sqrt((difference**2).mean()):.1e}",
+        f"{report.bpb:.6f}", f"{expected['bpb']:.6f}", f"{report.bpb / expected['bpb'] - 1:+.1e}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ bfloat16 matrix product reaches in the same run.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import parser_of
 
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
@@ -81,7 +81,7 @@ def timed(work: Callable[[], np.ndarray], device: str) -> tuple[float, np.ndarra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--recipe", default="pr849")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=2048)

@@ -8,8 +8,9 @@ at the rate in tokens fed a second that scoring reached in the same run.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
+
+from common import print_header, print_row, scoring_parser
 
 from evalkit.verbs.score import score
 from evalkit.verbs.session import ScoreOptions
@@ -32,32 +33,20 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifacts", nargs="+")
-    parser.add_argument("--tokens", required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--limit-tokens", type=int, default=65536)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
+    parser = scoring_parser(__doc__, 65536)
     parser.add_argument("--default-only", action="store_true", help="only the frozen network and the first three")
     options = parser.parse_args()
-    print("| artifact | what trains | bpb | gain | 95% | steps | score s | train s | train / minimum |")
-    print("|---|---|---:|---:|---|---:|---:|---:|---:|", flush=True)
+    columns = ("artifact", "what trains", "bpb", "gain", "95%", "steps", "score s", "train s", "train / minimum")
+    print_header(*columns, left=2)
+    names = ("tokens", "tokenizer", "limit_tokens", "dtype", "threads")
     for artifact in options.artifacts:
-        common = ScoreOptions(
-            artifact=artifact,
-            tokens=options.tokens,
-            tokenizer=options.tokenizer,
-            limit_tokens=options.limit_tokens,
-            dtype=options.dtype,
-            threads=options.threads,
-        )
+        common = ScoreOptions(artifact=artifact, **{name: getattr(options, name) for name in names})
         frozen = score(common)
         name = artifact.rsplit("/", 1)[-1]
-        print(f"| {name} | nothing | {frozen.bpb:.4f} | | | | {frozen.values['seconds']:.0f} | | |", flush=True)
-        seq_len, stride = frozen.values["seq_len"], frozen.values["stride"]
+        print_row(name, "nothing", f"{frozen.bpb:.4f}", "", "", "", f"{frozen.seconds:.0f}", "", "")
+        seq_len, stride = frozen.seq_len, frozen.stride
         for label, settings in list(VARIANTS.items())[: 3 if options.default_only else None]:
-            report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).values
+            report = score(replace(common, ttt=True, settings={"ttt": settings | {"compare": "true"}})).to_dict()
             ttt, config = report["ttt_report"], report["ttt_config"]
             gain = ttt["gain"]
             score_seconds = ttt["score_seconds"]
@@ -66,12 +55,11 @@ def main() -> None:
             rows = ttt["steps"] * min(config["batch_sequences"], max(config["chunk_tokens"] // seq_len, 1))
             minimum = rows * seq_len * 3 / fed_per_second
             low, high = gain["interval_95"] or (0.0, 0.0)
-            print(
-                f"| {name} | {label} | {report['bpb']:.4f} | {gain['bpb']:.4f} | {low:.4f} to {high:.4f} | "
-                f"{ttt['steps']:,} | {score_seconds:.0f} | {ttt['train_seconds']:.0f} | "
-                f"{ttt['train_seconds'] / minimum if minimum else 0:.2f} |",
-                flush=True,
-            )
+            print_row(
+                name, label, f"{report['bpb']:.4f}", f"{gain['bpb']:.4f}", f"{low:.4f} to {high:.4f}",
+                f"{ttt['steps']:,}", f"{score_seconds:.0f}", f"{ttt['train_seconds']:.0f}",
+                f"{ttt['train_seconds'] / minimum if minimum else 0:.2f}",
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

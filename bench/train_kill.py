@@ -5,7 +5,6 @@ python bench/train_kill.py --data DIR --out DIR [--kills 10] [--steps 60]
 
 from __future__ import annotations
 
-import argparse
 import random
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import parser_of
 
 from evalkit.train.files import load_tensors
 from evalkit.train.metrics import read_metrics
@@ -30,7 +30,7 @@ run_training("tiny", Path(sys.argv[1]), None, Path(sys.argv[2]), keys,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with 1024-piece shards")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--kills", type=int, default=10, help="how often to kill")

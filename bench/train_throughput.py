@@ -9,7 +9,6 @@ Prints a markdown table; the best repeat counts. MFU needs a GPU of known peak a
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import parser_of, print_header, print_row
 
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
-from evalkit.train.data import TokenStream
-from evalkit.train.distributed import Ranks
-from evalkit.train.folder import RunFolder
+from evalkit.tokens.shards import write_shard
+from evalkit.train.data import TrainingTokens
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.init import initial_weights
 from evalkit.train.loop import Trainer
 from evalkit.train.resolve import resolve
@@ -53,7 +54,7 @@ def best_seconds(steps: dict[str, Callable[[], object]], repeats: int, device: t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--seq-len", type=int, default=2048, help="window in tokens")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps")
@@ -89,17 +90,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "train.bin"
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = 20240520, 1, 200_000
-        random = np.random.default_rng(0).integers(0, 1024, 200_000).astype("<u2")
-        shard.write_bytes(header.tobytes() + random.tobytes())
+        write_shard(shard, np.random.default_rng(0).integers(0, 1024, 200_000))
         trainer = Trainer(
             config,
-            stream=TokenStream([shard], vocab_size=1024),
+            stream=TrainingTokens([shard], vocab_size=1024),
             validator=None,
-            ranks=Ranks(rank=0, size=1, device=device),
-            folder=RunFolder(path=Path(folder)),
-            progress=None,
+            ranks=Ranks(device=device),
+            folder=TrainingFolder(path=Path(folder)),
         )
 
         def our_step(*, quantised: bool) -> None:
@@ -119,11 +116,11 @@ def main() -> None:
     kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {a.threads} threads"
     peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
     print(f"pr849, full size, {a.tokens} tokens a step, windows of {a.seq_len}, compile {a.compile}, {kind}\n")
-    print("| loop | s per step | tokens/s | GFLOP/s | MFU |\n|---|---:|---:|---:|---:|")
+    print_header("loop", "s per step", "tokens/s", "GFLOP/s", "MFU")
     for name, seconds in best.items():
         rate = a.tokens / seconds
         mfu = f"{rate * flops / peak:.1%}" if peak else "-"
-        print(f"| {name} | {seconds:.2f} | {rate:,.0f} | {rate * flops / 1e9:,.0f} | {mfu} |")
+        print_row(name, f"{seconds:.2f}", f"{rate:,.0f}", f"{rate * flops / 1e9:,.0f}", mfu)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ The command line stands on this interface::
     legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=30))
     print(legality.verdict, legality.findings)
 
-Importing evalkit imports nothing else: each name is loaded when it is first used, torch with the first that needs it.
+Importing evalkit imports nothing heavy: each name is loaded when it is first used, torch with the first that needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from evalkit.plumbing.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from evalkit.artifact.load import Artifact as Artifact
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from evalkit.plumbing.errors import EvalkitError as EvalkitError
     from evalkit.plumbing.errors import InputError as InputError
     from evalkit.prequential.forecaster import Forecaster as Forecaster
+    from evalkit.report.score_report import Scored as Scored
+    from evalkit.report.score_report import ScoreReport as ScoreReport
     from evalkit.tokens.tokenizer import Tokenizer as Tokenizer
     from evalkit.verbs.check import CheckOptions as CheckOptions
     from evalkit.verbs.check import check as check
     from evalkit.verbs.check import check_forecaster as check_forecaster
-    from evalkit.verbs.score import ScoreReport as ScoreReport
     from evalkit.verbs.score import score as score
     from evalkit.verbs.session import ScoreOptions as ScoreOptions
     from evalkit.verbs.session import Session as Session
@@ -59,7 +60,8 @@ _HOMES = {
     "Finding": "evalkit.legality.report",
     "LegalityReport": "evalkit.legality.report",
     "Forecaster": "evalkit.prequential.forecaster",
-    "ScoreReport": "evalkit.verbs.score",
+    "ScoreReport": "evalkit.report.score_report",
+    "Scored": "evalkit.report.score_report",
     "score": "evalkit.verbs.score",
     "Tokenizer": "evalkit.tokens.tokenizer",
     "load_state": "evalkit.network.state",

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 MAX_ORDERS = 12
+"""Most orders that the tree may see of the stream, or of the document."""
 
-ORDER_NAMES = ("unigram", "bigram", "trigram")
-"""Names of the first n-gram experts; from the 4-gram on they are called ``"4-gram"``, ``"5-gram"``, ..."""
+NGRAMS = ("unigram", "bigram", "trigram", "4-gram")
+"""The n-gram experts; each one's place is how many tokens of context it has."""
 
 DISCOUNTS = ((0.5, 0.8, 1.0), (0.7, 1.0, 1.3), (0.8, 1.1, 1.4), (0.85, 1.2, 1.5), (0.88, 1.3, 1.6), (0.92, 1.4, 1.7))
 DOCUMENT_DISCOUNTS = ((0.85, 1.2, 1.5),)
 DEFAULT_MEMORY_BYTES = 2 * 1024**3
-
-
-def ngram_name(order: int) -> str:
-    """Return the expert name of the n-gram with ``order`` context tokens: 0 is ``"unigram"``, 3 is ``"4-gram"``."""
-    return ORDER_NAMES[order] if order < len(ORDER_NAMES) else f"{order + 1}-gram"
-
-
-def ngram_order(name: str) -> int | None:
-    """Return how many context tokens the n-gram expert ``name`` uses, or None if the name is not an n-gram's."""
-    if name in ORDER_NAMES:
-        return ORDER_NAMES.index(name)
-    match = re.fullmatch(r"(\d+)-gram", name)
-    if match and len(ORDER_NAMES) < int(match[1]) <= MAX_ORDERS:
-        return int(match[1]) - 1
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +23,8 @@ class MixerConfig:
     Attributes:
         vocab_size: V, 2 to 65,535.
         experts: names, in the order of all reports. ``neural`` and ``entropy`` are computed by the caller; ``unigram``,
-            ``bigram``, ``trigram``, ``4-gram``, ... up to ``12-gram`` count the whole stream; ``document unigram``,
-            ``document bigram``, ... count the current document; ``tree`` mixes counts of both bit by bit. Beside the
-            tree, n-gram experts up to its orders read its counts (discounts rounded to 1/256) and cost next to nothing.
+            ``bigram``, ``trigram`` and ``4-gram`` count the whole stream; ``tree`` mixes counts of the stream and of
+            the current document bit by bit.
         method: ``hedge`` (multiplicative weights) or ``gate`` (softmax weights learned by gradient).
         eta: Hedge's learning rate; 1 is the Bayes mixture.
         share: Hedge's fixed share, the part of the weight that is spread evenly after every token.
@@ -52,11 +36,10 @@ class MixerConfig:
         gate_rate: step of the gate.
         discounts: Kneser-Ney discounts (for counts 1, 2, 3 and more), one triple for each order; the last is used
             for all higher orders.
-        document_discounts: the same for the document's counts.
+        document_discounts: the same for the document's counts (the tree's).
         tree_orders: orders of the stream that the tree expert sees, 1 to 12.
         tree_document_orders: orders of the document that it sees, 0 to 12; none without a document token.
         tree_rate: step of its logistic weights.
-        exclusion: lower orders count only what was new to the next higher order (Kneser-Ney continuation counts).
         document_token: the token that opens a document (1 for these tokenizers), or None for a stream without any.
         memory_bytes: bound for all tables together.
     """
@@ -75,7 +58,6 @@ class MixerConfig:
     tree_orders: int = 5
     tree_document_orders: int = 4
     tree_rate: float = 0.008
-    exclusion: bool = True
     document_token: int | None = 1
     memory_bytes: int = DEFAULT_MEMORY_BYTES
 
@@ -85,14 +67,8 @@ class MixerConfig:
         if not self.experts or len(set(self.experts)) != len(self.experts):
             raise ValueError(f"experts {self.experts} must name at least one expert, and none twice")
         for name in self.experts:
-            bare = name.removeprefix("document ")
-            if bare not in ("neural", "entropy", "tree") and ngram_order(bare) is None:
-                raise ValueError(
-                    f"unknown expert {name!r}; expected neural, entropy, unigram, bigram, trigram, 4-gram ... "
-                    f"{MAX_ORDERS}-gram, 'document ' before one of those, or tree"
-                )
-        if self.document_token is None and any(name.startswith("document ") for name in self.experts):
-            raise ValueError("document experts need document_token, the token that opens a document; it is None")
+            if name not in ("neural", "entropy", "tree", *NGRAMS):
+                raise ValueError(f"unknown expert {name!r}; expected neural, entropy, {', '.join(NGRAMS)} or tree")
         if self.document_token is not None and not 0 <= self.document_token < self.vocab_size:
             raise ValueError(f"document_token is {self.document_token}; expected an id below {self.vocab_size} or None")
         if self.method not in ("hedge", "gate"):
@@ -105,8 +81,8 @@ class MixerConfig:
             raise ValueError(f"gate_rate is {self.gate_rate}; expected 0 to 10")
         if self.prior is not None and (len(self.prior) != len(self.experts) or not all(w > 0 for w in self.prior)):
             raise ValueError(f"prior {self.prior} must hold {len(self.experts)} positive weights, one for each expert")
-        if "order" in self.contexts and all(ngram_order(name) is None and name != "tree" for name in self.experts):
-            raise ValueError("weight sets by order need an n-gram expert of the stream or the tree; there is none")
+        if "order" in self.contexts and not {*NGRAMS, "tree"} & set(self.experts):
+            raise ValueError("weight sets by order need an n-gram expert or the tree; there is none")
         unknown = set(self.contexts) - {"order", "entropy"}
         if unknown:
             raise ValueError(f"unknown weight-set contexts {sorted(unknown)}; expected 'order' or 'entropy'")
@@ -132,25 +108,15 @@ class MixerConfig:
 
     @property
     def orders(self) -> int:
-        """Number of orders, the unigram included, that need counts of the stream beside the tree's."""
-        held = self.tree_orders if "tree" in self.experts else 0
-        found = [ngram_order(name) for name in self.experts]
-        return 1 + max((order for order in found if order is not None and order >= held), default=-1)
-
-    @property
-    def document_orders(self) -> int:
-        """Number of orders that need counts of the document beside the tree's."""
-        held = self.tree_document_orders if "tree" in self.experts else 0
-        names = [name.removeprefix("document ") for name in self.experts if name.startswith("document ")]
-        return 1 + max((order for order in map(ngram_order, names) if order is not None and order >= held), default=-1)
+        """Number of orders, the unigram included, that the n-gram experts need."""
+        return 1 + max((NGRAMS.index(name) for name in self.experts if name in NGRAMS), default=-1)
 
 
 def default_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
     """Return the fast preset: the six default experts under Hedge, or the four n-grams alone without a network."""
-    ngrams = ("unigram", "bigram", "trigram", "4-gram")
-    experts = ("neural", *ngrams, "entropy") if network else ngrams
+    experts = ("neural", *NGRAMS, "entropy") if network else NGRAMS
     return MixerConfig(
         vocab_size=vocab_size,
         experts=experts,

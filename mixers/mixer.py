@@ -22,7 +22,7 @@ State = dict[str, npt.NDArray[np.generic]]
 MAX_SPAN = 1 << 20
 """Most tokens between two commits: the undo log and a table that a roll-back may need are held in memory."""
 
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 _BLOCK = 4096
 
 
@@ -41,7 +41,7 @@ class Mixer:
         self._pending = np.zeros(0, dtype=np.int64)
         self._stash: tuple[int, Floats | None, Floats | None, float] | None = None
         self._experts = Experts(config)
-        self._weighting = Weighting(config, self._experts.code_counts, self._experts.codes_per_order)
+        self._weighting = Weighting(config, self._experts.code_counts)
 
     # -- scoring ----------------------------------------------------------------------------------------------------
 

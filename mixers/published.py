@@ -142,7 +142,7 @@ class PublishedMixer:
             raise ValueError(f"a token lies outside the vocabulary of {self.vocab_size}")
         keep = np.asarray(scored, dtype=bool)
         if not self.mixing:
-            return np.asarray(neural_nll, dtype=np.float32)[keep]
+            return np.asarray(np.asarray(neural_nll)[keep], dtype=np.float32)
         nll = self.expert_nll(contexts, targets, neural_nll, neural_entropy)
         top = self.log_weights.max()
         log_w = self.log_weights - (top + np.log(np.exp(self.log_weights - top).sum(dtype=np.float32)))

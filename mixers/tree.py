@@ -14,27 +14,41 @@ path. Sums are integers (discounts in 1/256), hence the same in any order.
 
 Kernels of this module call only functions of this module: numba's file cache checks no other file for changes. Those
 that allocate nothing are compiled without reference counting, whose atomic operations took 40% of the time.
+
+Letters in all of them: V is the size of the vocabulary; K the number of orders, the stream's first and then the
+document's; k one of them (its context has as many tokens, counted from 0 in each store); y a token; t a position; j how
+many rows of the undo log are in use.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from evalkit.mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, DOCUMENT_STORE, POOL_TOP, PREVIOUS, STREAM_STORE
-from evalkit.mixers.tree_work import SETS
+from evalkit.mixers.tree_lists import (
+    CONTEXT,
+    CONTEXT_TOP,
+    DEPTH,
+    DOCUMENT_STORE,
+    LEVELS,
+    POOL_TOP,
+    PREVIOUS,
+    STREAM_STORE,
+)
+
+Array = npt.NDArray[Any]
 
 UNIT = 256
-"""Discounted counts are held in units of 1/256."""
+"""The tree holds discounted counts in units of 1/256."""
 LEVEL_STARTS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 23, 41, 81)
-"""Size classes of a raw count in the learned tables begin at these counts."""
-LEVELS = len(LEVEL_STARTS)
-CODES_PER_ORDER = 3 * LEVELS
-"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
+"""The size classes of a raw count, ``LEVELS`` of them, begin at these counts."""
 LARGEST_COUNT = 65535
+SETS = 5
+"""Weight vectors in use at a node."""
 WEIGHTED_NODES = 256
 """Nodes (by number, the root is 1) that have a weight vector of their own; deeper ones share one for each bit."""
 TOKEN_ROWS = 1024
@@ -44,10 +58,218 @@ SQUASH_SCALE = 4096 / 24.0
 _CLIP = 1e-7
 
 
+class Lists(NamedTuple):
+    """The counts of the stream, or of the current document, as :mod:`evalkit.mixers.tree_lists` describes them."""
+
+    pool: Array  # uint64[words]
+    contexts: Array  # uint64[contexts]
+    state: Array  # int64[4 + orders]
+    heap: Array  # int64[2 << bits], units of 1/256
+    heap_count: Array  # int64[2 << bits]
+
+
+class Shape(NamedTuple):
+    """What a store's numbers mean."""
+
+    vocab_size: int
+    bits: int  # of a token id
+    document_token: int  # opens a document; -1 for none
+    orders: int  # of the stream
+    document_orders: int
+    units: Array  # int64[K, 4], the discount of counts 1, 2 and 3 or more in units; of count 0 it is 0
+    levels: Array  # int64[82], the size class of a count; larger ones are like 81
+
+
+class Learned(NamedTuple):
+    """What the tree learns beside its counts."""
+
+    tables: Array  # float64[K * bits * LEVELS ** 2, 2], probability of the right branch and how often learned
+    weights: Array  # float64[rows, inputs], the weight vectors
+    finals: Array  # float64[(orders + 1) * bits, SETS], weights of the weight vectors' answers
+
+
+class Curves(NamedTuple):
+    """The tree's constants."""
+
+    level_of: Array  # uint8[1 << bits], how many leading bits two tokens share, by their exclusive or
+    stretch: Array  # float64[4096], the logit of a probability
+    squashed: Array  # float64[4096], the sigmoid over [-12, 12]
+    rate: float  # step of the weight vectors
+    final_rate: float  # step of the weights of their answers
+
+
+class Sums(NamedTuple):
+    """Work arrays of the tree that hold sums over counts."""
+
+    mass: Array  # int64[K, width], discounted counts in units
+    counts: Array  # int64[K, width]
+    inverses: Array  # float64[K], 1 / (units of n), 0 without counts
+    back_off: Array  # float64[K], the weight of the next lower order
+    places: Array  # int64[orders], where the token's entry stands in each order's list, -1 for nowhere
+    document_places: Array  # int64[document orders]
+    left: Array  # int64[K], mass of a node's left subtree, and so on
+    right: Array
+    left_count: Array
+    right_count: Array
+    below: Array  # int64[K], mass of the path's node
+    below_count: Array
+
+
+class Nodes(NamedTuple):
+    """Work arrays of the tree that hold the inputs and outputs of a number of nodes."""
+
+    x: Array  # float64[nodes, inputs]
+    cells: Array  # int64[nodes, K], rows of the tables in use, -1 for none
+    rows: Array  # int64[nodes, SETS], weight vectors in use
+    dots: Array  # float64[nodes, SETS], their answers
+    asked: Array  # int64[nodes], 1 where both branches hold tokens
+    right_prob: Array  # float64[nodes]
+    ratios: Array  # float64[nodes * K], odds and then their logarithms
+    raw: Array  # the same memory as int64
+    mantissas: Array  # float64[nodes * K]
+    raw_mantissas: Array  # the same memory as int64
+    exponents: Array  # float64[nodes * K]
+
+
+def input_count(orders: int, document_orders: int) -> int:
+    """Return the length of a node's input vector, up to the next multiple of 8 (the rest stays zero).
+
+    Every order gives the logit of its odds, and all but the first of each store the logit of its learned table.
+    """
+    used = orders + document_orders + (orders - 1) + max(document_orders - 1, 0)
+    return (used + 7) // 8 * 8
+
+
+def new_sums(orders: int, document_orders: int, width: int) -> Sums:
+    """Return work arrays with ``width`` sums an order: 1 + bits for a path, 2 << bits for every node."""
+    total = orders + document_orders
+    paths = (np.zeros((total, width), dtype=np.int64) for _ in range(2))
+    floats = (np.zeros(total) for _ in range(2))
+    places = (np.zeros(max(count, 1), dtype=np.int64) for count in (orders, document_orders))
+    return Sums(*paths, *floats, *places, *(np.zeros(total, dtype=np.int64) for _ in range(6)))
+
+
+def new_nodes(nodes: int, orders: int, document_orders: int) -> Nodes:
+    """Return work arrays for so many nodes."""
+    total = orders + document_orders
+    ratios, mantissas = np.ones(nodes * total), np.ones(nodes * total)
+    return Nodes(
+        x=np.zeros((nodes, input_count(orders, document_orders))),
+        cells=np.zeros((nodes, total), dtype=np.int64),
+        rows=np.zeros((nodes, SETS), dtype=np.int64),
+        dots=np.zeros((nodes, SETS)),
+        asked=np.zeros(nodes, dtype=np.int64),
+        right_prob=np.zeros(nodes),
+        ratios=ratios,
+        raw=ratios.view(np.int64),
+        mantissas=mantissas,
+        raw_mantissas=mantissas.view(np.int64),
+        exponents=np.zeros(nodes * total),
+    )
+
+
 @njit(cache=True, _nrt=False)
-def _code(order: Any, n: Any, distinct: Any, levels: Any) -> Any:
-    """Return the context code of a store whose highest order with counts is ``order - 1``."""
-    return (order * LEVELS + levels[min(n, 81)]) * 3 + max(min(distinct, 3) - 1, 0)
+def _code(order: Any, total: Any, distinct: Any, levels: Any) -> Any:
+    """Return the context code where the highest order with counts is ``order - 1`` and its counts sum to ``total``."""
+    return (order * LEVELS + levels[min(total, 81)]) * 3 + max(min(distinct, 3) - 1, 0)
+
+
+@njit(cache=True, _nrt=False)
+def _write(array: Any, mark: Any, index: Any, value: Any, log: Any, j: Any) -> Any:
+    """Set one word and log what it was; ``mark`` says of which array. Return the log's length."""
+    log[j, 0] = index * 4 + mark
+    log[j, 1] = np.int64(array[index])
+    array[index] = value
+    return j + 1
+
+
+@njit(cache=True, _nrt=False)
+def _append(lists: Any, store: Any, c: Any, token: Any, log: Any, j: Any) -> Any:
+    """Add a successor with count 1 to a context; return (its place in the pool, the log's length)."""
+    pool = lists.pool
+    word = np.int64(lists.contexts[c])
+    offset = word & 0xFFFFFFFF
+    length = (word >> 32) & 0xFFFF
+    room = (word >> 48) & 0x1F  # capacity is 2 ** (room - 1), 0 for none
+    if room == 0 or length == (1 << (room - 1)):
+        new = lists.state[POOL_TOP]
+        room += 1
+        lists.state[POOL_TOP] = new + (1 << (room - 1))
+        for i in range(1 << (room - 1)):
+            value = np.uint64(0)
+            if i < length:
+                value = pool[offset + i]
+            elif i == length:
+                value = np.uint64(token | (1 << 16))
+            if store == DOCUMENT_STORE:
+                j = _write(pool, store, new + i, value, log, j)  # an earlier document may have stood here
+            else:
+                pool[new + i] = value
+        offset = new
+    else:
+        j = _write(pool, store, offset + length, np.uint64(token | (1 << 16)), log, j)
+    j = _write(lists.contexts, store + 1, c, np.uint64(offset | ((length + 1) << 32) | (room << 48)), log, j)
+    return offset + length, j
+
+
+@njit(cache=True, _nrt=False)
+def _learn(lists: Any, store: Any, shape: Any, first: Any, orders: Any, y: Any, places: Any, log: Any, j: Any) -> Any:
+    """Count ``y`` after the current contexts of one store, then move the contexts on by ``y``; return the log's length.
+
+    ``first`` is the place of the store's order 0 among all orders, ``places`` where y's entry stands in each order's
+    list.
+    """
+    pool, contexts, state, heap, heap_count = lists
+    depth = state[DEPTH]
+    known = False
+    for k in range(depth, -1, -1):
+        c = state[CONTEXT + k]
+        if k == 0:
+            places[0] = y
+            node = (1 << shape.bits) + y
+            seen = heap_count[node]
+            if seen == 0 or not known:
+                gain = UNIT + shape.units[first, min(seen, 3)] - shape.units[first, min(seen + 1, 3)]
+                while node > 0:
+                    heap[node] += gain
+                    heap_count[node] += 1
+                    node >>= 1
+        elif places[k] < 0:
+            places[k], j = _append(lists, store, c, y, log, j)
+        else:
+            if not known:
+                entry = pool[places[k]]
+                seen = (np.int64(entry) >> 16) & 0xFFFF
+                if seen < LARGEST_COUNT:
+                    j = _write(pool, store, places[k], entry + np.uint64(1 << 16), log, j)
+            known = True
+    deeper = min(depth + 1, orders - 1)
+    for k in range(deeper, 0, -1):
+        entry = pool[places[k - 1]]
+        child = np.int64(entry >> np.uint64(32))
+        if child == 0:
+            child = state[CONTEXT_TOP]
+            state[CONTEXT_TOP] += 1
+            if store == DOCUMENT_STORE:
+                j = _write(contexts, store + 1, child, np.uint64(0), log, j)
+            else:
+                contexts[child] = np.uint64(0)
+            j = _write(pool, store, places[k - 1], entry | (np.uint64(child) << np.uint64(32)), log, j)
+        state[CONTEXT + k] = child
+    state[DEPTH] = deeper
+    state[PREVIOUS] = y | ((state[PREVIOUS] & 0xFFFF) << 16)
+    return j
+
+
+@njit(cache=True, _nrt=False)
+def _is_full(lists: Any, shape: Any) -> Any:
+    """Return whether a store may have too little room for the next token."""
+    total = shape.orders + shape.document_orders
+    margin = total * 2 * (1 << shape.bits)
+    return (
+        lists.state[POOL_TOP] + margin > lists.pool.shape[0]
+        or lists.state[CONTEXT_TOP] + total > lists.contexts.shape[0]
+    )
 
 
 @njit(cache=True, _nrt=False)
@@ -59,256 +281,189 @@ def _leaves(node: Any, depth: Any, bits: Any, vocab_size: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _logs(
-    ratios: Any, raw: Any, mantissas: Any, mantissas_raw: Any, exponents: Any, rows: Any, columns: Any, x: Any
-) -> None:
-    """Fill ``x[:rows, :columns]`` with ln of the first ``rows * columns`` positive normal ``ratios``, within 2e-8.
+def _logs(nodes: Any, count: Any) -> None:
+    """Put ln of the ``ratios`` of the first ``count`` nodes, positive and normal, into ``x``, within 2e-8.
 
-    A series instead of the library's logarithm, as plain loops that compile to vector instructions. ``raw`` and
-    ``mantissas_raw`` are int64 views of ``ratios`` and ``mantissas``.
+    A series instead of the library's logarithm, as plain loops that compile to vector instructions.
     """
-    n = rows * columns
-    for i in range(n):
+    ratios, raw, mantissas, raw_mantissas, exponents = (
+        nodes.ratios,
+        nodes.raw,
+        nodes.mantissas,
+        nodes.raw_mantissas,
+        nodes.exponents,
+    )
+    columns = nodes.cells.shape[1]
+    size = count * columns
+    for i in range(size):
         # Split around sqrt(1/2), so that the mantissa lies in [0.707, 1.414].
         b = raw[i] - 0x3FE6A09E667F3BCD
         exponents[i] = b >> 52
-        mantissas_raw[i] = (b & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD
-    for i in range(n):
+        raw_mantissas[i] = (b & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD
+    for i in range(size):
         m = mantissas[i]
         t = (m - 1.0) / (m + 1.0)
         u = t * t
         series = 1.0 + u * (1 / 3 + u * (1 / 5 + u * (1 / 7 + u * (1 / 9 + u / 11))))
         ratios[i] = exponents[i] * 0.6931471805599453 + 2.0 * t * series
-    for r in range(rows):
+    for r in range(count):
         for k in range(columns):
-            x[r, k] = ratios[r * columns + k]
+            nodes.x[r, k] = ratios[r * columns + k]
 
 
 @njit(cache=True, _nrt=False)
 def _squash(x: Any) -> Any:
+    """Return the sigmoid."""
     return 1.0 / (1.0 + math.exp(-x))
 
 
 @njit(cache=True, _nrt=False)
 def _inputs(
-    orders: Any,
-    document_orders: Any,
-    inverses: Any,
-    back_off: Any,
-    left: Any,
-    right: Any,
-    left_count: Any,
-    right_count: Any,
-    left_prior: Any,
-    right_prior: Any,
-    bit: Any,
-    bits: Any,
-    node: Any,
-    top: Any,
-    previous: Any,
-    levels: Any,
+    shape: Any,
+    curves: Any,
     tables: Any,
-    stretch: Any,
+    sums: Any,
+    nodes: Any,
     r: Any,
-    ratios: Any,
-    x: Any,
-    cells: Any,
-    at: Any,
+    bit: Any,
+    node: Any,
+    left_leaves: Any,
+    right_leaves: Any,
+    previous: Any,
 ) -> None:
-    """Fill row ``r`` of a node's odds ``ratios``, table inputs in ``x``, table ``cells`` and weight rows ``at``.
+    """Fill row ``r`` of ``nodes`` (odds, table inputs, table cells and weight rows) for a node at depth ``bit``.
 
-    ``left``, ``right``: int64[K], discounted counts of the subtrees in units; ``left_count``, ``right_count``: raw;
-    ``inverses``: float64[K], 1 / (units of n) at each order, 0 without counts; ``back_off``: float64[K], the weight of
-    the next lower order.
-    The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two
-    previous tokens.
+    The subtrees' counts stand in ``sums``; ``left_leaves`` and ``right_leaves`` tell how many tokens lie below them.
+    The weight rows are chosen by depth and bit, by both depths, by the node itself and by each of the two ``previous``
+    tokens.
     """
-    every = orders + document_orders
+    orders, document_orders, bits = shape.orders, shape.document_orders, shape.bits
+    total = orders + document_orders
+    inverse = 1.0 / shape.vocab_size
     deep = 0
     document_deep = 0
-    place = every
-    low = left_prior
-    high = right_prior
-    for k in range(every):
+    place = total
+    low = left_leaves * inverse
+    high = right_leaves * inverse
+    for k in range(total):
         if k == orders:
-            low = left_prior
-            high = right_prior
-        if inverses[k] > 0.0:
-            low = left[k] * inverses[k] + back_off[k] * low
-            high = right[k] * inverses[k] + back_off[k] * high
-        ratios[r * every + k] = high / low
-        n0 = left_count[k]
-        n1 = right_count[k]
-        if n0 + n1 > 0:
+            low = left_leaves * inverse
+            high = right_leaves * inverse
+        if sums.inverses[k] > 0.0:
+            low = sums.left[k] * sums.inverses[k] + sums.back_off[k] * low
+            high = sums.right[k] * sums.inverses[k] + sums.back_off[k] * high
+        nodes.ratios[r * total + k] = high / low
+        left_count = sums.left_count[k]
+        right_count = sums.right_count[k]
+        if left_count + right_count > 0:
             if k < orders:
                 deep = k + 1
             else:
                 document_deep = k - orders + 1
+        nodes.cells[r, k] = -1
         if k == 0 or k == orders:
-            cells[r, k] = -1  # nothing below backs the first order: its raw counts say what its odds say
-            continue
-        if n0 + n1 == 0:
-            cells[r, k] = -1
-            x[r, place] = 0.0
-        else:
-            cell = ((k * bits + bit) * LEVELS + levels[min(n0, 81)]) * LEVELS + levels[min(n1, 81)]
-            cells[r, k] = cell
-            x[r, place] = stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
+            continue  # nothing below backs the first order: its raw counts say what its odds say
+        nodes.x[r, place] = 0.0
+        if left_count + right_count > 0:
+            size = shape.levels[min(left_count, 81)] * LEVELS + shape.levels[min(right_count, 81)]
+            cell = (k * bits + bit) * LEVELS * LEVELS + size
+            nodes.cells[r, k] = cell
+            nodes.x[r, place] = curves.stretch[min(int(tables[cell, 0] * 4096.0), 4095)]
         place += 1
-    at[r, 0] = deep * bits + bit
+    nodes.rows[r, 0] = deep * bits + bit
     base = (orders + 1) * bits
-    at[r, 1] = base + document_deep * (orders + 1) + deep
+    nodes.rows[r, 1] = base + document_deep * (orders + 1) + deep
     base += (orders + 1) * (document_orders + 1)
-    at[r, 2] = base + (node if node < top else top + bit)
+    top = min(WEIGHTED_NODES, 1 << bits)
+    nodes.rows[r, 2] = base + (node if node < top else top + bit)
     base += top + bits
-    at[r, 3] = base + (previous & 0xFFFF) % TOKEN_ROWS
+    nodes.rows[r, 3] = base + (previous & 0xFFFF) % TOKEN_ROWS
     base += TOKEN_ROWS
-    at[r, 4] = base + (previous >> 16) % TOKEN_ROWS
+    nodes.rows[r, 4] = base + (previous >> 16) % TOKEN_ROWS
 
 
 @njit(cache=True, _nrt=False)
-def _mix(x: Any, r: Any, weights: Any, finals: Any, at: Any, dots: Any) -> Any:
+def _mix(nodes: Any, r: Any, learned: Any) -> Any:
     """Return the probability of the right branch; fill row ``r`` of ``dots`` with each weight vector's logit."""
-    inputs = x.shape[1]
+    weights = learned.weights
+    x = nodes.x
     logit = 0.0
-    for j in range(SETS):
-        row = at[r, j]
+    for s in range(SETS):
+        row = nodes.rows[r, s]
         a = 0.0
         b = 0.0
         c = 0.0
         d = 0.0
-        for q in range(0, inputs, 4):
+        for q in range(0, x.shape[1], 4):
             a += weights[row, q] * x[r, q]
             b += weights[row, q + 1] * x[r, q + 1]
             c += weights[row, q + 2] * x[r, q + 2]
             d += weights[row, q + 3] * x[r, q + 3]
         a = (a + c) + (b + d)
-        dots[r, j] = a
-        logit += finals[at[r, 0], j] * a
+        nodes.dots[r, s] = a
+        logit += learned.finals[nodes.rows[r, 0], s] * a
     p = _squash(logit)
     return min(max(p, _CLIP), 1.0 - _CLIP)
 
 
 @njit(cache=True, _nrt=False)
-def _walk(pool: Any, contexts: Any, c: Any, y: Any, level_of: Any, units: Any, k: Any, mass: Any, count: Any) -> Any:
-    """Sum a context's successors by how many leading bits they share with ``y``.
+def _gather(lists: Any, shape: Any, first: Any, y: Any, level_of: Any, mass: Any, count: Any, places: Any) -> None:
+    """Sum the successors of a store's current contexts by how many leading bits they share with ``y``.
 
-    Fills row ``k`` of ``mass`` and ``count`` int64[K, bits + 1] (zero before); returns the place of y's entry or -1.
+    Fills the rows of ``mass`` and ``count`` int64[K, bits + 1] (zero before) from ``first`` on, and where y's entry
+    stands in each order's list into ``places``.
     """
-    word = contexts[c]
-    offset = np.int64(word & np.uint64(0xFFFFFFFF))
-    length = np.int64((word >> np.uint64(32)) & np.uint64(0xFFFF))
-    place = -1
-    for i in range(offset, offset + length):
-        entry = np.int64(pool[i] & np.uint64(0xFFFFFFFF))
-        token = entry & 0xFFFF
-        n = entry >> 16
-        shared = level_of[token ^ y]
-        mass[k, shared] += n * UNIT - units[k, min(n, 3)]
-        count[k, shared] += n
-        if token == y:
-            place = i
-    return place
+    bits = shape.bits
+    leaf = (1 << bits) + y
+    mass[first, bits] = lists.heap[leaf]
+    count[first, bits] = lists.heap_count[leaf]
+    for b in range(bits):
+        side = (leaf >> (bits - 1 - b)) ^ 1
+        mass[first, b] = lists.heap[side]
+        count[first, b] = lists.heap_count[side]
+    for o in range(1, lists.state[DEPTH] + 1):
+        k = first + o
+        word = np.int64(lists.contexts[lists.state[CONTEXT + o]])
+        begin = word & 0xFFFFFFFF
+        places[o] = -1
+        for i in range(begin, begin + ((word >> 32) & 0xFFFF)):
+            entry = np.int64(lists.pool[i] & np.uint64(0xFFFFFFFF))
+            seen = entry >> 16
+            shared = level_of[(entry & 0xFFFF) ^ y]
+            mass[k, shared] += seen * UNIT - shape.units[k, min(seen, 3)]
+            count[k, shared] += seen
+            if entry & 0xFFFF == y:
+                places[o] = i
 
 
 @njit(cache=True, _nrt=False)
-def _write(array: Any, which: Any, index: Any, value: Any, journal: Any, j: Any) -> Any:
-    """Set one word and log what it was; return the journal's new length."""
-    journal[j, 0] = index * 4 + which
-    journal[j, 1] = np.int64(array[index])
-    array[index] = value
-    return j + 1
+def _weigh(lists: Any, shape: Any, sums: Any, first: Any, k: Any, units: Any, total: Any, codes: Any, t: Any) -> None:
+    """Fill in what order k's discounted counts (their sum in ``units``) and counts (sum ``total``) weigh.
 
-
-@njit(cache=True, _nrt=False)
-def _append(pool: Any, contexts: Any, state: Any, which: Any, c: Any, token: Any, journal: Any, j: Any) -> Any:
-    """Add a successor with count 1 to a context; return (its place in the pool, the journal's new length)."""
-    word = np.int64(contexts[c])
-    offset = word & 0xFFFFFFFF
-    length = (word >> 32) & 0xFFFF
-    room = (word >> 48) & 0x1F  # capacity is 2 ** (room - 1), 0 for none
-    if room == 0 or length == (1 << (room - 1)):
-        new = state[POOL_TOP]
-        room += 1
-        state[POOL_TOP] = new + (1 << (room - 1))
-        for i in range(1 << (room - 1)):
-            value = np.uint64(0)
-            if i < length:
-                value = pool[offset + i]
-            elif i == length:
-                value = np.uint64(token | (1 << 16))
-            if which == DOCUMENT_STORE:
-                j = _write(pool, which, new + i, value, journal, j)  # an earlier document may have stood here
-            else:
-                pool[new + i] = value
-        offset = new
-    else:
-        j = _write(pool, which, offset + length, np.uint64(token | (1 << 16)), journal, j)
-    j = _write(contexts, which + 1, c, np.uint64(offset | ((length + 1) << 32) | (room << 48)), journal, j)
-    return offset + length, j
-
-
-@njit(cache=True, _nrt=False)
-def _learn(
-    pool: Any,
-    contexts: Any,
-    state: Any,
-    which: Any,
-    orders: Any,
-    y: Any,
-    bits: Any,
-    units: Any,
-    first: Any,
-    heap: Any,
-    heap_count: Any,
-    places: Any,
-    journal: Any,
-    j: Any,
-) -> Any:
-    """Count ``y`` after the current contexts of one store (with update exclusion) and move on; return the journal.
-
-    Order 0 lives in the dense ``heap`` (units below each node) and ``heap_count``; its list, block 0 with one entry for
-    each token, only points to the contexts of order 1. ``places``: where y's entry stands in each order's list.
+    ``first`` is the place of the store's order 0 among all orders. Each order with counts replaces the context code.
     """
-    depth = state[DEPTH]
-    seen = False
-    for k in range(depth, -1, -1):
-        if k == 0:
-            n = heap_count[(1 << bits) + y]
-            if n == 0 or not seen:
-                gain = UNIT
-                if n == 0:
-                    gain = UNIT - units[first, 1]
-                elif n < 3:
-                    gain = UNIT + units[first, n] - units[first, n + 1]
-                node = (1 << bits) + y
-                while node > 0:
-                    heap[node] += gain
-                    heap_count[node] += 1
-                    node >>= 1
-            places[0] = y
-        elif places[k] < 0:
-            places[k], j = _append(pool, contexts, state, which, state[CONTEXT + k], y, journal, j)
-        else:
-            if not seen:
-                entry = pool[places[k]]
-                if (np.int64(entry) >> 16) & 0xFFFF < LARGEST_COUNT:
-                    j = _write(pool, which, places[k], entry + np.uint64(1 << 16), journal, j)
-            seen = True
-    deeper = min(depth + 1, orders - 1)
-    for k in range(deeper, 0, -1):
-        entry = pool[places[k - 1]]
-        child = np.int64(entry >> np.uint64(32))
-        if child == 0:
-            child = state[CONTEXT_TOP]
-            state[CONTEXT_TOP] += 1
-            if which == DOCUMENT_STORE:
-                j = _write(contexts, which + 1, child, np.uint64(0), journal, j)
-            else:
-                contexts[child] = np.uint64(0)
-            j = _write(pool, which, places[k - 1], entry | (np.uint64(child) << np.uint64(32)), journal, j)
-        state[CONTEXT + k] = child
-    state[DEPTH] = deeper
+    sums.inverses[k] = 0.0
+    if total > 0:
+        sums.inverses[k] = 1.0 / (total * UNIT)
+        sums.back_off[k] = (total * UNIT - units) * sums.inverses[k]
+        distinct = np.int64(3)
+        if k > first:
+            distinct = np.int64(lists.contexts[lists.state[CONTEXT + k - first]] >> np.uint64(32)) & 0xFFFF
+        codes[t, 1 if first > 0 else 0] = _code(k - first + 1, total, distinct, shape.levels)
+
+
+@njit(cache=True, _nrt=False)
+def _forget_document(document: Any, bits: Any, log: Any, j: Any) -> Any:
+    """Empty the document's store; return the log's length."""
+    document.heap[:] = 0
+    document.heap_count[:] = 0
+    for i in range(1 << bits):
+        # Only the words that hold something are logged: undoing restores them.
+        if document.pool[i] != 0:
+            j = _write(document.pool, DOCUMENT_STORE, i, np.uint64(0), log, j)
+    document.state[POOL_TOP] = 1 << bits
+    document.state[CONTEXT_TOP] = 1
+    document.state[DEPTH] = 0
     return j
 
 
@@ -316,384 +471,179 @@ def _learn(
 def tree_pass(
     tokens: Any,
     start: Any,
-    vocab_size: Any,
-    bits: Any,
-    document_token: Any,
-    orders: Any,
-    document_orders: Any,
-    pool: Any,
-    contexts: Any,
-    state: Any,
-    heap: Any,
-    heap_count: Any,
-    document_pool: Any,
-    document_contexts: Any,
-    document_state: Any,
-    document_heap: Any,
-    document_heap_count: Any,
-    units: Any,
-    level_of: Any,
-    levels: Any,
-    tables: Any,
-    stretch: Any,
-    weights: Any,
-    finals: Any,
-    squashed: Any,
-    rate: Any,
-    final_rate: Any,
-    journal: Any,
-    journal_used: Any,
+    shape: Any,
+    stream: Any,
+    document: Any,
+    learned: Any,
+    curves: Any,
     sums: Any,
     nodes: Any,
+    log: Any,
+    logged: Any,
     logp: Any,
     codes: Any,
-    probs: Any,
 ) -> Any:
-    """Score then learn the tokens from ``start`` on; return (position reached, journal used).
+    """Score then learn the tokens from ``start`` on; return (position reached, rows of the undo log in use).
 
-    Fills ``logp`` float64[T], the context ``codes`` int64[T, 2] of the stream's and the document's counts, and
-    ``probs`` float64[T, K], what each order alone (Kneser-Ney) gave the token.
-    Stops early, after a token, when a store has too little room left for the next.
+    Fills ``logp`` float64[T] and the context ``codes`` int64[T, 2] (zero before) of the stream's and the document's
+    counts. Stops early, after a token, when a store has too little room left for the next.
     """
-    every = orders + document_orders
-    inputs = weights.shape[1]
-    top = min(WEIGHTED_NODES, 1 << bits)
-    (
-        mass,
-        count,
-        inverses,
-        back_off,
-        places,
-        document_places,
-        left,
-        right,
-        left_count,
-        right_count,
-        below,
-        below_count,
-    ) = sums
-    x, cells, at, dots, asked, right_prob, ratios, raw, mantissas, mantissas_raw, exponents = nodes
-    inverse = 1.0 / vocab_size
-    j = journal_used
-    margin = (orders + document_orders) * 2 * (1 << bits)
+    vocab_size, bits, orders, document_orders = shape.vocab_size, shape.bits, shape.orders, shape.document_orders
+    total = orders + document_orders
+    tables, weights, finals = learned
+    mass, count = sums.mass, sums.counts
+    j = logged
     for t in range(start, tokens.shape[0]):
         y = tokens[t]
-        previous = state[PREVIOUS]
         # The counts along y's path: mass[k, b] sums the successors that part from y at bit b.
-        for k in range(every):
+        for k in range(total):
             for b in range(bits + 1):
                 mass[k, b] = 0
                 count[k, b] = 0
-        leaf = (1 << bits) + y
-        mass[0, bits] = heap[leaf]
-        count[0, bits] = heap_count[leaf]
-        for b in range(bits):
-            side = (leaf >> (bits - 1 - b)) ^ 1
-            mass[0, b] = heap[side]
-            count[0, b] = heap_count[side]
-        for k in range(1, state[DEPTH] + 1):
-            places[k] = _walk(pool, contexts, state[CONTEXT + k], y, level_of, units, k, mass, count)
+        _gather(stream, shape, 0, y, curves.level_of, mass, count, sums.places)
         if document_orders > 0:
-            mass[orders, bits] = document_heap[leaf]
-            count[orders, bits] = document_heap_count[leaf]
-            for b in range(bits):
-                side = (leaf >> (bits - 1 - b)) ^ 1
-                mass[orders, b] = document_heap[side]
-                count[orders, b] = document_heap_count[side]
-            for o in range(1, document_state[DEPTH] + 1):
-                document_places[o] = _walk(
-                    document_pool,
-                    document_contexts,
-                    document_state[CONTEXT + o],
-                    y,
-                    level_of,
-                    units,
-                    orders + o,
-                    mass,
-                    count,
-                )
-        for k in range(every):
+            _gather(document, shape, orders, y, curves.level_of, mass, count, sums.document_places)
+        for k in range(total):
             m = np.int64(0)
             n = np.int64(0)
             for b in range(bits + 1):
                 m += mass[k, b]
                 n += count[k, b]
-            inverses[k] = 0.0
-            if k == 0 or k == orders:
-                codes[t, min(k, 1)] = 0
-            if n > 0:
-                inverses[k] = 1.0 / (n * UNIT)
-                back_off[k] = (n * UNIT - m) * inverses[k]
-                if k < orders:
-                    distinct = np.int64(contexts[state[CONTEXT + k]] >> np.uint64(32)) & 0xFFFF if k > 0 else 3
-                    codes[t, 0] = _code(k + 1, n, distinct, levels)
-                else:
-                    o = k - orders
-                    distinct = 3
-                    if o > 0:
-                        distinct = np.int64(document_contexts[document_state[CONTEXT + o]] >> np.uint64(32)) & 0xFFFF
-                    codes[t, 1] = _code(o + 1, n, distinct, levels)
-        share = inverse
-        for k in range(every):
-            if k == orders:
-                share = inverse
-            if inverses[k] > 0.0:
-                share = mass[k, bits] * inverses[k] + back_off[k] * share
-            probs[t, k] = share
-        for k in range(every):
-            below[k] = mass[k, bits]
-            below_count[k] = count[k, bits]
+            if k < orders:
+                _weigh(stream, shape, sums, 0, k, m, n, codes, t)
+            else:
+                _weigh(document, shape, sums, orders, k, m, n, codes, t)
+            sums.below[k] = mass[k, bits]
+            sums.below_count[k] = count[k, bits]
         # From the leaf up, so that what lies below is at hand.
         for bit in range(bits - 1, -1, -1):
             node = ((1 << bits) + y) >> (bits - bit)
             branch = (y >> (bits - 1 - bit)) & 1
             left_leaves = _leaves(2 * node, bit + 1, bits, vocab_size)
             right_leaves = _leaves(2 * node + 1, bit + 1, bits, vocab_size)
-            asked[bit] = 1 if left_leaves > 0 and right_leaves > 0 else 0
-            if asked[bit]:
-                for k in range(every):
+            nodes.asked[bit] = 1 if left_leaves > 0 and right_leaves > 0 else 0
+            if nodes.asked[bit]:
+                for k in range(total):
                     if branch:
-                        left[k] = mass[k, bit]
-                        left_count[k] = count[k, bit]
-                        right[k] = below[k]
-                        right_count[k] = below_count[k]
+                        sums.left[k] = mass[k, bit]
+                        sums.left_count[k] = count[k, bit]
+                        sums.right[k] = sums.below[k]
+                        sums.right_count[k] = sums.below_count[k]
                     else:
-                        right[k] = mass[k, bit]
-                        right_count[k] = count[k, bit]
-                        left[k] = below[k]
-                        left_count[k] = below_count[k]
-                _inputs(
-                    orders,
-                    document_orders,
-                    inverses,
-                    back_off,
-                    left,
-                    right,
-                    left_count,
-                    right_count,
-                    left_leaves * inverse,
-                    right_leaves * inverse,
-                    bit,
-                    bits,
-                    node,
-                    top,
-                    previous,
-                    levels,
-                    tables,
-                    stretch,
-                    bit,
-                    ratios,
-                    x,
-                    cells,
-                    at,
-                )
-            for k in range(every):
-                below[k] += mass[k, bit]
-                below_count[k] += count[k, bit]
-        _logs(ratios, raw, mantissas, mantissas_raw, exponents, bits, every, x)
+                        sums.right[k] = mass[k, bit]
+                        sums.right_count[k] = count[k, bit]
+                        sums.left[k] = sums.below[k]
+                        sums.left_count[k] = sums.below_count[k]
+                previous = stream.state[PREVIOUS]
+                _inputs(shape, curves, tables, sums, nodes, bit, bit, node, left_leaves, right_leaves, previous)
+            for k in range(total):
+                sums.below[k] += mass[k, bit]
+                sums.below_count[k] += count[k, bit]
+        _logs(nodes, bits)
         p = 1.0
         for bit in range(bits):
-            if asked[bit]:
-                q = _mix(x, bit, weights, finals, at, dots)
+            if nodes.asked[bit]:
+                q = _mix(nodes, bit, learned)
                 p *= q if (y >> (bits - 1 - bit)) & 1 else 1.0 - q
-                right_prob[bit] = q
+                nodes.right_prob[bit] = q
         logp[t] = math.log(p)
 
         for bit in range(bits):
-            if asked[bit] == 0:
+            if nodes.asked[bit] == 0:
                 continue
             branch = (y >> (bits - 1 - bit)) & 1
-            error = branch - right_prob[bit]
-            for w in range(SETS):
-                row = at[bit, w]
+            error = branch - nodes.right_prob[bit]
+            for s in range(SETS):
+                row = nodes.rows[bit, s]
+                answer = nodes.dots[bit, s]
                 # How far this vector alone was off; a coarse sigmoid will do for a step.
-                place = int((min(max(dots[bit, w], -11.99), 11.99) + 12.0) * SQUASH_SCALE)
-                step = rate * (branch - squashed[place])
-                finals[at[bit, 0], w] += final_rate * error * dots[bit, w]
-                for i in range(inputs):
-                    weights[row, i] += step * x[bit, i]
-            for k in range(every):
-                cell = cells[bit, k]
+                place = int((min(max(answer, -11.99), 11.99) + 12.0) * SQUASH_SCALE)
+                step = curves.rate * (branch - curves.squashed[place])
+                finals[nodes.rows[bit, 0], s] += curves.final_rate * error * answer
+                for i in range(weights.shape[1]):
+                    weights[row, i] += step * nodes.x[bit, i]
+            for k in range(total):
+                cell = nodes.cells[bit, k]
                 if cell >= 0:
                     seen = tables[cell, 1]
                     tables[cell, 0] += (branch - tables[cell, 0]) / (seen + 1.5)
                     if seen < 255.0:
                         tables[cell, 1] = seen + 1.0
-        j = _learn(pool, contexts, state, STREAM_STORE, orders, y, bits, units, 0, heap, heap_count, places, journal, j)
-        state[PREVIOUS] = y | ((state[PREVIOUS] & 0xFFFF) << 16)
-        if y == document_token:
-            state[DEPTH] = min(1, orders - 1)
+        j = _learn(stream, STREAM_STORE, shape, 0, orders, y, sums.places, log, j)
+        if y == shape.document_token:
+            stream.state[DEPTH] = min(1, orders - 1)
         if document_orders > 0:
-            full = (
-                document_state[POOL_TOP] + margin > document_pool.shape[0]
-                or document_state[CONTEXT_TOP] + every > document_contexts.shape[0]
-            )
-            if y == document_token or full:
-                document_heap[:] = 0
-                document_heap_count[:] = 0
-                for i in range(1 << bits):
-                    # Only the words that hold something are logged: undoing restores them.
-                    if document_pool[i] != 0:
-                        j = _write(document_pool, DOCUMENT_STORE, i, np.uint64(0), journal, j)
-                document_state[POOL_TOP] = 1 << bits
-                document_state[CONTEXT_TOP] = 1
-                document_state[DEPTH] = 0
+            if y == shape.document_token or _is_full(document, shape):
+                j = _forget_document(document, bits, log, j)
             else:
-                j = _learn(
-                    document_pool,
-                    document_contexts,
-                    document_state,
-                    DOCUMENT_STORE,
-                    document_orders,
-                    y,
-                    bits,
-                    units,
-                    orders,
-                    document_heap,
-                    document_heap_count,
-                    document_places,
-                    journal,
-                    j,
-                )
-        if state[POOL_TOP] + margin > pool.shape[0] or state[CONTEXT_TOP] + every > contexts.shape[0]:
+                j = _learn(document, DOCUMENT_STORE, shape, orders, document_orders, y, sums.document_places, log, j)
+        if _is_full(stream, shape):
             return t + 1, j
     return tokens.shape[0], j
 
 
+@njit(cache=True, _nrt=False)
+def _spread(lists: Any, shape: Any, first: Any, k: Any, mass: Any, count: Any) -> None:
+    """Fill order k's rows of ``mass`` and ``count`` int64[K, 2 << bits] with the sums below every node of the tree."""
+    size = 1 << shape.bits
+    mass[k] = 0
+    count[k] = 0
+    if k - first > lists.state[DEPTH]:
+        return
+    if k == first:
+        for node in range(2 * size):
+            mass[k, node] = lists.heap[node]
+            count[k, node] = lists.heap_count[node]
+        return
+    word = np.int64(lists.contexts[lists.state[CONTEXT + k - first]])
+    begin = word & 0xFFFFFFFF
+    for i in range(begin, begin + ((word >> 32) & 0xFFFF)):
+        entry = np.int64(lists.pool[i] & np.uint64(0xFFFFFFFF))
+        seen = entry >> 16
+        mass[k, size + (entry & 0xFFFF)] = seen * UNIT - shape.units[k, min(seen, 3)]
+        count[k, size + (entry & 0xFFFF)] = seen
+    for node in range(size - 1, 0, -1):
+        mass[k, node] = mass[k, 2 * node] + mass[k, 2 * node + 1]
+        count[k, node] = count[k, 2 * node] + count[k, 2 * node + 1]
+
+
 @njit(cache=True)
 def tree_row(
-    vocab_size: Any,
-    bits: Any,
-    orders: Any,
-    document_orders: Any,
-    pool: Any,
-    contexts: Any,
-    state: Any,
-    heap: Any,
-    heap_count: Any,
-    document_pool: Any,
-    document_contexts: Any,
-    document_state: Any,
-    document_heap: Any,
-    document_heap_count: Any,
-    units: Any,
-    levels: Any,
-    tables: Any,
-    stretch: Any,
-    weights: Any,
-    finals: Any,
-    logp: Any,
-    codes: Any,
-    rows: Any,
+    shape: Any, stream: Any, document: Any, learned: Any, curves: Any, sums: Any, nodes: Any, logp: Any, codes: Any
 ) -> None:
-    """State every token's log-probability at the current position.
+    """Fill ``logp`` float64[V] with every token's log-probability at the current position, ``codes`` int64[1, 2].
 
-    Fills ``logp`` float64[V], ``codes`` int64[2] as above, and ``rows`` float64[K, V], each order's distribution.
+    ``sums`` has a column for every node of the tree, ``nodes`` one row.
     """
-    every = orders + document_orders
-    inputs = weights.shape[1]
-    top = min(WEIGHTED_NODES, 1 << bits)
+    orders, bits = shape.orders, shape.bits
     size = 1 << bits
-    mass = np.zeros((every, 2 * size), dtype=np.int64)
-    count = np.zeros((every, 2 * size), dtype=np.int64)
-    inverses = np.zeros(every)
-    back_off = np.zeros(every)
-    for k in range(every):
-        document = k >= orders
-        o = k - orders if document else k
-        small = document_state if document else state
-        if o > small[DEPTH]:
-            continue
-        if o == 0:
-            mass[k] = document_heap if document else heap
-            count[k] = document_heap_count if document else heap_count
-        else:
-            head = np.int64((document_contexts if document else contexts)[small[CONTEXT + o]])
-            entries = document_pool if document else pool
-            offset = head & 0xFFFFFFFF
-            for i in range(offset, offset + ((head >> 32) & 0xFFFF)):
-                entry = np.int64(entries[i] & np.uint64(0xFFFFFFFF))
-                leaf = size + (entry & 0xFFFF)
-                n = entry >> 16
-                mass[k, leaf] += n * UNIT - units[k, min(n, 3)]
-                count[k, leaf] += n
-            for node in range(size - 1, 0, -1):
-                mass[k, node] = mass[k, 2 * node] + mass[k, 2 * node + 1]
-                count[k, node] = count[k, 2 * node] + count[k, 2 * node + 1]
-        if count[k, 1] > 0:
-            distinct = np.int64(3)
-            if o > 0:
-                word = (document_contexts if document else contexts)[small[CONTEXT + o]]
-                distinct = np.int64(word >> np.uint64(32)) & 0xFFFF
-            codes[1 if document else 0] = _code(o + 1, count[k, 1], distinct, levels)
-            inverses[k] = 1.0 / (count[k, 1] * UNIT)
-            back_off[k] = (count[k, 1] * UNIT - mass[k, 1]) * inverses[k]
+    mass, count = sums.mass, sums.counts
+    for k in range(orders + shape.document_orders):
+        first = orders if k >= orders else 0
+        lists = document if k >= orders else stream
+        _spread(lists, shape, first, k, mass, count)
+        _weigh(lists, shape, sums, first, k, mass[k, 1], count[k, 1], codes, 0)
     probs = np.zeros(2 * size)
     probs[1] = 1.0
-    left = np.zeros(every, dtype=np.int64)
-    right = np.zeros(every, dtype=np.int64)
-    left_count = np.zeros(every, dtype=np.int64)
-    right_count = np.zeros(every, dtype=np.int64)
-    x = np.zeros((1, inputs))
-    cells = np.zeros((1, every), dtype=np.int64)
-    at = np.zeros((1, SETS), dtype=np.int64)
-    dots = np.zeros((1, SETS))
-    ratios = np.ones(every)
-    raw = ratios.view(np.int64)
-    mantissas = np.ones(every)
-    mantissas_raw = mantissas.view(np.int64)
-    exponents = np.zeros(every)
-    inverse = 1.0 / vocab_size
-    previous = state[PREVIOUS]
     for bit in range(bits):
         for node in range(1 << bit, 2 << bit):
-            left_leaves = _leaves(2 * node, bit + 1, bits, vocab_size)
-            right_leaves = _leaves(2 * node + 1, bit + 1, bits, vocab_size)
+            left_leaves = _leaves(2 * node, bit + 1, bits, shape.vocab_size)
+            right_leaves = _leaves(2 * node + 1, bit + 1, bits, shape.vocab_size)
             if left_leaves == 0:
                 continue
             if right_leaves == 0:
                 probs[2 * node] = probs[node]
                 continue
-            for k in range(every):
-                left[k] = mass[k, 2 * node]
-                right[k] = mass[k, 2 * node + 1]
-                left_count[k] = count[k, 2 * node]
-                right_count[k] = count[k, 2 * node + 1]
-            _inputs(
-                orders,
-                document_orders,
-                inverses,
-                back_off,
-                left,
-                right,
-                left_count,
-                right_count,
-                left_leaves * inverse,
-                right_leaves * inverse,
-                bit,
-                bits,
-                node,
-                top,
-                previous,
-                levels,
-                tables,
-                stretch,
-                0,
-                ratios,
-                x,
-                cells,
-                at,
-            )
-            _logs(ratios, raw, mantissas, mantissas_raw, exponents, 1, every, x)
-            q = _mix(x, 0, weights, finals, at, dots)
+            for k in range(orders + shape.document_orders):
+                sums.left[k] = mass[k, 2 * node]
+                sums.right[k] = mass[k, 2 * node + 1]
+                sums.left_count[k] = count[k, 2 * node]
+                sums.right_count[k] = count[k, 2 * node + 1]
+            previous = stream.state[PREVIOUS]
+            _inputs(shape, curves, learned.tables, sums, nodes, 0, bit, node, left_leaves, right_leaves, previous)
+            _logs(nodes, 1)
+            q = _mix(nodes, 0, learned)
             probs[2 * node] = probs[node] * (1.0 - q)
             probs[2 * node + 1] = probs[node] * q
-    for y in range(vocab_size):
+    for y in range(shape.vocab_size):
         logp[y] = math.log(probs[size + y])
-        share = inverse
-        for k in range(every):
-            if k == orders:
-                share = inverse
-            if inverses[k] > 0.0:
-                share = mass[k, size + y] * inverses[k] + back_off[k] * share
-            rows[k, y] = share

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from evalkit.mixers.tree import (
-    CODES_PER_ORDER,
     LEVEL_STARTS,
-    LEVELS,
+    SETS,
     SQUASH_SCALE,
     TOKEN_ROWS,
     UNIT,
     WEIGHTED_NODES,
+    Curves,
+    Learned,
+    Lists,
+    Shape,
+    input_count,
+    new_nodes,
+    new_sums,
     tree_pass,
     tree_row,
 )
-from evalkit.mixers.tree_lists import CONTEXT, CONTEXT_TOP, DEPTH, POOL_TOP, tree_prune, tree_undo
-from evalkit.mixers.tree_work import SETS, input_count, new_nodes, new_sums
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Array = npt.NDArray[Any]
+from evalkit.mixers.tree_lists import CODES_PER_ORDER, CONTEXT, CONTEXT_TOP, DEPTH, LEVELS, POOL_TOP, tree_prune
+from evalkit.mixers.undo import Array, Floats, Ints, Undoable
 
 _FINAL_RATE = 0.002
 """Step of the weights that join the weight vectors' answers."""
@@ -31,27 +30,9 @@ FIRST_POOL = 1 << 17
 _DOCUMENT_POOL = 1 << 18
 # What goes first when the bound is reached: (counts up to, the oldest share of the contexts), milder steps first.
 _AGEING = ((1, 0.1), (1, 0.25), (1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.9), (65535, 0.9), (65535, 1.0))
-_SMALL = (
-    "state",
-    "heap",
-    "heap_count",
-    "document_state",
-    "document_heap",
-    "document_heap_count",
-    "tables",
-    "weights",
-    "finals",
-)
-_TOPS = {
-    "pool": ("state", POOL_TOP),
-    "contexts": ("state", CONTEXT_TOP),
-    "document_pool": ("document_state", POOL_TOP),
-    "document_contexts": ("document_state", CONTEXT_TOP),
-}
-_LARGE = ("pool", "contexts", "document_pool", "document_contexts")
 
 
-class TreeExpert:
+class TreeExpert(Undoable):
     """Scores tokens bit by bit from counts of the stream (``orders``) and of the document (``document_orders``).
 
     ``rate`` is the step of the logistic weights. What was learned since the last ``commit`` can be rolled back exactly.
@@ -70,268 +51,146 @@ class TreeExpert:
         memory_bytes: int,
     ) -> None:
         self.vocab_size = vocab_size
-        self._orders, self._document_orders = orders, document_orders
-        self.every = orders + document_orders
         self._bits = bits = max(1, (vocab_size - 1).bit_length())
-        self._document_token = -1 if document_token is None else document_token
-        self._rate = rate
-        self._final_rate = _FINAL_RATE
-        every = orders + document_orders
-        self._margin = 2 * every * (1 << bits)
+        self._orders = total = orders + document_orders
+        units = np.zeros((total, 4), dtype=np.int64)
+        triples = np.concatenate([discounts[:orders], document_discounts[:document_orders]])
+        units[:, 1:] = np.maximum(np.rint(triples * UNIT), 1)
+        levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
+        token = -1 if document_token is None else document_token
+        self._shape = Shape(vocab_size, bits, token, orders, document_orders, units, levels)
+        self._margin = 2 * total * (1 << bits)
         self._document_words = max(min(_DOCUMENT_POOL, memory_bytes // 96), 4 * self._margin)
         # Twice, because a prune copies: 8 bytes a pool word, 8 bytes for a context on every other one.
         self._max_pool = max((memory_bytes - 12 * self._document_words) // 24, 8 * self._margin)
-        size = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
-        self._data: dict[str, Array] = {
-            "pool": np.zeros(size, dtype=np.uint64),
-            "contexts": np.zeros(size // 2, dtype=np.uint64),
-            "state": np.zeros(CONTEXT + orders, dtype=np.int64),
-            "heap": np.zeros(2 << bits, dtype=np.int64),
-            "heap_count": np.zeros(2 << bits, dtype=np.int64),
-            "document_pool": np.zeros(self._document_words, dtype=np.uint64),
-            "document_contexts": np.zeros(self._document_words // 2, dtype=np.uint64),
-            "document_state": np.zeros(CONTEXT + max(document_orders, 1), dtype=np.int64),
-            "document_heap": np.zeros(2 << bits, dtype=np.int64),
-            "document_heap_count": np.zeros(2 << bits, dtype=np.int64),
-            "tables": _first_tables(every * bits),
-            "weights": self._first_weights(),
+        self._first_pool = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
+        document = _new_lists(self._document_words, max(document_orders, 1), bits)
+        arrays = {
+            **_new_lists(self._first_pool, orders, bits)._asdict(),
+            **{f"document_{name}": array for name, array in document._asdict().items()},
+            "tables": _first_tables(total * bits),
+            "weights": _first_weights(orders, document_orders, bits),
             "finals": np.full(((orders + 1) * bits, SETS), 1.0 / SETS),
         }
-        for name in ("state", "document_state"):
-            self._data[name][POOL_TOP] = 1 << bits
-            self._data[name][CONTEXT_TOP] = 1
-        triples = np.concatenate([discounts[:orders], document_discounts[:document_orders]])
-        self._units = np.zeros((every, 4), dtype=np.int64)
-        self._units[:, 1:] = np.maximum(np.rint(triples * UNIT), 1)
+        super().__init__(arrays, ("pool", "contexts", "document_pool", "document_contexts"))
         differ = np.arange(1 << bits)
-        self._level_of = np.array([bits - int(d).bit_length() for d in differ], dtype=np.uint8)
         p = (np.arange(4096) + 0.5) / 4096
-        self._stretch = np.log(p / (1 - p))
-        self._levels = np.searchsorted(LEVEL_STARTS, np.arange(LEVEL_STARTS[-1] + 1), side="right") - 1
-        self._squashed = 1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12)))
-        self._sums = new_sums(orders, document_orders, bits)
+        self._curves = Curves(
+            level_of=np.array([bits - int(d).bit_length() for d in differ], dtype=np.uint8),
+            stretch=np.log(p / (1 - p)),
+            squashed=1 / (1 + np.exp(-((np.arange(4096) + 0.5) / SQUASH_SCALE - 12))),
+            rate=rate,
+            final_rate=_FINAL_RATE,
+        )
+        self._sums = new_sums(orders, document_orders, bits + 1)
         self._nodes = new_nodes(bits, orders, document_orders)
-        self._journal = np.zeros((1024, 2), dtype=np.int64)
-        self._journal_used = 0
-        self._saved: dict[str, Array] | None = None
-        self._pruned = False
-
-    def _first_weights(self) -> Floats:
-        """Return the first logistic weights: trust in the highest order of the stream, some in everything else."""
-        orders, document_orders, bits = self._orders, self._document_orders, self._bits
-        every = orders + document_orders
-        rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
-        rows += 2 * TOKEN_ROWS
-        weights = np.zeros((rows, input_count(orders, document_orders)))
-        weights[:, :every] = 0.1
-        weights[:, orders - 1] = 0.7
-        return weights
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of the count lists now."""
-        return sum(int(self._data[name].nbytes) for name in _LARGE)
-
-    @property
-    def code_counts(self) -> list[int]:
-        """How many context codes there are for the stream's and for the document's counts."""
-        return [CODES_PER_ORDER * (orders + 1) for orders in (self._orders, self._document_orders)]
 
     @property
     def records(self) -> int:
         """Words of the stream's lists in use."""
-        return int(self._data["state"][POOL_TOP])
+        return int(self.arrays["state"][POOL_TOP])
 
-    def advance(self, tokens: Ints, logp: Floats, codes: Ints, probs: Floats) -> None:
-        """Score then learn the next tokens of the stream.
+    @property
+    def code_counts(self) -> list[int]:
+        """How many context codes there are for the stream's and for the document's counts."""
+        return [CODES_PER_ORDER * (orders + 1) for orders in (self._shape.orders, self._shape.document_orders)]
 
-        Args:
-            tokens: int64[T].
-            logp: float64[T], out: log-probability of each token.
-            codes: int64[T, 2], out: context codes of the stream's and of the document's counts.
-            probs: float64[T, K], out: what each order alone gave each token, the stream's orders first.
+    def advance(self, tokens: Ints) -> tuple[Floats, Ints]:
+        """Score then learn the next tokens of the stream, int64[T].
+
+        Returns:
+            float64[T], log-probability of each token, and int64[T, 2], context codes of the stream's and of the
+            document's counts.
         """
-        if self._saved is None:
-            self._saved = {name: self._data[name].copy() for name in _SMALL}
-        position = 0
-        every = self._orders + self._document_orders
-        while position < len(tokens):
-            if self._pruned:
-                self._journal_used = 0  # a roll-back returns to the unpruned lists; newer words need no log
-            d = self._data
-            # Logged words: three a token and order, four a token for the document's growing blocks, whose blocks from
-            # before this call may each grow once more, and a reset.
-            rest = len(tokens) - position
-            room = self._journal_used + rest * (7 * every + 8) + self._document_words + self._margin
-            if room > len(self._journal):
-                grown = np.zeros((max(room, 2 * len(self._journal)), 2), dtype=np.int64)
-                grown[: self._journal_used] = self._journal[: self._journal_used]
-                self._journal = grown
-            position, self._journal_used = tree_pass(
-                tokens,
-                position,
-                self.vocab_size,
-                self._bits,
-                self._document_token,
-                self._orders,
-                self._document_orders,
-                d["pool"],
-                d["contexts"],
-                d["state"],
-                d["heap"],
-                d["heap_count"],
-                d["document_pool"],
-                d["document_contexts"],
-                d["document_state"],
-                d["document_heap"],
-                d["document_heap_count"],
-                self._units,
-                self._level_of,
-                self._levels,
-                d["tables"],
-                self._stretch,
-                d["weights"],
-                d["finals"],
-                self._squashed,
-                self._rate,
-                self._final_rate,
-                self._journal,
-                self._journal_used,
-                self._sums,
-                self._nodes,
-                logp,
-                codes,
-                probs,
-            )
-            state = d["state"]
-            if state[POOL_TOP] + self._margin > len(d["pool"]) or state[CONTEXT_TOP] + every > len(d["contexts"]):
-                self._make_room()
+        logp, codes = np.empty(len(tokens)), np.zeros((len(tokens), 2), dtype=np.int64)
+        self.learn(tokens, (logp, codes))
+        return logp, codes
 
-    def row(self) -> tuple[Floats, Ints, Floats]:
-        """Return what holds at the current position.
-
-        Log-probabilities float64[V], the context codes int64[2], and float64[K, V], each order's own distribution.
-        """
-        rows = np.empty((self.every, self.vocab_size))
-        d = self._data
-        codes = np.zeros(2, dtype=np.int64)
-        logp = np.empty(self.vocab_size)
+    def row(self) -> tuple[Floats, Ints]:
+        """Return float64[V], the log-probabilities at the current position, and the context codes int64[2]."""
+        logp, codes = np.empty(self.vocab_size), np.zeros((1, 2), dtype=np.int64)
+        orders = self._shape.orders, self._shape.document_orders
+        work = new_sums(*orders, 2 << self._bits), new_nodes(1, *orders)
         tree_row(
-            self.vocab_size,
-            self._bits,
-            self._orders,
-            self._document_orders,
-            d["pool"],
-            d["contexts"],
-            d["state"],
-            d["heap"],
-            d["heap_count"],
-            d["document_pool"],
-            d["document_contexts"],
-            d["document_state"],
-            d["document_heap"],
-            d["document_heap_count"],
-            self._units,
-            self._levels,
-            d["tables"],
-            self._stretch,
-            d["weights"],
-            d["finals"],
-            logp,
-            codes,
-            rows,
+            self._shape, self._lists(""), self._lists("document_"), self._learned(), self._curves, *work, logp, codes
         )
-        return logp, codes, rows
+        return logp, codes[0]
 
-    def commit(self) -> None:
-        """Make everything learned so far permanent."""
-        self._saved = None
-        self._journal_used = 0
-        self._pruned = False
+    def _lists(self, prefix: str) -> Lists:
+        """Return the stream's counts, or with the prefix ``document_`` the document's."""
+        return Lists(*(self.arrays[prefix + name] for name in Lists._fields))
 
-    def rollback(self) -> None:
-        """Return to the last commit, bit for bit."""
-        if self._saved is None:
+    def _learned(self) -> Learned:
+        return Learned(*(self.arrays[name] for name in Learned._fields))
+
+    def log_rows(self, count: int) -> int:
+        """Return how many rows of the log ``count`` tokens may need.
+
+        Three a token and order, four a token for the document's growing blocks, whose blocks from before may each grow
+        once more, and a reset.
+        """
+        return count * (7 * self._orders + 8) + self._document_words + self._margin
+
+    def run(self, tokens: Ints, start: int, outputs: tuple[Array, ...]) -> tuple[int, int]:
+        """Score and learn from ``start`` on until there is no room; return (position reached, rows of the log)."""
+        reached, logged = tree_pass(
+            tokens,
+            start,
+            self._shape,
+            self._lists(""),
+            self._lists("document_"),
+            self._learned(),
+            self._curves,
+            self._sums,
+            self._nodes,
+            self.log,
+            self.logged,
+            *outputs,
+        )
+        return reached, logged
+
+    def _fits(self, state: Ints, words: int) -> bool:
+        """Return whether the next token fits where the stream's pool has so many words."""
+        return bool(state[POOL_TOP] + self._margin <= words and state[CONTEXT_TOP] + self._orders <= words // 2)
+
+    def make_room(self) -> None:
+        """Double lists that are full (places stay) or, at the bound, move what is not rare to new ones."""
+        pool, contexts, state = (self.arrays[name] for name in ("pool", "contexts", "state"))
+        size = len(pool)
+        if self._fits(state, size):
             return
-        if self._pruned:
-            self._journal_used = self._kept_journal_used
-            self._journal = self._kept_journal
-        self._data.update(self._saved)
-        d = self._data
-        tree_undo(
-            d["pool"],
-            d["contexts"],
-            d["document_pool"],
-            d["document_contexts"],
-            self._journal,
-            self._journal_used,
-        )
-        self.commit()
-
-    def _make_room(self) -> None:
-        """Double the lists (places stay) or, at the bound, move what is not rare to new ones."""
-        d = self._data
-        size = len(d["pool"])
         if size < self._max_pool:
             size = min(2 * size, self._max_pool)
-            for name, length in (("pool", size), ("contexts", size // 2)):
-                grown = np.zeros(length, dtype=np.uint64)
-                grown[: len(d[name])] = d[name]
-                d[name] = grown
+            self.arrays |= {"pool": _lengthened(pool, size), "contexts": _lengthened(contexts, size // 2)}
             return
-        new = {"pool": np.zeros(size, np.uint64), "contexts": np.zeros(size // 2, np.uint64)}
-        state = np.zeros_like(d["state"])
+        new_pool, new_contexts, new_state = np.zeros_like(pool), np.zeros_like(contexts), np.zeros_like(state)
         for highest_count, oldest in _AGEING:
-            newest = int(oldest * d["state"][CONTEXT_TOP])
-            tree_prune(
-                d["pool"],
-                d["contexts"],
-                d["state"],
-                self._bits,
-                highest_count,
-                newest,
-                new["pool"],
-                new["contexts"],
-                state,
-            )
-            if state[POOL_TOP] <= 0.6 * size and state[CONTEXT_TOP] <= 0.3 * size:
+            newest = int(oldest * state[CONTEXT_TOP])
+            tree_prune(pool, contexts, state, self._bits, highest_count, newest, new_pool, new_contexts, new_state)
+            if new_state[POOL_TOP] <= 0.6 * size and new_state[CONTEXT_TOP] <= 0.3 * size:
                 break
-        if not self._pruned and self._saved is not None:
-            self._saved.update({name: d[name] for name in ("pool", "contexts")})
-            self._saved.update({name: d[name].copy() for name in ("document_pool", "document_contexts")})
-            self._kept_journal, self._kept_journal_used = self._journal, self._journal_used
-            self._journal = np.zeros((1024, 2), dtype=np.int64)
-            self._pruned = True
-        new["pool"][int(state[POOL_TOP]) :] = 0
-        new["contexts"][int(state[CONTEXT_TOP]) :] = 0
-        d.update(new)
-        d["state"] = state
+        new_pool[int(new_state[POOL_TOP]) :] = 0
+        new_contexts[int(new_state[CONTEXT_TOP]) :] = 0
+        self.replace({"pool": new_pool, "contexts": new_contexts, "state": new_state})
 
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of what has been learned. Raises ValueError if something is uncommitted."""
-        if self._saved is not None:
-            raise ValueError("the tree expert holds uncommitted tokens; commit or roll back before saving")
-        saved = {}
-        for name, value in self._data.items():
-            # Beyond what is in use lies what roll-backs left behind.
-            used = int(self._data[_TOPS[name][0]][_TOPS[name][1]]) if name in _LARGE else len(value)
-            saved[name] = value[:used].copy()
-        return saved
+    def pack(self) -> dict[str, Array]:
+        """Return the part of the arrays that is in use: beyond it lies what roll-backs left behind."""
+        packed = dict(self.arrays)
+        for prefix in ("", "document_"):
+            state = self.arrays[f"{prefix}state"]
+            packed[f"{prefix}pool"] = packed[f"{prefix}pool"][: int(state[POOL_TOP])]
+            packed[f"{prefix}contexts"] = packed[f"{prefix}contexts"][: int(state[CONTEXT_TOP])]
+        return packed
 
-    def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Restore what ``state_dict`` returned. Raises ValueError if it does not fit this expert."""
-        for name, value in self._data.items():
-            given = state[name]
-            fits = given.dtype == value.dtype and (name in _LARGE or given.shape == value.shape)
-            if not fits or given.ndim != value.ndim:
-                raise ValueError(f"tree state {name!r} is {given.dtype}{list(given.shape)}; expected {value.dtype}")
-        for prefix, most in (("", self._max_pool), ("document_", self._document_words)):
+    def unpack(self, state: dict[str, Array]) -> dict[str, Array] | None:
+        """Return the lists that ``pack`` made into ``state``, or None where they cannot have been."""
+        for prefix, most in (("", self._max_pool - self._margin), ("document_", self._document_words)):
             pool, contexts, small = (state[prefix + name] for name in ("pool", "contexts", "state"))
             # Beyond the depth stand contexts of an earlier document.
             current = small[CONTEXT : CONTEXT + max(int(small[DEPTH]), 0) + 1]
             ends = (contexts & np.uint64(0xFFFFFFFF)) + ((contexts >> np.uint64(32)) & np.uint64(0xFFFF))
             inside = (
-                1 << self._bits <= len(pool) == small[POOL_TOP] <= most - self._margin
+                1 << self._bits <= len(pool) == small[POOL_TOP] <= most
                 and 1 <= len(contexts) == small[CONTEXT_TOP] <= most // 2
                 and 0 <= small[DEPTH] <= len(small) - CONTEXT - 1
                 and bool(np.all((current >= 0) & (current < len(contexts))))
@@ -340,21 +199,40 @@ class TreeExpert:
                 and int((pool & np.uint64(0xFFFF)).max()) < 1 << self._bits
             )
             if not inside:
-                raise ValueError("tree state points outside its lists, or the lists exceed the memory bound")
-        self._data = {name: np.ascontiguousarray(state[name]).copy() for name in self._data}
-        every = self._orders + self._document_orders
-        size = min(max(FIRST_POOL, 4 * self._margin), self._max_pool)
-        while size < self._max_pool and (
-            int(self._data["state"][POOL_TOP]) + self._margin > size
-            or int(self._data["state"][CONTEXT_TOP]) + every > size // 2
-        ):
+                return None
+        size = self._first_pool
+        while not self._fits(state["state"], size):
+            if size == self._max_pool:
+                return None
             size = min(2 * size, self._max_pool)
-        for prefix, room in (("", size), ("document_", self._document_words)):
-            for name, length in (("pool", room), ("contexts", room // 2)):
-                full = np.zeros(length, dtype=np.uint64)
-                full[: len(self._data[prefix + name])] = self._data[prefix + name]
-                self._data[prefix + name] = full
-        self.commit()
+        lengths = {"pool": size, "contexts": size // 2}
+        lengths |= {"document_pool": self._document_words, "document_contexts": self._document_words // 2}
+        return {name: _lengthened(state[name], length) for name, length in lengths.items()}
+
+
+def _new_lists(words: int, orders: int, bits: int) -> Lists:
+    """Return empty lists with so many words of the pool."""
+    state = np.zeros(CONTEXT + orders, dtype=np.int64)
+    state[POOL_TOP], state[CONTEXT_TOP] = 1 << bits, 1
+    pool, contexts = np.zeros(words, dtype=np.uint64), np.zeros(words // 2, dtype=np.uint64)
+    return Lists(pool, contexts, state, np.zeros(2 << bits, dtype=np.int64), np.zeros(2 << bits, dtype=np.int64))
+
+
+def _lengthened(array: Array, length: int) -> Array:
+    """Return a copy with zeros at its end."""
+    longer = np.zeros(length, dtype=array.dtype)
+    longer[: len(array)] = array
+    return longer
+
+
+def _first_weights(orders: int, document_orders: int, bits: int) -> Floats:
+    """Return the first logistic weights: trust in the highest order of the stream, some in everything else."""
+    rows = (orders + 1) * bits + (orders + 1) * (document_orders + 1) + min(WEIGHTED_NODES, 1 << bits) + bits
+    rows += 2 * TOKEN_ROWS
+    weights = np.zeros((rows, input_count(orders, document_orders)))
+    weights[:, : orders + document_orders] = 0.1
+    weights[:, orders - 1] = 0.7
+    return weights
 
 
 def _first_tables(count: int) -> Floats:

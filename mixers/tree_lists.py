@@ -1,4 +1,4 @@
-"""The count lists of the tree expert: their layout, undoing what was written to them, and dropping what is rare.
+"""The count lists of the tree expert: their layout, and dropping what is rare.
 
 A store is a pool of words and an array of contexts. A context is a block of the pool: one word for each successor,
 with its token (16 bits), its count (16 bits) and the number of its own context (32 bits, 0 for none); the context's
@@ -15,30 +15,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# Small state of a store; the contexts of the orders 0.. follow from CONTEXT on.
+LEVELS = 12
+"""Size classes of a raw count."""
+CODES_PER_ORDER = 3 * LEVELS
+"""Context codes: ``36 (1 + highest order with counts, or 0) + 3 (size class of its n) + class of distinct tokens``."""
+
+# Places in a store's small state; the numbers of the current contexts of the orders 0.. follow from CONTEXT on.
 POOL_TOP, CONTEXT_TOP, DEPTH, PREVIOUS, CONTEXT = 0, 1, 2, 3, 4
 
 STREAM_STORE, DOCUMENT_STORE = 0, 2
-"""Marks of the two stores in the undo log; the contexts' words carry the mark plus one."""
-
-
-@njit(cache=True, _nrt=False)
-def tree_undo(
-    pool: Any, contexts: Any, document_pool: Any, document_contexts: Any, journal: Any, journal_used: Any
-) -> None:
-    """Restore the logged words, the last first. Small state is restored by its owner from copies."""
-    for j in range(journal_used - 1, -1, -1):
-        which = journal[j, 0] & 3
-        index = journal[j, 0] >> 2
-        value = np.uint64(journal[j, 1])
-        if which == STREAM_STORE:
-            pool[index] = value
-        elif which == STREAM_STORE + 1:
-            contexts[index] = value
-        elif which == DOCUMENT_STORE:
-            document_pool[index] = value
-        else:
-            document_contexts[index] = value
+"""Numbers of the two stores' pools in the undo log; the contexts of a store have its pool's number plus one."""
 
 
 @njit(cache=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.mixers.config import MixerConfig, ngram_order
+from evalkit.mixers.config import NGRAMS, MixerConfig
 from evalkit.mixers.hedge import (
     STAT_NATS,
     STAT_WEIGHT,
@@ -17,6 +17,7 @@ from evalkit.mixers.hedge import (
     hedge_pass,
     mix_rows,
 )
+from evalkit.mixers.tree_lists import CODES_PER_ORDER
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,21 +33,19 @@ class Weighting:
     Args:
         config: experts, method and contexts.
         code_counts: how many context codes there are in each column of codes.
-        codes_per_order: codes of the first column for each order.
     """
 
-    def __init__(self, config: MixerConfig, code_counts: list[int], codes_per_order: int) -> None:
+    def __init__(self, config: MixerConfig, code_counts: list[int]) -> None:
         self.config = config
-        self._codes_per_order = codes_per_order
         self._buckets = len(config.entropy_edges) + 1 if "entropy" in config.contexts else 1
         self._edges = np.array(config.entropy_edges)
         experts = len(config.experts)
         prior = np.array(config.prior if config.prior is not None else _default_prior(config.experts), dtype=float)
         prior /= prior.sum()
         if config.method == "hedge":
-            # Codes of the stream come first, from its own counts or else from the tree's.
-            longest = config.orders or config.tree_orders
-            sets = self._buckets * ((longest + 1) if "order" in config.contexts else 1)
+            # Codes of the stream come first, from the n-grams or else from the tree.
+            orders = code_counts[0] // CODES_PER_ORDER if "order" in config.contexts else 1
+            sets = self._buckets * orders
             self.weights = np.tile(prior, (sets, 1))
         else:
             self._offsets = np.cumsum([0, *code_counts])
@@ -156,25 +155,13 @@ class Weighting:
             bucket = np.searchsorted(self._edges, entropy, side="right").astype(np.int64)
         if self.config.method == "hedge":
             if "order" in self.config.contexts:
-                bucket = bucket + self._buckets * (codes[:, 0] // self._codes_per_order)
+                bucket = bucket + self._buckets * (codes[:, 0] // CODES_PER_ORDER)
             return np.ascontiguousarray(bucket[:, None])
         return np.column_stack([codes + self._offsets[:-1], bucket + self._offsets[-1]])
 
 
 def _default_prior(experts: tuple[str, ...]) -> list[float]:
-    """Return initial weights: a network is trusted most; of the counts the highest order, then the document's."""
-    prior = []
-    for name in experts:
-        order = ngram_order(name.removeprefix("document "))
-        if name == "tree":
-            prior.append(60.0)
-        elif name == "neural":
-            prior.append(200.0)
-        elif name == "entropy" or order is None:
-            prior.append(20.0)
-        else:
-            above = name.removeprefix("document ") != name
-            siblings = [other for other in experts if (other.startswith("document ")) == above]
-            highest = max(ngram_order(o.removeprefix("document ")) or 0 for o in siblings)
-            prior.append((7.0 if above else 20.0) if order == highest else 1.0)
-    return prior
+    """Return initial weights: a network is trusted most; of the n-grams the one of the highest order."""
+    highest = max((NGRAMS.index(name) for name in experts if name in NGRAMS), default=0)
+    weights = {"neural": 200.0, "entropy": 20.0, "tree": 60.0, NGRAMS[highest]: 20.0}
+    return [weights.get(name, 1.0) for name in experts]

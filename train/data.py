@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard
+from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.train.config import DataConfig
 
@@ -41,7 +42,7 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
 
 
 def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None:
-    largest = int(tokens.max())
+    largest = int(tokens.max(initial=0))
     if largest >= vocab_size:
         raise TokenError(
             f"{where} holds token {largest}, but the model has {vocab_size}: they are another tokenizer's; "
@@ -49,7 +50,7 @@ def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None
         )
 
 
-class TokenStream:
+class TrainingTokens:
     """Shards in order, one after another and again from the first, addressed by position.
 
     Reading has no state: span s of step n starts at (n spans_per_step + s) (span_tokens + 1), so a run can
@@ -57,12 +58,10 @@ class TokenStream:
     """
 
     def __init__(self, paths: list[Path], *, vocab_size: int) -> None:
-        self._paths = paths
-        self._shards = [open_shard(path) for path in paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._stream = TokenStream(parts=tuple(map(open_shard, paths)), names=tuple(path.name for path in paths))
         self._vocab_size = vocab_size
-        self.num_tokens = int(self._ends[-1])
-        for path, shard in zip(paths, self._shards, strict=True):
+        self.num_tokens = len(self._stream)
+        for path, shard in zip(paths, self._stream.parts, strict=True):
             _check_ids(shard[:_CHECKED_TOKENS], vocab_size, path)
 
     def require(self, span_tokens: int) -> None:
@@ -80,23 +79,19 @@ class TokenStream:
 
     def identity(self) -> list[dict[str, Any]]:
         """Return name and tokens of every shard, by which a resumed run knows its data again."""
-        return [
-            {"name": path.name, "tokens": len(shard)} for path, shard in zip(self._paths, self._shards, strict=True)
-        ]
+        shards = zip(self._stream.names, self._stream.parts, strict=True)
+        return [{"name": name, "tokens": len(part)} for name, part in shards]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Return tokens ``start .. start + count`` of the endless stream."""
-        out = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            position = (start + done) % self.num_tokens
-            index = int(np.searchsorted(self._ends, position, side="right"))
-            offset = position - (int(self._ends[index]) - len(self._shards[index]))
-            piece = self._shards[index][offset : offset + count - done]
-            _check_ids(piece, self._vocab_size, self._paths[index])
-            out[done : done + len(piece)] = piece
-            done += len(piece)
-        return out
+        pieces = [self._stream.read(0, 0)]
+        while count:
+            first = start % self.num_tokens
+            pieces.append(self._stream.read(first, min(first + count, self.num_tokens)))
+            start, count = start + len(pieces[-1]), count - len(pieces[-1])
+        tokens = np.concatenate(pieces).astype(np.int64)
+        _check_ids(tokens, self._vocab_size, f"the training shards, from {self._stream.names[0]},")
+        return tokens
 
     def span(self, step: int, index: int, *, spans: int, span_tokens: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, ``[span_tokens / seq_len, seq_len]`` each, of one micro-batch."""

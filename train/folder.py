@@ -40,7 +40,7 @@ _MAY_CHANGE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolder:
+class TrainingFolder:
     """Paths of one run.
 
     Attributes:
@@ -136,7 +136,7 @@ def load_run(path: Path, kind: str | None = None) -> TrainedModel:
     Raises:
         InputError: the folder holds no finished run, or no such weights.
     """
-    folder = RunFolder(path=path if path.is_dir() else path.parent)
+    folder = TrainingFolder(path=path if path.is_dir() else path.parent)
     if not folder.config.exists():
         raise InputError(f"{path} is not a run folder: it has no config.json")
     known = read_json(folder.config)

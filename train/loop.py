@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
+from evalkit.plumbing.progress import StatusLine
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.averaging import WeightAverages
 from evalkit.train.config import AverageKind, RunConfig
-from evalkit.train.data import TokenStream
-from evalkit.train.distributed import Ranks
+from evalkit.train.data import TrainingTokens
 from evalkit.train.files import load_tensors, plain_weights, save_tensors
-from evalkit.train.folder import RunFolder
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.init import initial_weights
-from evalkit.train.metrics import MetricsLog, Progress, draw_losses
+from evalkit.train.metrics import MetricsLog, draw_losses
 from evalkit.train.objective import Objective
 from evalkit.train.optimizers.optimizer import Optimizer
 from evalkit.train.parameters import DTYPES, pack, role_of, unpack
@@ -48,7 +49,7 @@ class TrainResult:
             without QAT.
     """
 
-    folder: RunFolder
+    folder: TrainingFolder
     status: str
     steps: int
     tokens: int
@@ -68,25 +69,25 @@ class Trainer:
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
         folder: where to write.
-        progress: where the progress line goes.
+        now: returns seconds; what budgets in seconds are measured with.
     """
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        stream: TokenStream,
+        stream: TrainingTokens,
         validator: Validator | None,
         ranks: Ranks,
-        folder: RunFolder,
-        progress: TextIO | None,
+        folder: TrainingFolder,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         train = config.train
-        if train.spans % ranks.size:
-            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.size} processes")
+        if train.spans % ranks.count:
+            raise InputError(f"train.spans is {train.spans}; expected a multiple of the {ranks.count} processes")
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
-        self._ranks, self._folder = ranks, folder
+        self._ranks, self._folder, self._now = ranks, folder, now
         compiled = train.compile == "on" or (train.compile == "auto" and ranks.device.type == "cuda")
         self._objective = Objective(config, ranks.device, compiled=compiled)
         if ranks.device.type == "cuda":
@@ -105,7 +106,7 @@ class Trainer:
         self.train_nats = math.nan
         self._signals = StopSignals()
         self._interrupted = False
-        self._progress = Progress(progress if ranks.is_first else None)
+        self._progress = StatusLine(enabled=ranks.is_first)
         self._log = MetricsLog(None, resumed_step=0)
         self._saved_at_seconds = 0.0
 
@@ -118,13 +119,13 @@ class Trainer:
     def forward_backward(self, step: int, *, quantised: bool, alpha: float) -> Tensor:
         """Accumulate the gradients of this rank's spans of step ``step``; return its mean loss in nats."""
         train = self.config.train
-        mine = train.spans // self._ranks.size
+        mine = train.spans // self._ranks.count
         sharpness = torch.tensor(alpha, device=self._ranks.device)
         total = torch.zeros((), device=self._ranks.device)
         for turn in range(mine):
             ids, targets = self._stream.span(
                 step,
-                turn * self._ranks.size + self._ranks.rank,
+                turn * self._ranks.count + self._ranks.rank,
                 spans=train.spans,
                 span_tokens=train.span_tokens,
                 seq_len=train.seq_len,
@@ -214,7 +215,7 @@ class Trainer:
             self.warm_up(warmup)
         with self._signals:
             self._loop()
-        self._progress.close()
+        self._progress.close(keep=True)
         if self._interrupted:
             self.save_checkpoint()
             return self._result("interrupted", {})
@@ -222,8 +223,8 @@ class Trainer:
 
     def _loop(self) -> None:
         train, clock = self.config.train, self.clock
-        synced_step, since = self.step, time.perf_counter()
-        single = self._ranks.size == 1 and self._ranks.device.type == "cpu"
+        synced_step, since = self.step, self._now()
+        single = self._ranks.count == 1 and self._ranks.device.type == "cpu"
         while not clock.over(self.step) and not self._interrupted:
             nats, norm = self.train_step()
             left = clock.remaining_steps(self.step)
@@ -235,7 +236,7 @@ class Trainer:
             # All ranks agree here on the loss, the clock and signals; between these points they do not talk.
             self._ranks.mean_(nats)
             self.train_nats, grad_norm = float(nats), float(norm)
-            seconds, interrupted = self._ranks.largest(time.perf_counter() - since, float(self._signals.received))
+            seconds, interrupted = self._ranks.largest(self._now() - since, float(self._signals.received))
             self._interrupted = interrupted > 0
             self._require_finite(self.train_nats, grad_norm)
             clock.advance(seconds, self.step - synced_step)
@@ -244,7 +245,7 @@ class Trainer:
                 self._validate("raw", self.masters)
             if self._checkpoint_due():
                 self.save_checkpoint()
-            synced_step, since = self.step, time.perf_counter()
+            synced_step, since = self.step, self._now()
 
     def _require_finite(self, nats: float, norm: float) -> None:
         if not (math.isfinite(nats) and math.isfinite(norm)):
@@ -350,7 +351,7 @@ class Trainer:
                 kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
             },
             "grid_distance": result.grid_distance,
-            "processes": self._ranks.size,
+            "processes": self._ranks.count,
             "device": str(self._ranks.device),
             "versions": {"torch": torch.__version__},
         }

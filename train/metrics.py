@@ -1,16 +1,13 @@
-"""What a run reports: ``metrics.jsonl``, progress on stderr, and a picture of the loss."""
+"""What a run reports: ``metrics.jsonl``, and a picture of the loss."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
-
-_LOG_SECONDS = 60.0
 
 
 class MetricsLog:
@@ -55,34 +52,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return lines
-
-
-class Progress:
-    """What a run is doing: a line that rewrites itself on a terminal, a line a minute elsewhere (batch logs)."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self._rewrites = stream is not None and stream.isatty()
-        self._width = 0
-        self._last = time.monotonic()
-
-    def show(self, text: str) -> None:
-        """Show the line, or leave it out where the last one is not a minute old."""
-        if self._stream is None:
-            return
-        if self._rewrites:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        elif time.monotonic() - self._last >= _LOG_SECONDS:
-            self._stream.write(text + "\n")
-            self._last = time.monotonic()
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Leave the last line standing."""
-        if self._stream is not None and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
 
 
 def draw_losses(log: Path, picture: Path) -> bool:

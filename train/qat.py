@@ -133,7 +133,7 @@ def kept_distance(before: float, after: float, config: QatConfig) -> float:
         after: progress after it, in [0, 1].
         config: the exponent.
     """
-    return max(1.0 - after**config.grid_pull, 0.0) / (1.0 - before**config.grid_pull)
+    return float(max(1.0 - after**config.grid_pull, 0.0) / (1.0 - before**config.grid_pull))
 
 
 @torch.no_grad()

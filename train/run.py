@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
+from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
-from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
-from evalkit.train.distributed import launched
-from evalkit.train.folder import RunFolder
+from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.loop import Trainer, TrainResult
 from evalkit.train.resolve import resolve
 from evalkit.train.validation import Validator
@@ -36,7 +36,6 @@ def run_training(
     steps: int | None = None,
     max_seconds: float | None = None,
     resume: bool = False,
-    progress: TextIO | None = None,
 ) -> TrainResult:
     """Train a recipe's model and leave everything in the run folder; see :mod:`evalkit.train.folder`.
 
@@ -50,7 +49,6 @@ def run_training(
         steps: budget in steps; without ``max_seconds``, no clock budget.
         max_seconds: budget in seconds of training.
         resume: go on from the folder's checkpoint if it has one.
-        progress: where the progress line goes.
 
     Raises:
         InputError: anything the user can put right. A checkpoint that was written stays usable.
@@ -58,7 +56,7 @@ def run_training(
     config = resolve(load_recipe(recipe), overrides, scale=scale, steps=steps, max_seconds=max_seconds)
     for section in dataclasses.fields(config):
         LOG.debug("%s: %s", section.name, getattr(config, section.name))
-    return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume, progress=progress)
+    return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume)
 
 
 def train_model(
@@ -68,18 +66,17 @@ def train_model(
     tokenizer: Path | None,
     out: Path,
     resume: bool = False,
-    progress: TextIO | None = None,
 ) -> TrainResult:
     """Train a resolved recipe; see :func:`run_training`."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    vocab_size = config.model.vocab_size
+    ranks, vocab_size = Ranks.from_environment(), config.model.vocab_size
     train_shards, val_shards = find_shards(data, config.data)
-    stream = TokenStream(train_shards, vocab_size=vocab_size)
+    stream = TrainingTokens(train_shards, vocab_size=vocab_size)
     counter = ByteCounter(tokenizer, vocab_size) if tokenizer is not None else None
     tokens = load_validation(val_shards, vocab_size=vocab_size, limit=config.train.val_tokens)
-    with launched(config.train.device) as ranks:
-        folder = RunFolder(path=out)
+    with ranks.joined(_device(config.train.device, ranks)) as ranks:
+        folder = TrainingFolder(path=out)
         validator = None
         if tokens is not None:
             validator = Validator(
@@ -89,7 +86,24 @@ def train_model(
                 byte_counter=counter,
                 ranks=ranks,
             )
-        trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder, progress=progress)
+        trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder)
         # The first rank alone looks at the folder, so that no other one meets what it has just written.
         found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
         return trainer.run(resume=ranks.largest(float(found))[0] > 0)
+
+
+def _device(name: str, ranks: Ranks) -> str:
+    """Return ``cpu``, ``cuda`` or ``cuda:N`` for the setting ``train.device``.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind):
+        raise InputError(f"train.device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    index = int(number) if number else ranks.local_rank
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise InputError(f"train.device is {name}, GPU {index}, but torch sees {torch.cuda.device_count()} GPUs")
+    return name

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.data import ByteCounter
-from evalkit.train.distributed import Ranks
 from evalkit.train.objective import Objective
 
 
@@ -60,7 +60,7 @@ class Validator:
         counted = (torch.arange(windows * self._seq_len) < self.num_targets).view(windows, -1)
         total = torch.zeros((), dtype=torch.float64)
         device = self._ranks.device
-        for first in range(self._ranks.rank * self._batch, windows, self._batch * self._ranks.size):
+        for first in range(self._ranks.rank * self._batch, windows, self._batch * self._ranks.count):
             rows = slice(first, first + self._batch)
             nats = objective.nats(masters, inputs[rows].to(device), targets[rows].to(device))
             total += nats.double().cpu()[counted[rows]].sum()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from evalkit.model.gpt import GPT
+from evalkit.network.network import Network, copied
+from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.ranks import Ranks
-from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
+from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, as_network, target_nll
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
 from evalkit.ttt.config import TTTConfig
@@ -46,7 +46,7 @@ class TTTForecaster:
     scored with adapters only if the document that it continues began before its chunk.
 
     Args:
-        model: in float32; it is not changed.
+        model: evalkit's own in float32, or any torch module; it is not changed.
         sliding: the windows and the precision of scoring.
         config: what learns and how.
         byte_table: bytes of each target, for the byte-weighted loss.
@@ -57,7 +57,7 @@ class TTTForecaster:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Network,
         sliding: SlidingConfig,
         config: TTTConfig,
         byte_table: ByteTable,
@@ -67,23 +67,26 @@ class TTTForecaster:
         ranks: Ranks | None = None,
     ) -> None:
         self.config = config
-        self.vocab_size = model.config.vocab_size
+        network = as_network(model)
+        self.vocab_size = network.vocab_size
         self.preferred_span = config.chunk_tokens
         self._byte_table = byte_table
         self._document_token = document_token if config.trainable == "adapters" else None
         self._num_chunks = num_chunks
-        self._train_model = deepcopy(model).to(sliding.device)
-        self._sliding = SlidingForecaster(deepcopy(model), sliding, ranks)
+        learning = copied(network)
+        module = learning.require_module("--ttt")
+        module.to(sliding.device).float().eval().requires_grad_(False)
+        self._sliding = SlidingForecaster(copied(network), sliding, ranks)
         self._trainer = Trainer(
-            self._train_model,
-            parameterise(self._train_model, config),
+            learning,
+            parameterise(module, config, network.vocab_size),
             config,
             dtype=sliding.dtype,
             threads=sliding.threads,
             ranks=ranks,
         )
         self._mixes = config.frozen_weight > 0 and config.epochs > 0
-        self._model = model
+        self._network = network
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
         self._initial = {name: value.clone() for name, value in self._trainer.scoring_weights().items()}
@@ -96,7 +99,7 @@ class TTTForecaster:
     @cached_property
     def _frozen(self) -> SlidingForecaster:
         """The network as it came."""
-        return SlidingForecaster(deepcopy(self._model), self._sliding.config, self._sliding.ranks)
+        return SlidingForecaster(copied(self._network), self._sliding.config, self._sliding.ranks)
 
     def next_boundary(self, start: int) -> int:
         """Return where the chunk of ``start`` stops; spans never cross it."""

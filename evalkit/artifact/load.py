@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalkit.artifact.compression import compression_of, inflate
+from evalkit.artifact.infer import ResolvedConfig, resolve_config
 from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
-from evalkit.model.infer import ResolvedConfig, resolve_config
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 
@@ -53,6 +53,11 @@ class Artifact:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by name."""
         return {name: tensor.values.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Files that count as bytes that ship."""
+        return (self.path,)
 
     @property
     def num_parameters(self) -> int:

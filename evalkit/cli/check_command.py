@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from evalkit.cli.options import model_options, score_options, text_options
+from evalkit.cli.options import model_options, require_one, score_options, text_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_json
 
@@ -20,9 +20,6 @@ DEEP_TOKENS = 1 << 20
 
 STREAM_OPTIONS = ("tokens", "text", "limit_tokens", "tokenizer")
 """Those of the shared options that say what to check on, not how an artifact is scored."""
-
-STRANGERS_SPAN = 64
-"""Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
 
 EXAMPLE = """Examples:
 
@@ -38,7 +35,7 @@ EXAMPLE = """Examples:
 @model_options(tokenizer_required=False)
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
-@click.option("--span", type=int, help="Positions scored at a time (default: 256; a stranger's forecaster: 64).")
+@click.option("--span", type=int, help="Positions scored at a time (default: as score; a stranger's forecaster: 64).")
 @click.option("--budget", type=float, default=45.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
@@ -62,34 +59,33 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
-    from evalkit.prequential.ranks import Ranks
+    from evalkit.plumbing.ranks import Ranks
     from evalkit.verbs.check import CheckOptions, check_session
     from evalkit.verbs.session import open_session
 
     if Ranks.from_environment().rank > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
     check_writable(json_path)
-    if span is None:
-        span = STRANGERS_SPAN if forecaster is not None else CheckOptions.span
+    if span is not None and span < 1:
+        raise InputError(f"--span is {span}; expected at least 1 position")
     how = CheckOptions(
-        span=span, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
+        span=span or 0, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
     )
     if forecaster is not None:
-        if artifact is not None or no_model:
-            raise InputError("--forecaster checks a stranger's code: leave out the artifact and --no-model")
+        if artifact is not None or no_model or options["module"] is not None:
+            raise InputError("--forecaster checks a stranger's code: leave out the artifact, --module and --no-model")
         unused = [option for option in (*options, "decode") if option not in STREAM_OPTIONS and _was_given(option)]
         if unused:
             names = ", ".join(f"--{option.replace('_', '-')}" for option in unused).replace("--settings", "--set")
             raise InputError(f"{names}: for an artifact; a stranger's forecaster is taken as its factory makes it")
         report = _check_stranger(forecaster, how, options)
     else:
-        if artifact is None and not no_model:
-            raise InputError("name the artifact to check, or give --forecaster FILE.py:FACTORY")
+        require_one(artifact, options["module"], no_model=no_model)
         if options["tokenizer"] is None:
             raise InputError("give the artifact's SentencePiece model with --tokenizer")
         report = check_session(open_session(score_options(artifact, options)), how)
     if json_path:
-        write_json(json_path, report.as_dict())
+        write_json(json_path, report.to_dict())
     click.echo(describe(report))
     return 3 if report.verdict == "illegal" else 0
 
@@ -130,7 +126,7 @@ def describe(report: LegalityReport) -> str:
     """Return verdict, findings and coverage for a terminal."""
     lines = [report.summary()]
     audited = report.covered.get("audit", {})
-    if audited:
+    if audited.get("audited_tokens"):
         deep = report.covered.get("deep salting", {}).get("last", 0)
         lines.append(
             f"audited {audited['audited_tokens']:,} of {audited['stream_tokens']:,} tokens in spans of "

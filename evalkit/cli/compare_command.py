@@ -68,10 +68,11 @@ def command(
     old = [read_report(path) for path in baseline]
     if not old:
         require_same_tokens(new)
-        click.echo(_summary([(r.path.name, r.val_loss, r.bpb) for r in new]))
+        runs = [(saved.path, saved.report.val_loss, saved.report.bpb) for saved in new]
+        click.echo(_summary([(path.name, loss, bpb) for path, loss, bpb in runs]))
         if json_path:
-            write_json(json_path, {"format": 1, "runs": [{"path": str(r.path), "val_loss": r.val_loss, "bpb": r.bpb}
-                                                         for r in new]})  # fmt: skip
+            listed = [{"path": str(path), "val_loss": loss, "bpb": bpb} for path, loss, bpb in runs]
+            write_json(json_path, {"format": 1, "runs": listed})
         return
     comparisons = compare_reports(new, old)
     paired: PairedDifference | None = None

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.output import progress_stream
-
 EXAMPLE = """Example:
 
   evalkit demo --out evalkit-demo
@@ -16,12 +14,12 @@ EXAMPLE = """Example:
 
 @click.command("demo", epilog=EXAMPLE)
 @click.option("--out", default="evalkit-demo", show_default=True, metavar="DIR", help="Folder for everything.")
-@click.option("--seconds", type=float, default=30.0, show_default=True, help="Training time.")
-def command(out: str, seconds: float) -> None:
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Training steps.")
+def command(out: str, steps: int) -> None:
     """Train, export, score and check a tiny model on text that every machine has: two to three minutes, no download."""
     from evalkit.verbs.demo import run_demo
     from evalkit.verbs.run import describe
 
-    click.echo(describe(run_demo(Path(out), seconds, progress=progress_stream())))
+    click.echo(describe(run_demo(Path(out), steps).stages))
     click.echo(f"everything is in {out}: model.evk is the artifact, report.json the numbers", err=True)
     click.echo(f"next: evalkit inspect {Path(out) / 'model.evk'}", err=True)

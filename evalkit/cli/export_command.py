@@ -40,10 +40,11 @@ EXAMPLE = """Examples:
 @click.option("--force-calibration", is_flag=True, help="Calibrate even on shards that look like validation data.")
 @click.option("--refine", type=int, default=0, show_default=True, metavar="STEPS",
               help="Train steps and gains after rounding, integers fixed (needs --data).")  # fmt: skip
-@click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the smallest steps; 0 has none.")
 @click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
-@click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
+@click.option(
+    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
+)
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
 @click.option("--json", "json_path", metavar="FILE", help="Write sizes, notes and what was tried as JSON.")
 def command(
@@ -55,7 +56,6 @@ def command(
     calibration_tokens: int,
     force_calibration: bool,
     refine: int,
-    floor: float,
     target_bytes: int,
     code: tuple[str, ...],
     fit: bool,
@@ -73,7 +73,6 @@ def command(
         Path(output),
         ExportConfig(
             container=container,
-            floor=floor,
             calibration_tokens=calibration_tokens,
             calibration_data=Path(data) if data else None,
             force_calibration=force_calibration,
@@ -88,7 +87,7 @@ def command(
     if json_path:
         write_json(json_path, result.to_dict() | {"container": container, "target_bytes": target_bytes})
     if result.table:
-        header = ["tried", "step factor", "zeroed", "bytes with code", "fits", "loss"]
+        header = ["tried", "bytes with code", "fits", "loss"]
         click.echo(format_table(header, [_cells(row) for row in result.table]))
     pairs = [
         ("artifact", f"{result.file.path}: {result.file.n_bytes:,} bytes, sha256 {result.file.sha256}"),
@@ -100,6 +99,5 @@ def command(
 
 def _cells(row: FitRow) -> list[str]:
     """Return a line of the table of what was tried."""
-    factor = "own" if row.step_factor is None else f"{row.step_factor:.3g}"
     loss = "" if row.loss is None else f"{row.loss:.5f}"
-    return [row.label, factor, f"{row.zeroed:,}", f"{row.total_bytes:,}", "yes" if row.fits else "no", loss]
+    return [row.label, f"{row.total_bytes:,}", "yes" if row.fits else "no", loss]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +15,6 @@ from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
     from evalkit.artifact.load import Artifact
-    from evalkit.artifact.tensors import StoredTensor
 
 EXAMPLE = """Example:
 
@@ -33,6 +31,7 @@ EXAMPLE = """Example:
 def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensors: bool, json_path: str | None) -> None:
     """Show what is inside ARTIFACT: format, configuration, bytes of each tensor group, headroom under the cap."""
     from evalkit.artifact.load import load_artifact
+    from evalkit.artifact.sizes import group_bytes
 
     check_writable(json_path)
     opened = load_artifact(artifact)
@@ -68,58 +67,6 @@ def command(artifact: str, recipe: str | None, settings: tuple[str, ...], tensor
         header_bytes = opened.size - sum(opened.coded_bytes.values())
         table.append(["header, checksum", "", *[""] * (len(columns) - 1), f"{header_bytes:,}"])
     click.echo(format_table(["tensor" if tensors else "group", "kind", *columns.values()], table))
-
-
-def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
-    """Return parameters and bytes of each tensor, or of each group of tensors of one role and width.
-
-    ``stored_bytes`` is what the tensors take before compression; ``entropy_bytes`` is the sum of the order-0
-    entropies of their bytes, a guide to what a compressor makes of them. ``file_bytes`` is there where the container
-    tells what each tensor takes in the file; with the header they add up to its size.
-    """
-    groups: dict[tuple[str, str], list[tuple[str, StoredTensor]]] = defaultdict(list)
-    for name, tensor in artifact.tensors.items():
-        groups[name if each else _role(name), tensor.format].append((name, tensor))
-    rows = []
-    coded = artifact.coded_bytes
-    for (name, kind), members in groups.items():
-        row = {
-            "name": name,
-            "kind": kind,
-            "parameters": sum(t.values.size for _, t in members),
-            "stored_bytes": sum(t.values.nbytes + _scale_bytes(t) for _, t in members),
-            "entropy_bytes": round(sum(_entropy_bytes(t) for _, t in members)),
-        }
-        if coded:
-            row["file_bytes"] = sum(coded[name] for name, _ in members)
-        rows.append(row)
-    largest = "file_bytes" if coded else "entropy_bytes"
-    return rows if each else sorted(rows, key=lambda row: -row[largest])
-
-
-def _role(name: str) -> str:
-    parts = name.split(".")
-    return "blocks.*." + ".".join(parts[2:]) if parts[0] == "blocks" else name
-
-
-def _scale_bytes(tensor: StoredTensor) -> int:
-    from evalkit.artifact.tensors import QuantizedTensor
-
-    return int(tensor.scale.nbytes) if isinstance(tensor, QuantizedTensor) else 0
-
-
-def _entropy_bytes(tensor: StoredTensor) -> float:
-    import numpy as np
-
-    from evalkit.artifact.tensors import QuantizedTensor
-
-    def entropy(data: bytes) -> float:
-        counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
-        p = counts[counts > 0] / max(len(data), 1)
-        return float(-(p * np.log2(p)).sum() * len(data) / 8)
-
-    total = entropy(tensor.values.tobytes())
-    return total + (entropy(tensor.scale.tobytes()) if isinstance(tensor, QuantizedTensor) else 0.0)
 
 
 def _as_json(

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
-from evalkit import __version__
 from evalkit.cli.output import prepare, shows_tracebacks, speaking
 from evalkit.plumbing.errors import EvalkitError
+from evalkit.plumbing.version import __version__
 
 COMMANDS = {
     "demo": "Train, export, score and check a tiny model on text that every machine has.",

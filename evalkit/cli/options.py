@@ -24,6 +24,22 @@ stride_option = click.option(
 ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
 
 
+TOKENIZER_HELP = "SentencePiece .model, Hugging Face tokenizer.json, or the word bytes."
+
+
+def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--module`` and ``--weights``."""
+    decorators = [
+        click.option(
+            "--module",
+            metavar="FILE.py:FACTORY",
+            help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
+        ),
+        click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+    ]
+    return _apply(command, decorators)
+
+
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--tokens`` and ``--text``."""
     decorators = [
@@ -37,17 +53,12 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options that say how an artifact is scored."""
     decorators = [
-        click.option(
-            "--module",
-            metavar="FILE.py:FACTORY",
-            help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
-        ),
-        click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+        module_options,
         click.option(
             "--tokenizer",
             metavar="MODEL",
             required=tokenizer_required,
-            help="SentencePiece .model, Hugging Face tokenizer.json, or the word bytes.",
+            help=TOKENIZER_HELP,
         ),
         click.option("--recipe", metavar="NAME", help="System that wrote the artifact (default: recognised)."),
         click.option(
@@ -121,6 +132,21 @@ def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
 
     settings = by_section(split_settings(values.pop("settings")), SECTIONS)
     return ScoreOptions(artifact=artifact, settings=settings, **values)
+
+
+def artifact_and(first: str | None, second: str | None, module: str | None, name: str) -> tuple[str | None, str]:
+    """Return the artifact and the file behind it, of a command that takes ``ARTIFACT FILE`` or ``--module ... FILE``.
+
+    Raises:
+        InputError: one is missing, or an artifact stands beside a module.
+    """
+    if module is None and first is not None and second is not None:
+        return first, second
+    if module is not None and first is not None and second is None:
+        return None, first
+    if module is not None and second is not None:
+        raise InputError(f"{first} and --module {module} are different models: give one of them, and {name}")
+    raise InputError(f"expected ARTIFACT and {name}, or --module FILE.py:FACTORY and {name}")
 
 
 def require_one(artifact: str | None, module: str | None, *, no_model: bool) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -48,11 +48,6 @@ def speaking() -> Iterator[None]:
 def shows_tracebacks() -> bool:
     """Whether ``--debug`` was given."""
     return LOG.level == TRACEBACKS
-
-
-def progress_stream() -> TextIO | None:
-    """Return stderr for the progress of a training, which knows whether it is a terminal; None with ``--quiet``."""
-    return sys.stderr if LOG.isEnabledFor(NORMAL) else None
 
 
 def _sets(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:

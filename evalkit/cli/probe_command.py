@@ -66,6 +66,6 @@ def judge_command(
     check_writable(json_path)
     report = judge(folder, val_loss=val_loss, prefix_loss=prefix_loss, nll=nll)
     if json_path:
-        write_json(json_path, report.as_dict())
+        write_json(json_path, report.to_dict())
     click.echo(report.summary())
     return 3 if report.verdict == "illegal" else 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from evalkit.cli.options import limit_tokens_option, stride_option, training_options, ttt_option
-from evalkit.cli.output import progress_stream
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.settings import split_settings
 
@@ -27,9 +26,10 @@ EXAMPLE = """Example:
     show_default=True,
     help="evalkit's own, or the published layouts.",
 )
-@click.option("--floor", type=float, default=1.0, show_default=True, help="Factor on the quantiser's smallest steps.")
 @click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on the artifact.")
-@click.option("--fit", is_flag=True, help="Search steps, widths and pruning for the lowest loss that fits.")
+@click.option(
+    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
+)
 @limit_tokens_option
 @stride_option
 @click.option(
@@ -55,7 +55,6 @@ def command(
     max_seconds: float | None,
     resume: bool,
     container: str,
-    floor: float,
     target_bytes: int,
     fit: bool,
     limit_tokens: int,
@@ -86,7 +85,6 @@ def command(
                 max_seconds=max_seconds,
                 resume=resume,
                 container=container,
-                floor=floor,
                 target_bytes=target_bytes,
                 fit=fit,
                 limit_tokens=limit_tokens,
@@ -95,12 +93,11 @@ def command(
                 decode_tokens=decode,
                 stride=stride,
             ),
-            progress=progress_stream(),
         )
     except Interrupted as error:
         click.echo(f"evalkit: {error}", err=True)
         return 130
-    click.echo(describe(report))
-    verdicts = {stage.get("verdict") for stage in report["stages"].values()}
-    over = enforce_cap and report["artifact"]["bytes"] > SIZE_CAP
-    return 3 if "illegal" in verdicts or over else 0
+    click.echo(describe(report.stages))
+    illegal = any(stage.verdict == "illegal" for stage in report.stages.values())
+    over = enforce_cap and report.artifact["bytes"] > SIZE_CAP
+    return 3 if illegal or over else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from evalkit.plumbing.progress import format_seconds
 from evalkit.plumbing.table import format_pairs
 
 if TYPE_CHECKING:
-    from evalkit.verbs.score import ScoreReport
+    from evalkit.report.score_report import ScoreReport
 
 EXAMPLE = """Example:
 
@@ -67,14 +68,14 @@ def command(
         raise InputError(f"--json and --dump-nll both name {json_path}; give each a file of its own")
     with ExitStack() as stack:
         with profile.phase("load") if profile else nullcontext():
-            from evalkit.prequential.ranks import Ranks
+            from evalkit.plumbing.ranks import Ranks
             from evalkit.verbs.score import score_session
             from evalkit.verbs.session import open_session
 
             ranks = Ranks.from_environment()
             if ranks.rank > 0:
                 LOG.setLevel(QUIET)  # rank 0 speaks for all
-            options["device"] = ranks.device(options["device"])
+            options["device"] = ranks.local(options["device"])
             require_one(artifact, options["module"], no_model=no_model)
             session = open_session(score_options(artifact, options)).shared_among(ranks)
             stack.enter_context(ranks.joined(options["device"]))
@@ -86,8 +87,8 @@ def command(
     if nll_path:
         report.save_nll(nll_path)
     click.echo(describe(report))
-    if profiled:
-        click.echo("\n" + describe_profile(report.values["profile"]))
+    if report.profile is not None:
+        click.echo("\n" + describe_profile(report.profile))
     if enforce_cap and session.artifact is not None and session.artifact.size > SIZE_CAP:
         click.echo(f"evalkit: the artifact is {session.artifact.size - SIZE_CAP:,} bytes over the cap", err=True)
         return 3
@@ -96,44 +97,45 @@ def command(
 
 def describe(report: ScoreReport) -> str:
     """Return the report as two columns for a terminal."""
-    v = report.values
     rows = []
-    if v["artifact"]:
-        a = v["artifact"]
+    if report.artifact and report.config and report.config_origins:
+        a = report.artifact
         rows += [
-            ("artifact", f"{a['path']} ({a['bytes']:,} bytes, {a['cap_headroom_bytes']:,} under the cap)"),
-            ("format", f"{a['format']}, {a['compression']}, {a['parameters']:,} parameters"),
-            ("config", describe_config(v["config"], v["config_origins"])),
-            ("window", _describe_window(v)),
+            ("artifact", f"{a.path} ({a.bytes:,} bytes, {a.cap_headroom_bytes:,} under the cap)"),
+            ("format", f"{a.format}, {a.compression}, {a.parameters:,} parameters"),
+            ("config", describe_config(report.config, report.config_origins)),
+            ("window", _describe_window(report)),
         ]
     rows += [
-        ("mixer, ttt", f"{v['mixer']}, {'on' if v['ttt'] else 'off'}"),
-        ("scored", f"{v['tokens_scored']:,} tokens, {v['bytes_scored']:,} bytes"),
-        ("val_loss", f"{v['val_loss']:.6f} nats per token"),
+        ("mixer, ttt", f"{report.mixer}, {'on' if report.ttt else 'off'}"),
+        ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes"),
+        ("val_loss", f"{report.val_loss:.6f} nats per token"),
     ]
-    if v["bpb_raw"] is not None:
-        rows.append(
-            ("raw text", f"{v['bytes_raw']:,} bytes before normalisation: {v['bpb_raw']:.6f} bits per raw byte")
-        )
-    if v.get("network_bpb") is not None:
-        rows.append(("network alone", f"{v['network_bpb']:.6f} bits per byte"))
-    gain = (v.get("ttt_report") or {}).get("gain")
+    if report.bpb_raw is not None:
+        raw = f"{report.bytes_raw:,} bytes before normalisation: {report.bpb_raw:.6f} bits per raw byte"
+        rows.append(("raw text", raw))
+    if report.network_bpb is not None:
+        rows.append(("network alone", f"{report.network_bpb:.6f} bits per byte"))
+    gain = (report.ttt_report or {}).get("gain")
     if gain and gain["bpb"] is not None:
         between = ", 95% {:.5f} to {:.5f}".format(*gain["interval_95"]) if gain["interval_95"] else ""
         rows.append(("ttt gain", f"{gain['bpb']:.5f} bits per byte{between}, {gain['documents']:,} documents"))
-    rows.append(("bpb", f"{v['bpb']:.6f} bits per byte"))
-    legal = {None: "not checked (evalkit check)", True: "yes", False: f"no: {v.get('illegal_because', '')}"}
-    rows.append(("legal", legal[v["legal"]]))
-    rows.append(("time", f"{format_seconds(v['seconds'])}, {v['tokens_per_second'] or 0:,.0f} tokens/s"))
+    legal = f"no: {report.illegal_because}" if report.legal is False else "not checked (evalkit check)"
+    rows += [
+        ("bpb", f"{report.bpb:.6f} bits per byte"),
+        ("legal", legal),
+        ("time", f"{format_seconds(report.seconds)}, {report.tokens_per_second or 0:,.0f} tokens/s"),
+    ]
     return format_pairs(rows)
 
 
-def _describe_window(v: dict[str, Any]) -> str:
-    how = f"stride {v['stride']}" if v["context"] == "sliding" else "streaming: keys and values are kept"
-    return f"{v['seq_len']} tokens, {how}, {v['dtype']} on {v['device']}"
+def _describe_window(report: ScoreReport) -> str:
+    sliding = report.context == "sliding"
+    how = f"stride {report.stride}" if sliding else "streaming: keys and values are kept"
+    return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
 
 
-def describe_config(config: dict[str, Any], origins: dict[str, str]) -> str:
+def describe_config(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Return the settings that something other than a default decided, grouped by what decided them."""
     groups: dict[str, list[str]] = {}
     for name, value in config.items():

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from evalkit.cli.options import training_options
-from evalkit.cli.output import progress_stream
 from evalkit.plumbing.progress import format_seconds
 from evalkit.plumbing.settings import split_settings
 from evalkit.plumbing.table import format_pairs
@@ -51,7 +50,6 @@ def command(
         steps=steps,
         max_seconds=max_seconds,
         resume=resume,
-        progress=progress_stream(),
     )
     rows = [
         ("run", f"{result.folder.path}: {result.status}"),

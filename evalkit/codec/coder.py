@@ -19,10 +19,16 @@ import numpy.typing as npt
 from evalkit.codec.container import Header, digest, pack, unpack
 from evalkit.codec.fixed import PRECISION, frequencies
 from evalkit.plumbing.errors import InputError
-from evalkit.prequential.forecaster import Forecaster
+from evalkit.prequential.forecaster import (
+    Forecaster,
+    next_boundary_of,
+    next_distribution_of,
+    preferred_span,
+    require_distribution,
+)
+from evalkit.prequential.spans import spans
 
 Ids = npt.NDArray[np.int64]
-LEDGER_SPAN = 2048
 Coder = Callable[[int, npt.NDArray[np.float64]], int]
 
 
@@ -49,23 +55,15 @@ class _Walk:
     """Takes a forecaster through a stream token by token, the same way for encoder and decoder."""
 
     def __init__(self, forecaster: Forecaster, span: int) -> None:
-        if not callable(getattr(forecaster, "distribution", None)):
-            raise InputError("the forecaster states no distribution: coding needs its `distribution` method")
-        self.forecaster = forecaster
+        self.forecaster = require_distribution(forecaster, "coding")
         self.span = span
         self.ledger_nats = 0.0
         self.fixed_bits: list[float] = []
 
     def run(self, tokens: Ids, code: Coder) -> None:
         """Fill ``tokens[1:]`` with what ``code(position, probabilities)`` returns; token 0 is given."""
-        boundary = getattr(self.forecaster, "next_boundary", None)
-        count = len(tokens)
         nats: list[float] = []
-        start = 1
-        while start < count:
-            stop = min(start + self.span, count)
-            if callable(boundary):
-                stop = max(start + 1, min(stop, int(boundary(start))))
+        for start, stop in spans(len(tokens), self.span, next_boundary_of(self.forecaster)):
             for position in range(start, stop):
                 row = self.row(tokens[:position], start)
                 counts = frequencies(row, position)
@@ -75,18 +73,16 @@ class _Walk:
             # both sides know these tokens now, so both can ask for the ledger's own numbers
             nats.extend(np.asarray(self.forecaster.score(tokens[:stop].copy(), start, stop)).tolist())
             self.forecaster.observe(tokens[:stop].copy(), start, stop)
-            start = stop
         self.ledger_nats = math.fsum(nats)
 
     def row(self, prefix: Ids, start: int) -> npt.NDArray[np.float64]:
         """Return the log-probabilities after ``prefix``, ``[V]`` in nats; ``start`` is where the span began."""
         position = len(prefix)
-        quick = getattr(self.forecaster, "next_distribution", None)
-        if callable(quick):
+        if (quick := next_distribution_of(self.forecaster)) is not None:
             row = np.asarray(quick(prefix.copy()), dtype=np.float64)
         else:
             tokens = np.append(prefix, 0)  # the decoder does not know this one, so the encoder does not say it
-            rows = self.forecaster.distribution(tokens, start, position + 1)  # type: ignore[attr-defined]
+            rows = self.forecaster.distribution(tokens, start, position + 1)
             row = np.asarray(rows, dtype=np.float64)[-1]
         if row.shape != (self.forecaster.vocab_size,):
             raise InputError(
@@ -118,8 +114,8 @@ def compress(
         tokens: Token ids; the first is stored in the header.
         artifact_sha256: What the decoder must have; checked there.
         options: What the decoder needs to build the same forecaster, JSON types.
-        span: Tokens between two calls of ``observe``; ``next_boundary`` may cut it shorter. By default 2048, as the
-            ledger has it, where rows come from ``next_distribution``; else 1, since ``distribution`` computes the
+        span: Tokens between two calls of ``observe``; ``next_boundary`` may cut it shorter. By default that of
+            ``score``, where rows come from ``next_distribution``; else 1, since ``distribution`` computes the
             rows of the whole span again for each token.
         extra: Side information, stored as it is.
         text: How a text is restored, stored in the header.
@@ -132,7 +128,7 @@ def compress(
         raise InputError(f"the tokens have shape {list(stream.shape)}; one dimension is needed")
     forecaster = make()
     if span is None:
-        span = LEDGER_SPAN if callable(getattr(forecaster, "next_distribution", None)) else 1
+        span = preferred_span(forecaster) if next_distribution_of(forecaster) is not None else 1
     if span < 1:
         raise InputError(f"span is {span}; a span holds at least one token")
     vocab = int(forecaster.vocab_size)

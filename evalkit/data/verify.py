@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, iterate_documents, token_ngrams
 from evalkit.plumbing.errors import InputError, TokenError
@@ -316,8 +317,9 @@ class _Overlap:
             self._grams = [g[m] for g, m in zip(self._grams, kept, strict=True)]
             self._kept = sum(map(len, self._grams))
 
-    def _mask(self, grams: Hashes) -> Any:
-        return (grams & np.uint64(self._sample - 1)) == 0
+    def _mask(self, grams: Hashes) -> npt.NDArray[np.bool_]:
+        kept: npt.NDArray[np.bool_] = (grams & np.uint64(self._sample - 1)) == 0
+        return kept
 
     def _sampled(self, grams: Hashes) -> Hashes:
         return grams[self._mask(grams)]

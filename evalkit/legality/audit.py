@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
-from evalkit.legality.childhost import ChildHost
-from evalkit.legality.context import Context
-from evalkit.legality.hosts import Host, LocalHost
+from evalkit.legality.childhost import ChildFactory, ChildHost
+from evalkit.legality.hosts import Host, Ids, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
-from evalkit.legality.report import AXIOMS, LegalityReport
+from evalkit.legality.outcome import LISTED, Outcome
+from evalkit.legality.report import AXIOMS, Finding, LegalityReport
+from evalkit.legality.subject import Repeatability, Subject
 from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
-FIRST_PASS = 0.05
-"""Share of the budget that one pass over the stream may take: some ten passes come before the substitutions."""
-
-Job = Callable[[Host], None]
+Make = Callable[[], Forecaster] | str | ChildFactory
+T = TypeVar("T")
 
 
-def audit(
-    make: Callable[[], Forecaster] | str, tokens: np.ndarray[Any, Any], options: AuditOptions | None = None
-) -> LegalityReport:
+def audit(make: Make, tokens: np.ndarray[Any, Any], options: AuditOptions | None = None) -> LegalityReport:
     """Judge a forecaster by its behaviour on a stream.
 
     Args:
@@ -46,168 +46,243 @@ def audit(
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
-    whole = stream.astype(np.int64)
-    context = Context(
-        tokens=whole[: options.max_tokens],
-        stream=whole,
-        options=options,
-        deadline=began + options.budget_seconds,
-    )
-    if isinstance(make, str):
-        context.how = f"evalkit check --forecaster {make} --span {options.span}, "
-    else:
-        context.how = f"the same command with span {options.span}, "
-    _Audits(context, make).run()
-    report = context.report
-    report.seconds = time.monotonic() - began
-    report.covered["audit"] = {
+    with _hosts(make, options) as hosts:
+        audits = _Audits(hosts, stream.astype(np.int64), options, began + options.budget_seconds)
+        outcomes, gaps = list(audits.run()), audits.gaps
+    return _report(make, options, len(stream), outcomes, gaps, time.monotonic() - began)
+
+
+def _report(
+    make: Make, options: AuditOptions, stream_tokens: int, outcomes: list[Outcome], gaps: list[str], seconds: float
+) -> LegalityReport:
+    """Put together what the audits say."""
+    command = f"evalkit check --forecaster {make} --" if isinstance(make, str) else "the same command with "
+    findings: list[Finding] = []
+    listed: Counter[tuple[str, str]] = Counter()
+    counts: Counter[str] = Counter()
+    covered: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        audit = outcome.audit
+        how = f"To see it again: {command}span {options.span}, seed {options.seed}, audit {audit}."
+        for finding in outcome.findings:
+            listed[audit, finding.axiom] += 1
+            if listed[audit, finding.axiom] <= LISTED:
+                findings.append(replace(finding, message=f"{finding.message} {how}"))
+        counts.update({f"{audit}/{axiom}": count for axiom, count in outcome.counts.items()})
+        if outcome.covered:
+            covered.setdefault(audit, {}).update(outcome.covered)
+    uncovered = dict.fromkeys([sentence for outcome in outcomes for sentence in outcome.uncovered] + gaps)
+    audited = covered.get(ledger.AUDIT, {}).get("positions", 0)
+    covered["audit"] = {
         "span": options.span,
-        "stream_tokens": max(len(stream), options.stream_tokens),
-        "audited_tokens": len(context.tokens),
+        "stream_tokens": max(stream_tokens, options.stream_tokens),
+        "audited_tokens": audited and audited + 1,
         "false_alarm_probability": FALSE_ALARM,
-        "in_child_process": isinstance(make, str),
-        "findings": context.counts(),
+        "in_child_process": isinstance(make, str | ChildFactory),
+        "findings": dict(sorted(counts.items())),
         "seed": options.seed,
     }
     rank = {axiom: place for place, axiom in enumerate(AXIOMS)}
-    report.findings.sort(key=lambda f: (rank[f.axiom], -abs(float(f.evidence.get("nats") or 0.0))))
-    return report
+    findings.sort(key=lambda f: (rank[f.axiom], -abs(float(f.evidence.get("nats") or 0.0))))
+    return LegalityReport(findings=tuple(findings), covered=covered, uncovered=tuple(uncovered), seconds=seconds)
 
 
-class _Audits:
-    """The audits of one forecaster in their order.
+class _Hosts:
+    """Where the forecasters of an audit run.
 
     Hosts are kept from one bundle of audits to the next: importing a stranger's code may take longer than an audit, and
     every fresh forecaster is a copy of what was imported, whatever earlier ones did.
     """
 
-    def __init__(self, context: Context, make: Callable[[], Forecaster] | str) -> None:
-        self.context = context
-        self.make = make
-        self.covered: dict[str, int] = {}
-        self._hosts: list[Host] = []
+    def __init__(self, make: Make, options: AuditOptions) -> None:
+        self.make, self.options = make, options
+        self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
+        self.started: list[Host] = []
         self._idle: list[Host] = []
 
-    def run(self) -> None:
-        """Run all of them, and end every process."""
-        try:
-            self._run()
-        finally:
-            for host in self._hosts:
-                host.close()
-
-    def _run(self) -> None:
-        """Run all of them; where the first pass fails, no other makes sense."""
-        context = self.context
-        memory: list[replay.Breach | None] = []
-
-        def first(host: Host) -> None:
-            if ledger.first_pass(context, host, FIRST_PASS * context.options.budget_seconds):
-                memory.append(replay.again(context, host) if host.remote else None)
-
-        self._together((first,))
-        if not memory:
-            if not context.report.findings:
-                context.gap("the first pass over the stream did not succeed")
-            return
-        if len(context.tokens) < 2:
-            context.gap("no position could be scored in the time given")
-            return
-        self._passes(memory[0])
-        self._together((lambda host: suffix.audit(context, host, 0.4 * self._left(), self._rng(4)),))
-        self._sums()
-        _conclude(context, self.covered)
-
-    def _passes(self, memory: replay.Breach | None) -> None:
-        """Make further passes over the stream, and over streams from known sources."""
-        context = self.context
-        repeats: tuple[Job, ...] = (
-            lambda host: replay.fresh(context, host, memory),
-            lambda host: replay.repeated_calls(context, host, self._rng(0)),
-            lambda host: replay.beside_bait(context, host),
-        )
-        sources: tuple[Job, ...] = (
-            lambda host: known.whole_stream(context, host, "uniform", self._rng(1)),
-            lambda host: known.whole_stream(context, host, "ngram", self._rng(2)),
-            lambda host: known.salted_stream(context, host, self._rng(3)),
-        )
-        # where calls are dear and whole rows are stated, the rows say more than two further passes would
-        dear = context.states_rows and context.base.seconds > 0.02 * context.options.budget_seconds
-        # the sources take the host of the first pass, so that the repetitions get a process that imports anew
-        self._together(sources[:1] if dear else sources, repeats)
-        if len(context.tokens) < len(context.stream):
-            # a forecaster so slow that the first pass broke off shows elsewhere even less
-            cut = len(context.tokens) < min(context.options.max_tokens, len(context.stream))
-            seconds = (0.5 if cut and not context.states_rows else 0.2) * self._left()
-            self._together((lambda host: known.salted_stream(context, host, self._rng(9), deep_seconds=seconds),))
-
-    def _sums(self) -> None:
-        """Add up probabilities at single positions."""
-        context, covered = self.context, self.covered
-
-        def salted(rows: int, share: float) -> None:
-            self._together((lambda host: known.salted_rows(context, host, share * self._left(), rows, self._rng(8)),))
-
-        def single(host: Host) -> None:
-            covered["single"] = substitution.audit(context, host, "single", 0.9 * self._left(), self._rng(5))
-
-        def in_span(host: Host) -> None:
-            side_by_side = self._workers == 2
-            if context.states_rows:
-                seconds = (0.4 if side_by_side else 0.8) * self._left()
-                covered["distribution"] = agreement.audit(context, host, seconds, self._rng(6))
-            seconds = (0.9 if side_by_side else 0.4) * self._left()
-            covered["span"] = substitution.audit(context, host, "span", seconds, self._rng(7))
-
-        if not context.states_rows and not context.settled:
-            salted(known.EVERY, 0.15)
-        # with one worker the stated distribution comes first: it covers most where a call is dear
-        self._together(*(((single,), (in_span,)) if self._workers == 2 else ((in_span, single),)))
-        too_few = covered.get("single", 0) + covered.get("span", 0) < min(substitution.RUN, len(context.base.nats))
-        if too_few and not context.states_rows and not context.settled and context.left() > 1.0:
-            salted(5 * known.EVERY, 0.9)
-
-    @property
-    def _workers(self) -> int:
-        return self.context.options.workers if isinstance(self.make, str) else 1
-
-    def _left(self) -> float:
-        return max(self.context.left(), 1.0)
-
-    def _rng(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.context.options.seed, number])
-
-    def _together(self, *bundles: tuple[Job, ...]) -> None:
-        """Run bundles of jobs side by side where there are workers, the jobs of one after another on one host."""
+    def together(self, *bundles: Callable[[Host], T]) -> list[T]:
+        """Run bundles of audits side by side where there are workers, each on one host; return what they return."""
         hosts = [self._idle.pop() if self._idle else self._start() for _ in bundles]
-
-        def run(host: Host, jobs: tuple[Job, ...]) -> None:
-            for job in jobs:
-                job(host)
-
-        with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(run, hosts, bundles))
+        with ThreadPoolExecutor(self.workers) as pool:
+            results = list(pool.map(lambda bundle, host: bundle(host), bundles, hosts))
         self._idle.extend(host for host in hosts if host.alive)
+        return results
+
+    def alone(self, bundle: Callable[[Host], T]) -> T:
+        """Run one bundle."""
+        return self.together(bundle)[0]
 
     def _start(self) -> Host:
-        options = self.context.options
+        options = self.options
         host: Host
-        if isinstance(self.make, str):
+        if isinstance(self.make, str | ChildFactory):
             patience = min(options.call_seconds, options.budget_seconds)
             host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
         else:
             host = LocalHost(self.make)
-        self._hosts.append(host)
+        self.started.append(host)
         return host
 
 
-def _conclude(context: Context, covered: dict[str, int]) -> None:
-    """Say what a verdict of ``legal`` would still need."""
-    positions = len(context.base.nats)
-    sums = covered.get("single", 0) + covered.get("span", 0)
-    needed = min(substitution.RUN, positions)
-    stated = covered.get("distribution", 0)
-    if sums < needed and stated < positions // 2:
-        context.gap(f"substitution: sums were made at {sums} positions of {positions}; {needed} are needed")
-    if sums == 0 and stated < positions // 2:
-        context.gap("substitution: no position could be covered")
+@contextmanager
+def _hosts(make: Make, options: AuditOptions) -> Iterator[_Hosts]:
+    """Provide hosts, and end every process of theirs."""
+    hosts = _Hosts(make, options)
+    try:
+        yield hosts
+    finally:
+        for host in hosts.started:
+            host.close()
+
+
+class _Audits:
+    """The audits of one forecaster in their order: each gets by name what it needs of those before.
+
+    Attributes:
+        gaps: What no single audit can say was not covered.
+    """
+
+    def __init__(self, hosts: _Hosts, stream: Ids, options: AuditOptions, deadline: float) -> None:
+        self.hosts, self.stream, self.options, self.deadline = hosts, stream, options, deadline
+        self.gaps: list[str] = []
+
+    def run(self) -> Iterator[Outcome]:
+        """Yield what each audit says; where the first pass fails, no other makes sense."""
+        if not isinstance(self.hosts.make, str | ChildFactory):
+            late = known.after_warm_up(LocalHost(self.hosts.make), self.stream, self.options)
+            if late is not None:
+                yield late
+                if late.findings:
+                    return  # convicted: nothing that the other audits could find would change the verdict
+        first, later = self.hosts.alone(self._first_pass)
+        yield first.outcome
+        subject = first.subject
+        if subject is None:
+            if not first.outcome.findings:
+                self.gaps.append("the first pass over the stream did not succeed")
+            return
+        outcomes = [first.outcome]
+        yield later.outcome
+        repetition, passes = self._passes(subject, later)
+        yield from passes
+        outcomes.extend([later.outcome, *passes])
+        suffixes = self.hosts.alone(
+            lambda host: suffix.audit(
+                subject,
+                host,
+                repetition,
+                0.4 * _left(subject),
+                self._rng(4),
+                brief=_settled(subject, repetition, outcomes),
+            )
+        )
+        yield suffixes.outcome
+        outcomes.append(suffixes.outcome)
+        yield from self._sums(subject, repetition, suffixes, outcomes)
+
+    def _first_pass(self, host: Host) -> tuple[ledger.FirstPass, replay.LaterForecasters]:
+        first = ledger.first_pass(host, self.stream, self.options, self.deadline)
+        if first.subject is None or not host.remote:
+            return first, replay.LaterForecasters(outcome=Outcome(audit=replay.SAME_PROCESS))
+        return first, replay.later_forecasters(first.subject, host)
+
+    def _passes(self, subject: Subject, later: replay.LaterForecasters) -> tuple[Repeatability, list[Outcome]]:
+        """Make further passes over the stream, and over streams from known sources."""
+        # where passes are costly and whole rows are stated, the rows say more than two further passes would
+        few = subject.states_rows and subject.base.seconds > 0.02 * self.options.budget_seconds
+
+        def sources(host: Host) -> tuple[Repeatability, list[Outcome]]:
+            outcomes = [known.whole_stream(subject, host, "uniform", self._rng(1))]
+            if not few:
+                outcomes.append(known.whole_stream(subject, host, "ngram", self._rng(2)))
+                outcomes.append(known.salted_stream(subject, host, self._rng(3)))
+            return Repeatability(), outcomes
+
+        def repetitions(host: Host) -> tuple[Repeatability, list[Outcome]]:
+            fresh = replay.fresh(subject, host, later)
+            calls = replay.repeated_calls(subject, host, fresh.repeatability, self._rng(0))
+            outcomes = [*fresh.outcomes, *calls.outcomes]
+            if host.remote:
+                outcomes.append(replay.beside_bait(subject, host, fresh.repeatability))
+            return calls.repeatability, outcomes
+
+        # the sources take the host of the first pass, so that the repetitions get a process that imports anew
+        (_, outcomes), (repetition, repeated) = self.hosts.together(sources, repetitions)
+        outcomes.extend(repeated)
+        if len(subject.tokens) < len(subject.stream):
+            # a forecaster so slow that the first pass broke off shows elsewhere even less
+            cut = len(subject.tokens) < min(self.options.max_tokens, len(subject.stream))
+            seconds = (0.5 if cut and not subject.states_rows else 0.2) * _left(subject)
+            deep = self.hosts.alone(lambda host: known.salted_stream(subject, host, self._rng(9), deep_seconds=seconds))
+            outcomes.append(deep)
+        return repetition, outcomes
+
+    def _sums(
+        self, subject: Subject, repetition: Repeatability, suffixes: suffix.Suffix, before: Iterable[Outcome]
+    ) -> Iterator[Outcome]:
+        """Add up probabilities at single positions."""
+        outcomes = list(before)
+        suspects = np.zeros(0, np.int64)
+
+        def salted(rows: int, share: float) -> known.SaltedRows:
+            return self.hosts.alone(
+                lambda host: known.salted_rows(subject, host, repetition, rows, share * _left(subject), self._rng(8))
+            )
+
+        if not subject.states_rows and not _settled(subject, repetition, outcomes):
+            rows = salted(known.EVERY, 0.15)
+            yield rows.outcome
+            outcomes.append(rows.outcome)
+            suspects = rows.suspects
+        asked = substitution.SumsAsked(
+            known=repetition,
+            noise=suffixes.noise,
+            suspects=suspects,
+            leaking=suffixes.leaking,
+            brief=_settled(subject, repetition, outcomes),
+        )
+        side_by_side = self.hosts.workers == 2
+
+        def single(host: Host) -> list[substitution.SumsTaken]:
+            return [substitution.audit(subject, host, "single", asked, 0.9 * _left(subject), self._rng(5))]
+
+        def in_span(host: Host) -> list[substitution.SumsTaken]:
+            taken = []
+            if subject.states_rows:
+                seconds = (0.4 if side_by_side else 0.8) * _left(subject)
+                taken.append(agreement.audit(subject, host, repetition, suffixes.noise, seconds, self._rng(6)))
+            seconds = (0.9 if side_by_side else 0.4) * _left(subject)
+            mine = replace(asked, brief=_settled(subject, repetition, [*outcomes, *(t.outcome for t in taken)]))
+            return [*taken, substitution.audit(subject, host, "span", mine, seconds, self._rng(7))]
+
+        def in_turn(host: Host) -> list[substitution.SumsTaken]:
+            # the stated distribution comes first: it covers most where a call is costly
+            return in_span(host) + single(host)
+
+        bundles = (single, in_span) if side_by_side else (in_turn,)
+        taken = [one for bundle in self.hosts.together(*bundles) for one in bundle]
+        for one in taken:
+            yield one.outcome
+        outcomes.extend(one.outcome for one in taken)
+        stated = sum(one.positions for one in taken if one.outcome.audit == agreement.AUDIT)
+        sums = sum(one.positions for one in taken) - stated
+        positions = len(subject.base.nats)
+        needed = min(substitution.RUN, positions)
+        unsettled = not subject.states_rows and not _settled(subject, repetition, outcomes)
+        if sums < needed and unsettled and subject.left() > 1.0:
+            yield salted(5 * known.EVERY, 0.9).outcome
+        if sums < needed and stated < positions // 2:
+            self.gaps.append(f"substitution: sums were made at {sums} positions of {positions}; {needed} are needed")
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.options.seed, number])
+
+
+def _left(subject: Subject) -> float:
+    """Return the seconds that are left, or one."""
+    return max(subject.left(), 1.0)
+
+
+def _settled(subject: Subject, repetition: Repeatability, outcomes: Iterable[Outcome]) -> bool:
+    """Return whether an audit has convicted already, and what further ones could add takes long."""
+    return (subject.slow or not repetition.in_place) and any(outcome.findings for outcome in outcomes)

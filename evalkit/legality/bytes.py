@@ -1,4 +1,4 @@
-"""Bytes and budget: the denominator recounted from the text, the files and the wall clock measured from outside."""
+"""Bytes and budget: the denominator recounted from the text, and the files that ship added up."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.legality.report import Finding
+from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
-
-SIZE_CAP = 16_000_000
-"""Decimal bytes for artifact and code together (the challenge's rule)."""
-
-WALL_LIMIT = 600.0
-"""Seconds that an evaluation may take (the challenge's rule, on its own hardware)."""
 
 
 def recount(
@@ -77,20 +72,12 @@ def recount(
     return [Finding(axiom="bytes", position=first_wrong, evidence=evidence, message=message)], covered
 
 
-def budget(
-    files: Iterable[str | Path],
-    *,
-    cap: int = SIZE_CAP,
-    seconds: float | None = None,
-    wall_limit: float = WALL_LIMIT,
-) -> tuple[list[Finding], dict[str, Any]]:
-    """Add up what ships, artifact and declared code, and compare the wall clock with its limit.
+def budget(files: Iterable[str | Path], *, cap: int = SIZE_CAP) -> tuple[list[Finding], dict[str, Any]]:
+    """Add up what ships, artifact and declared code, and compare it with the cap.
 
     Args:
         files: Artifact and code files; of a folder every file in it counts.
         cap: Bytes allowed.
-        seconds: Wall time, measured outside the scored program; None where it was not.
-        wall_limit: Seconds allowed.
 
     Returns:
         Findings (axiom ``budget``), and what was covered.
@@ -107,7 +94,7 @@ def budget(
         for part in parts:
             sizes[str(part)] = part.stat().st_size
     total = sum(sizes.values())
-    covered: dict[str, Any] = {"files": sizes, "bytes": total, "cap": cap, "seconds": seconds}
+    covered: dict[str, Any] = {"files": sizes, "bytes": total, "cap": cap}
     findings = []
     if total > cap:
         findings.append(
@@ -116,15 +103,6 @@ def budget(
                 position=None,
                 evidence={"bytes": total, "cap": cap, "over": total - cap},
                 message=f"What ships is {total:,} bytes, {total - cap:,} over the cap of {cap:,} (decimal).",
-            )
-        )
-    if seconds is not None and seconds > wall_limit:
-        findings.append(
-            Finding(
-                axiom="budget",
-                position=None,
-                evidence={"seconds": seconds, "limit": wall_limit},
-                message=f"The evaluation took {seconds:.1f} s by an outside clock, {wall_limit:.0f} s are allowed.",
             )
         )
     return findings, covered

@@ -33,7 +33,7 @@ DTYPES = {"<i8": np.int64, "<f8": np.float64}
 """What the arrays on the wire hold: token ids, and scores."""
 
 DECOYS: dict[str, Any] = {}
-"""Where the bait of the reach audit lies; empty in every other audit."""
+"""Where the bait of the audit of that name lies; empty in every other audit."""
 
 
 class StrangerFault(Exception):
@@ -154,13 +154,13 @@ def checked(result: Any, method: str, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(np.float64)
 
 
-class Session:
+class Stranger:
     """One forecaster at a time, the prefix it has observed, and the calls that are made on it."""
 
-    def __init__(self, spec: str, sealed: list[str]) -> None:
+    def __init__(self, spec: str, sealed: list[str], arguments: dict[str, Any]) -> None:
         self.opened: list[str] = []
         watch_files(sealed, self.opened)
-        self.factory = load_factory(spec)
+        self.factory, self.arguments = load_factory(spec), arguments
         self.instance: Any = None
         self.vocab_size = 0
         self.prefix = np.zeros(0, np.int64)
@@ -168,17 +168,13 @@ class Session:
     def make(self) -> dict[str, Any]:
         """Build a forecaster in this process and say what it offers."""
         stream = DECOYS.get("int64")  # a local of the caller, for those that walk the frames
-        self.instance = self.factory()
+        self.instance = self.factory(**self.arguments)
         del stream
         self.check_files()
         size = getattr(self.instance, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or int(size) < 1:
             raise StrangerFault("import", f"vocab_size is {size!r}; a positive integer is needed")
-        offers = [
-            name
-            for name in ("score", "observe", "distribution", "next_boundary")
-            if callable(getattr(self.instance, name, None))
-        ]
+        offers = [name for name in ("distribution", "next_boundary") if callable(getattr(self.instance, name, None))]
         self.vocab_size = int(size)
         return {"vocab_size": self.vocab_size, "offers": offers}
 
@@ -292,7 +288,7 @@ def describe(error: BaseException) -> str:
 
 def serve(link: socket.socket, spec: str) -> None:
     """Answer requests until the parent hangs up."""
-    session: Session | None = None
+    stranger: Stranger | None = None
     while True:
         try:
             header, array = receive(link)
@@ -300,7 +296,7 @@ def serve(link: socket.socket, spec: str) -> None:
             os._exit(0)
         try:
             if header["do"] == "load":
-                session = Session(spec, header["sealed"])
+                stranger = Stranger(spec, header["sealed"], header["arguments"])
                 reply: dict[str, Any] = {}
                 values = None
             elif header["do"] == "push":
@@ -317,8 +313,8 @@ def serve(link: socket.socket, spec: str) -> None:
             elif header["do"] == "pop":
                 os._exit(POPPED)
             else:
-                assert session is not None
-                reply, values = session.answer(header, array)
+                assert stranger is not None
+                reply, values = stranger.answer(header, array)
         except StrangerFault as fault:
             reply, values = {"fault": fault.kind, "message": str(fault), "row": fault.row}, None
         except BaseException as error:

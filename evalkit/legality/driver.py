@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
+from evalkit.plumbing.errors import ForecasterError
+from evalkit.prequential import spans as walk
+
+AFFORDED = 256
+"""Positions that a call may always ask for, however long it takes."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What one pass over a stream recorded.
 
     Attributes:
-        nats: Score of position ``1 + i`` at index ``i``; NaN where the pass did not get to.
+        nats: Score of position ``1 + i`` at index ``i``, of those that the pass got to.
         spans: The spans ``(start, stop)`` that were scored.
         score_seconds: What each call of ``score`` took.
         seconds: Wall time of the pass.
     """
 
     nats: Floats
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    score_seconds: list[float] = field(default_factory=list)
+    spans: tuple[tuple[int, int], ...]
+    score_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -33,38 +38,23 @@ class Run:
         """What a call of ``score`` takes; the median, since a first call may compile or load what the others use."""
         return float(np.median(self.score_seconds)) if self.score_seconds else 0.0
 
-    @property
-    def stop(self) -> int:
-        """One past the last position that was scored."""
-        return self.spans[-1][1] if self.spans else 1
-
-
-def next_stop(host: Host, start: int, end: int, span: int) -> int:
-    """Return where the span from ``start`` stops: ``span`` tokens on, at a boundary, or at the end."""
-    stop = min(start + span, end)
-    boundary = host.boundary()
-    if boundary is not None:
-        if boundary <= start:
-            raise Fault("protocol", f"next_boundary({start}) is {boundary}, not beyond its argument", start=start)
-        stop = min(stop, boundary)
-    return stop
+    def seconds_from(self, start: int) -> float:
+        """Return what the calls of ``score`` took together from the span that begins at ``start``."""
+        return sum(took for (first, _), took in zip(self.spans, self.score_seconds, strict=True) if first >= start)
 
 
 def spans(host: Host, end: int, span: int, cuts: Ids | None = None) -> Iterator[tuple[int, int]]:
-    """Yield consecutive spans from position 1 to ``end``, cut also at ``cuts`` (ascending).
+    """Yield the spans of :func:`evalkit.prequential.spans.spans` for the forecaster of ``host``.
 
     The caller must observe each span before asking for the next.
+
+    Raises:
+        Fault: the forecaster named a boundary that is no later position.
     """
-    start, index = 1, 0
-    while start < end:
-        stop = next_stop(host, start, end, span)
-        if cuts is not None:
-            while index < len(cuts) and cuts[index] <= start:
-                index += 1
-            if index < len(cuts):
-                stop = min(stop, int(cuts[index]))
-        yield start, stop
-        start = stop
+    try:
+        yield from walk.spans(end, span, lambda _: host.boundary(), cuts=() if cuts is None else cuts.tolist())
+    except ForecasterError as error:
+        raise Fault("protocol", str(error)) from error
 
 
 def advance(host: Host, span: Ids) -> None:
@@ -73,37 +63,66 @@ def advance(host: Host, span: Ids) -> None:
     host.observe(span)
 
 
+def affordable(host: Host, span: Ids, seconds: float) -> int:
+    """Return how many positions of ``span`` a call can score in about ``seconds``, at least :data:`AFFORDED`.
+
+    Found by calls that double in length. Only a forecaster of our own is asked so: its calls may be repeated.
+    """
+    length = AFFORDED
+    if host.remote or not math.isfinite(seconds) or len(span) <= length:
+        return len(span)
+    host.score(span[None, :1])  # a first call may compile or load what the others use
+    while length < len(span):
+        began = time.monotonic()
+        host.score(span[None, :length])
+        took = time.monotonic() - began
+        if 2 * took > seconds:
+            return min(int(length * max(seconds / took, 1.0)), len(span))
+        length *= 2
+    return len(span)
+
+
 def run_stream(
     host: Host,
     tokens: Ids,
     span: int,
     *,
     deadline: float = math.inf,
-    seconds: float = math.inf,
-    seam: int = 0,
-    patience: float = 0.0,
+    allowance: Callable[[int], float] | None = None,
 ) -> Run:
     """Score ``tokens`` from position 1 with the forecaster that ``host`` has just started.
 
-    At the deadline, or ``seconds`` after the first span (a first call may compile), it stops behind the span at hand;
-    ``patience`` more seconds are granted to get past ``seam``.
+    At the deadline it stops behind the span at hand.
+
+    Args:
+        host: Has just started a forecaster.
+        tokens: The stream.
+        span: Positions of a span.
+        deadline: On the monotonic clock.
+        allowance: The seconds that the pass may take after its first span, by where the next span stops. The last
+            span is cut to what they allow, as the end of a stream would cut it.
 
     Raises:
         Fault: the forecaster failed in a call.
     """
-    run = Run(nats=np.full(len(tokens) - 1, np.nan))
+    nats = np.full(len(tokens) - 1, np.nan)
+    done: list[tuple[int, int]] = []
+    took: list[float] = []
     began = time.monotonic()
-    for start, stop in spans(host, len(tokens), span):
-        piece = tokens[start:stop]
+    second = math.inf  # when the first span, whose call may compile or load what the others use, was done
+    end = 1
+    for start, whole in spans(host, len(tokens), span):
+        end = whole
+        if allowance is not None:
+            left = allowance(whole) - max(time.monotonic() - second, 0.0)
+            end = start + affordable(host, tokens[start:whole], left)
         clock = time.monotonic()
-        run.nats[start - 1 : stop - 1] = host.score(piece[None, :])[0]
-        run.score_seconds.append(time.monotonic() - clock)
-        run.spans.append((start, stop))
-        host.observe(piece)
-        if len(run.spans) == 1:
-            deadline = min(deadline, time.monotonic() + seconds)
-        late = time.monotonic() - deadline
-        if late > (patience if stop <= seam else 0.0):
+        nats[start - 1 : end - 1] = host.score(tokens[None, start:end])[0]
+        took.append(time.monotonic() - clock)
+        done.append((start, end))
+        host.observe(tokens[start:end])
+        now = time.monotonic()
+        second = min(second, now)
+        if end < whole or now > deadline or (allowance is not None and now - second > allowance(end)):
             break
-    run.seconds = time.monotonic() - began
-    return run
+    return Run(nats=nats[: end - 1], spans=tuple(done), score_seconds=tuple(took), seconds=time.monotonic() - began)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from evalkit.legality.child import StrangerFault, checked
 from evalkit.plumbing.errors import EvalkitError
-from evalkit.prequential.forecaster import Forecaster
+from evalkit.prequential.forecaster import Forecaster, next_boundary_of, states_distribution, warm_up_tokens
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ class Host(Protocol):
 
     Attributes:
         vocab_size: Of the forecaster that was started last.
-        offers: Names of the protocol's methods that it has.
+        offers: Names of the protocol's optional methods that it has.
         remote: Whether it runs in a process of its own.
     """
 
@@ -62,7 +62,7 @@ class Host(Protocol):
         """
         ...
 
-    def again(self, first: int) -> None:
+    def another(self, first: int) -> None:
         """Start another forecaster where the last one ran: same process, same modules."""
         ...
 
@@ -101,6 +101,8 @@ class LocalHost:
         self.instance: Forecaster | None = None
         self.vocab_size = 0
         self.offers: frozenset[str] = frozenset()
+        self.warm_up_tokens = 0
+        self._boundary: Callable[[int], int] | None = None
         self._prefix = np.zeros(0, np.int64)
         self._spans: list[Ids] = []
 
@@ -113,12 +115,13 @@ class LocalHost:
         """See :class:`Host`; there is no bait in a process that is trusted."""
         self.instance = self.make()
         self.vocab_size = int(self.instance.vocab_size)
-        names = ("score", "observe", "distribution", "next_boundary")
-        self.offers = frozenset(n for n in names if callable(getattr(self.instance, n, None)))
+        self.offers = frozenset({"distribution"} if states_distribution(self.instance) else ())
+        self.warm_up_tokens = warm_up_tokens(self.instance)
+        self._boundary = next_boundary_of(self.instance)
         self._prefix = np.array([first], np.int64)
         self._spans = []
 
-    def again(self, first: int) -> None:
+    def another(self, first: int) -> None:
         """See :class:`Host`."""
         self.fresh(first)
 
@@ -177,9 +180,7 @@ class LocalHost:
 
     def boundary(self) -> int | None:
         """See :class:`Host`."""
-        if "next_boundary" not in self.offers:
-            return None
-        return int(self.instance.next_boundary(self.length))  # type: ignore[union-attr]
+        return None if self._boundary is None else int(self._boundary(self.length))
 
     def close(self) -> None:
         """Let go of the forecaster."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from evalkit.plumbing.errors import InputError
@@ -14,12 +15,15 @@ FALSE_ALARM = 1e-6
 class AuditOptions:
     """How to audit.
 
+    How much an audit does is a number that follows from these settings and the stream; the seconds are an upper limit
+    that can only cut it short. With an infinite budget nothing that an audit says depends on a clock.
+
     Attributes:
         span: Tokens per span; a forecaster's ``next_boundary`` may cut a span shorter.
         budget_seconds: Wall time that the audits may take together.
         seed: Seed of every random choice; the same seed makes the same audit.
-        positions: Positions at which a substitution audit asks for every token of the vocabulary; None for as many as
-            the budget allows. With a number, and a budget that is not used up, no verdict depends on the clock.
+        positions: Positions at which a substitution audit asks for every token of the vocabulary; None for all.
+        offsets: Places of a span from which on the suffix audit replaces the tokens, in each of its passes.
         max_tokens: Length of the part of the stream that every audit looks at, from its start.
         stream_tokens: Length of the whole stream, where the tokens at hand are only its beginning.
         call_seconds: How long one call may take before the forecaster counts as hanging.
@@ -33,6 +37,7 @@ class AuditOptions:
     budget_seconds: float = 40.0
     seed: int = 0
     positions: int | None = None
+    offsets: int = 256
     max_tokens: int = 8192
     stream_tokens: int = 0
     call_seconds: float = 30.0
@@ -47,7 +52,9 @@ class AuditOptions:
         if not self.budget_seconds > 0:
             raise InputError(f"the budget is {self.budget_seconds} seconds; it must be positive")
         if self.positions is not None and self.positions < 1:
-            raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for as many as fit")
+            raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for all of them")
+        if self.offsets < 1:
+            raise InputError(f"offsets is {self.offsets}; at least 1 is needed")
         if self.seed < 0:
             raise InputError(f"the seed is {self.seed}; expected 0 or more")
         if self.max_tokens < 2:
@@ -56,3 +63,17 @@ class AuditOptions:
             raise InputError(f"workers is {self.workers}; it must be 1 or 2")
         if self.bytes_per_token is not None and not self.bytes_per_token > 0:
             raise InputError(f"bytes_per_token is {self.bytes_per_token}; it must be positive")
+
+    @property
+    def timed(self) -> bool:
+        """Whether the seconds are limited."""
+        return math.isfinite(self.budget_seconds)
+
+    def size(self, nats: float) -> dict[str, float | None]:
+        """Return a size in nats, in bits, and in bits per byte where the bytes are known."""
+        bits = nats / math.log(2)
+        return {
+            "nats": nats,
+            "bits": bits,
+            "bpb": None if self.bytes_per_token is None else bits / self.bytes_per_token,
+        }

@@ -207,7 +207,6 @@ def judge(
     """
     began = time.monotonic()
     record, log_q = _record(Path(folder))
-    report = LegalityReport()
     if (val_loss is None) == (nll is None):
         raise InputError("give either the reported loss (--val-loss) or the nats of every position (--nll)")
     if nll is not None:
@@ -224,7 +223,7 @@ def judge(
     p_value = min(1.0, math.exp(-max(log_e, 0.0)))
     bits = beaten / math.log(2)
     size = {"nats": beaten, "bits": bits, "bpb": None if bytes_per_token is None else bits / bytes_per_token}
-    report.covered["probe"] = {
+    covered = {
         "kind": record["kind"],
         "tokens": record["tokens"],
         "entropy_nats": record["entropy_nats"],
@@ -235,25 +234,24 @@ def judge(
         "beaten_nats_per_token": beaten,
         **facts,
     }
-    if p_value < FALSE_ALARM:
-        report.findings.append(
-            Finding(
-                axiom="normalisation",
-                position=place,
-                evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
-                message=(
-                    f"A legal code beats the {record['kind']} source like this with probability at most "
-                    f"10^-{log_e / math.log(10):.0f}: "
-                    f"{beaten:.4g} nats per token from position {place} on. Either its probabilities sum to more than "
-                    f"1 or its scores know what follows. To see it again: run the program on {WHOLE}/ and {PREFIX}/ "
-                    "and judge what it reports."
-                ),
-            )
-        )
-    else:
-        report.uncovered.append("reported losses can convict a program, not acquit it: nothing was found")
-    report.seconds = time.monotonic() - began
-    return report
+    finding = Finding(
+        axiom="normalisation",
+        position=place,
+        evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
+        message=(
+            f"A legal code beats the {record['kind']} source like this with probability at most "
+            f"10^-{log_e / math.log(10):.0f}: {beaten:.4g} nats per token from position {place} on. Either its "
+            f"probabilities sum to more than 1 or its scores know what follows. To see it again: run the program on "
+            f"{WHOLE}/ and {PREFIX}/ and judge what it reports."
+        ),
+    )
+    convicted = p_value < FALSE_ALARM
+    return LegalityReport(
+        findings=(finding,) if convicted else (),
+        covered={"probe": covered},
+        uncovered=() if convicted else ("reported losses can convict a program, not acquit it: nothing was found",),
+        seconds=time.monotonic() - began,
+    )
 
 
 def _positions(nll: str | Path | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

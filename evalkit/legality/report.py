@@ -1,14 +1,12 @@
-"""What an audit says: findings, what was covered, and a verdict, ready for JSON."""
+"""What a check says: findings, what was covered, and a verdict; frozen, and ready for JSON."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-import numpy as np
+from evalkit.plumbing.typed_json import read_versioned, to_json
 
 Axiom = Literal["causality", "normalisation", "ledger", "bytes", "budget"]
 Verdict = Literal["legal", "illegal", "unproven"]
@@ -32,30 +30,26 @@ class Finding:
     evidence: Mapping[str, Any]
     message: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the finding as plain JSON types."""
-        return {
-            "axiom": self.axiom,
-            "position": self.position,
-            "evidence": plain(self.evidence),
-            "message": self.message,
-        }
 
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LegalityReport:
-    """The verdict of an audit with everything it rests on.
+    """The verdict of a check with everything that it rests on.
 
     Attributes:
+        format: Of the JSON; a reader takes no other.
         findings: Breaches; one is enough for ``illegal``.
-        covered: What ran, on how many positions, with which tolerances and p-values.
+        covered: What ran, on how many positions, with which tolerances and p-values, by audit; under ``subject``, what
+            was checked.
         uncovered: Sentences that name what a ``legal`` verdict would have needed and did not get.
-        seconds: Wall time of the audit.
+        seconds: Wall time of the audits.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    covered: dict[str, Any] = field(default_factory=dict)
-    uncovered: list[str] = field(default_factory=list)
+    DERIVED: ClassVar[tuple[str, ...]] = ("verdict",)
+
+    format: Literal[2] = 2
+    findings: tuple[Finding, ...] = ()
+    covered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    uncovered: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -65,19 +59,42 @@ class LegalityReport:
             return "illegal"
         return "unproven" if self.uncovered else "legal"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report of ``evalkit check --json``."""
-        return {
-            "verdict": self.verdict,
-            "findings": [finding.as_dict() for finding in self.findings],
-            "covered": plain(self.covered),
-            "uncovered": list(self.uncovered),
-            "seconds": round(self.seconds, 3),
-        }
+    def with_(
+        self,
+        *,
+        findings: Iterable[Finding] = (),
+        covered: Mapping[str, Mapping[str, Any]] | None = None,
+        uncovered: Iterable[str] = (),
+        seconds: float = 0.0,
+    ) -> LegalityReport:
+        """Return a report that holds these findings, facts, gaps and seconds as well."""
+        return replace(
+            self,
+            findings=(*self.findings, *findings),
+            covered={**self.covered, **(covered or {})},
+            uncovered=tuple(dict.fromkeys((*self.uncovered, *uncovered))),
+            seconds=self.seconds + seconds,
+        )
 
-    def to_json(self) -> str:
-        """Return the report as strict JSON text: no NaN, no infinity."""
-        return json.dumps(self.as_dict(), indent=1, allow_nan=False)
+    def merged(self, other: LegalityReport) -> LegalityReport:
+        """Return one report of both: illegal where one is, legal only where both are."""
+        return self.with_(
+            findings=other.findings, covered=other.covered, uncovered=other.uncovered, seconds=other.seconds
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report of ``evalkit check --json``."""
+        result: dict[str, Any] = to_json(self)
+        return result
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "the check") -> LegalityReport:
+        """Return the report that ``values`` hold.
+
+        Raises:
+            InputError: they are of another format, incomplete, or contradict each other.
+        """
+        return read_versioned(cls, values, where, "check again with evalkit check --json")
 
     def summary(self) -> str:
         """Return the report in a few lines for a person."""
@@ -87,18 +104,3 @@ class LegalityReport:
             lines.append(f"  {finding.axiom}{where}: {finding.message}")
         lines.extend(f"  not covered: {sentence}" for sentence in self.uncovered)
         return "\n".join(lines)
-
-
-def plain(value: Any) -> Any:
-    """Return ``value`` with numpy types made Python's, and numbers that JSON lacks made strings."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value

@@ -1,7 +1,7 @@
 """Put every token of the vocabulary at t: the probabilities that would have been reported sum to at most 1.
 
 Two ways to ask: *single* cuts the stream at t and scores a span of one token (cheap, so many positions), *span*
-keeps the span of the ledger with its later tokens (dear, so fewer positions, but exactly the ledger's own call).
+keeps the span of the ledger with its later tokens (costly, so fewer positions, but exactly the ledger's own call).
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Literal
 
 import numpy as np
 
-from evalkit.legality.context import ENOUGH, Context
 from evalkit.legality.driver import advance, spans
 from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
+from evalkit.legality.outcome import Notes, Outcome
+from evalkit.legality.subject import Repeatability, Subject
 
 Mode = Literal["single", "span"]
 NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
+
+BRIEF = 8
+"""Sums that are enough where calls are costly and the verdict stands."""
 
 KEPT = 256
 """Positions of which every score is remembered, to see how often a token's score changes."""
@@ -31,37 +35,36 @@ ROUNDS = 3
 """Times that an audit plans anew with what time is left."""
 
 
-@dataclass(kw_only=True)
-class Sums:
-    """Probability sums by position, with the tolerance of each.
+@dataclass(frozen=True, kw_only=True)
+class SumsTaken:
+    """What an audit of probability sums says.
 
     Attributes:
-        position: Where; no position twice.
-        total: Sum of the probabilities there.
-        tolerance: How far above 1 that sum may lie.
-        weights: Sum over the positions of the probability of each token, ``[vocab_size]``.
-        kept: The scores at the first :data:`KEPT` positions, each ``[vocab_size]``.
-        seconds: What all of them cost.
+        outcome: Of the audit.
+        positions: How many positions it covered.
     """
 
-    position: list[int] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
-    tolerance: list[float] = field(default_factory=list)
-    weights: Floats = field(default_factory=lambda: np.zeros(1))
-    kept: list[Floats] = field(default_factory=list)
-    seconds: float = 0.0
+    outcome: Outcome
+    positions: int
 
-    @property
-    def distinct(self) -> Floats:
-        """How many different scores each token has among those kept, ``[vocab_size]``."""
-        ordered = np.sort(np.stack(self.kept), axis=0)
-        changes: Floats = 1.0 + np.count_nonzero(np.diff(ordered, axis=0), axis=0)
-        return changes
 
-    @property
-    def over(self) -> int:
-        """How many sums lie above their tolerance."""
-        return sum(total - 1.0 > allowed for total, allowed in zip(self.total, self.tolerance, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class SumsAsked:
+    """What a substitution audit is asked for, besides the subject.
+
+    Attributes:
+        known: How far the forecaster repeats itself.
+        noise: What the suffix audit knows of its noise.
+        suspects: Positions that are asked for first.
+        leaking: Positions whose scores move with later tokens: where these stand in the span, that is another case.
+        brief: Whether the verdict stands, so that a few sums are enough where calls are costly.
+    """
+
+    known: Repeatability = field(default_factory=Repeatability)
+    noise: NoiseProfile = field(default_factory=NoiseProfile)
+    suspects: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    leaking: frozenset[int] = frozenset()
+    brief: bool = False
 
 
 def tolerance(scores: Floats, noise: NoiseProfile, drift: float = 0.0) -> float:
@@ -77,144 +80,173 @@ def tolerance(scores: Floats, noise: NoiseProfile, drift: float = 0.0) -> float:
     return allowed + 8.0 * (noise.upper + noise.call + drift)
 
 
-def plan(context: Context, count: int, rng: np.random.Generator, *, run: int = RUN) -> Ids:
-    """Return about ``count`` positions: an unbroken run, suspects, seams, document starts, the best, random ones."""
-    end = len(context.tokens)
-    if count >= end - 1:
-        return np.arange(1, end, dtype=np.int64)
-    length = min(run, max(count * 2 // 3, 1))
-    first = int(rng.integers(max(1, (end - length) // 3), max(2, end - length + 1)))
-    chosen = set(range(first, min(first + length, end)))
-    bos = np.flatnonzero(context.tokens[:-1] == context.options.bos) + 1
-    seams = np.array([start for start, _ in context.base.spans] + [stop - 1 for _, stop in context.base.spans])
-    best = np.argsort(context.base.nats)[: max(8, end // 50)] + 1
-    rest = max(count - len(chosen), 0)
-    suspects = context.suspects[: math.ceil(0.3 * rest)]
-    for pool, share in ((suspects, 1.0), (seams, 0.2), (bos, 0.1), (best, 0.1)):
-        picked = rng.permutation(pool)[: math.ceil(share * rest)]
-        chosen.update(int(p) for p in picked if 0 < p < end)
-    free = [p for p in rng.permutation(np.arange(1, end)).tolist() if p not in chosen]
-    chosen.update(free[: max(count - len(chosen), 0)])
-    return np.array(sorted(chosen), np.int64)
+class Sums:
+    """Probability sums by position, with the tolerance of each.
 
-
-def ask(context: Context, host: Host, start: int, stop: int, position: int) -> Floats:
-    """Return the score of every token at ``position`` in the span from the prefix to ``stop``, ``[vocab_size]``."""
-    rows = np.repeat(context.tokens[None, start:stop], context.vocab_size, axis=0)
-    rows[:, position - start] = np.arange(context.vocab_size)
-    return host.score(rows, isolated=not context.recallable)[:, position - start]
-
-
-def visit(context: Context, host: Host, positions: Ids, mode: Mode, deadline: float, sums: Sums) -> None:
-    """Take a fresh forecaster along the stream and measure at ``positions`` (ascending) until the deadline.
-
-    In the ledger's span the real token counts with the number that the ledger has: a forecaster that answers
-    otherwise where it is asked again gains nothing by it.
+    Args:
+        subject: What is audited.
+        mode: How each position is asked for.
+        asked: What is wanted.
     """
-    host.fresh(int(context.tokens[0]))
-    end = len(context.tokens)
-    wanted = set(positions.tolist())
-    last = int(positions[-1]) if len(positions) else 0
-    cuts = None
-    if mode == "single":
-        cuts = np.unique(np.concatenate([positions, positions + 1]))
-    for start, stop in spans(host, end, context.options.span, cuts):
-        for position in range(start, stop):
-            if position in wanted:
-                if time.monotonic() > deadline:
-                    return
-                scores = ask(context, host, start, stop, position)
-                if mode == "span":
-                    scores[context.tokens[position]] = context.base.nats[position - 1]
-                with np.errstate(over="ignore"):
-                    p = np.where(np.isnan(scores), np.inf, np.exp(-scores))
-                sums.position.append(position)
-                sums.total.append(float(np.sum(p)))
-                sums.tolerance.append(tolerance(scores, context.noise, context.drift))
-                sums.weights = sums.weights + np.minimum(p, 1.0)
-                if len(sums.kept) < KEPT:
-                    sums.kept.append(scores)
-                if context.dear and sums.over >= ENOUGH:
-                    return
-        if stop > last:
-            break
-        advance(host, context.tokens[start:stop])
 
+    def __init__(self, subject: Subject, mode: Mode, asked: SumsAsked) -> None:
+        self.subject, self.mode, self.asked = subject, mode, asked
+        self.notes = Notes(NAMES[mode])
+        self.position: list[int] = []  # no position twice
+        self.total: list[float] = []  # sum of the probabilities there
+        self.tolerance: list[float] = []  # how far above 1 that sum may lie
+        self.weights = np.zeros(subject.vocab_size)  # sum over the positions of the probability of each token
+        self.kept: list[Floats] = []  # the scores at the first positions, each [vocab_size]
+        self.seconds = 0.0
+        self.costly = subject.slow or not asked.known.in_place
 
-def calibrate(context: Context, host: Host, mode: Mode) -> float:
-    """Return the seconds that one position costs, estimated from a few rows in the first span."""
-    host.fresh(int(context.tokens[0]))
-    stop = 2 if mode == "single" else next(spans(host, len(context.tokens), context.options.span))[1]
-    cost, spent = math.inf, 0.0
-    for count in (2, 16, 64):
-        count = min(count, context.vocab_size)
-        rows = np.repeat(context.tokens[None, 1:stop], count, axis=0)
-        began = time.monotonic()
-        host.score(rows, isolated=not context.recallable)
-        seconds = time.monotonic() - began
-        cost, spent = min(cost, seconds * context.vocab_size / count), spent + seconds
-        if spent > 0.5:  # a first call that merely stumbles must not end the estimate
-            break
-    return cost
+    @property
+    def distinct(self) -> Floats:
+        """How many different scores each token has among those kept, ``[vocab_size]``."""
+        ordered = np.sort(np.stack(self.kept), axis=0)
+        changes: Floats = 1.0 + np.count_nonzero(np.diff(ordered, axis=0), axis=0)
+        return changes
 
+    @property
+    def enough(self) -> bool:
+        """Whether so many sums lie above their tolerance that more of them are not worth their time."""
+        over = sum(total - 1.0 > allowed for total, allowed in zip(self.total, self.tolerance, strict=True))
+        return self.costly and over >= BRIEF
 
-def conclude(context: Context, audit: str, sums: Sums) -> None:
-    """Record findings: single sums above their tolerance, or a mean above 1 beyond its scatter."""
-    if not sums.position:
-        return
-    position, total = np.array(sums.position), np.array(sums.total)
-    allowed = np.array(sums.tolerance)
-    excess = total - 1.0
-    over = np.flatnonzero(excess > allowed)
-    if audit == NAMES["span"]:  # later tokens stand in the span: where they move the score, that is causality's case
-        over = over[[int(position[index]) not in context.moved for index in over]]
-    fiction = np.log(np.maximum(total, 1.0))
-    mean = float(np.mean(fiction))
-    context.cover(
-        audit,
-        positions=len(position),
-        first=int(position.min()),
-        last=int(position.max()),
-        longest_run=longest_run(position),
-        largest_sum=float(total.max()),
-        mean_sum=float(np.mean(total)),
-        smallest_sum=float(total.min()),
-        largest_tolerance=float(allowed.max()),
-        positions_over=len(over),
-        seconds=sums.seconds,
-    )
-    for index in over[np.argsort(-excess[over], kind="stable")]:
-        nats = float(fiction[index])
-        context.find(
-            audit,
-            "normalisation",
-            int(position[index]),
-            {
-                "sum": float(total[index]),
-                "tolerance": float(allowed[index]),
-                **context.size(nats),
-                "mean_nats": mean,
-                "mean_bpb": context.size(mean)["bpb"],
-                "positions_over": len(over),
-                "positions_tested": len(position),
-            },
-            f"The probabilities of the {context.vocab_size} tokens sum to {total[index]:.6g}; "
-            f"{len(over)} of {len(position)} tested positions are above 1, {mean:.4g} nats per token on average.",
+    def score(self, host: Host, rows: Ids) -> Floats:
+        """Return the scores of alternative continuations of the prefix."""
+        return host.score(rows, isolated=not self.asked.known.in_place)
+
+    def plan(self, count: int, rng: np.random.Generator) -> Ids:
+        """Return about ``count`` positions: an unbroken run, suspects, seams, document starts, the best, random ones.
+
+        Those that are covered already are left out.
+        """
+        subject, end = self.subject, len(self.subject.tokens)
+        if count >= end - 1:
+            return np.setdiff1d(np.arange(1, end, dtype=np.int64), np.array(self.position, np.int64))
+        length = min(RUN, max(count * 2 // 3, 1))
+        first = int(rng.integers(max(1, (end - length) // 3), max(2, end - length + 1)))
+        chosen = set(range(first, min(first + length, end)))
+        bos = np.flatnonzero(subject.tokens[:-1] == subject.options.bos) + 1
+        seams = np.array([start for start, _ in subject.base.spans] + [stop - 1 for _, stop in subject.base.spans])
+        best = np.argsort(subject.base.nats)[: max(8, end // 50)] + 1
+        rest = max(count - len(chosen), 0)
+        suspects = self.asked.suspects[: math.ceil(0.3 * rest)]
+        for pool, share in ((suspects, 1.0), (seams, 0.2), (bos, 0.1), (best, 0.1)):
+            picked = rng.permutation(pool)[: math.ceil(share * rest)]
+            chosen.update(int(p) for p in picked if 0 < p < end)
+        free = [p for p in rng.permutation(np.arange(1, end)).tolist() if p not in chosen]
+        chosen.update(free[: max(count - len(chosen), 0)])
+        return np.setdiff1d(np.array(sorted(chosen), np.int64), np.array(self.position, np.int64))
+
+    def visit(self, host: Host, positions: Ids, deadline: float = math.inf) -> None:
+        """Take a fresh forecaster along the stream and measure at ``positions`` (ascending) until the deadline.
+
+        In the ledger's span the real token counts with the number that the ledger has: a forecaster that answers
+        otherwise where it is asked again gains nothing by it.
+        """
+        began, tokens = time.monotonic(), self.subject.tokens
+        host.fresh(int(tokens[0]))
+        wanted = set(positions.tolist())
+        cuts = np.unique(np.concatenate([positions, positions + 1])) if self.mode == "single" else None
+        for start, stop in spans(host, len(tokens), self.subject.options.span, cuts):
+            for position in sorted(wanted.intersection(range(start, stop))):
+                if time.monotonic() > deadline or self.enough:
+                    wanted.clear()
+                    break
+                self.measure(host, start, stop, position)
+                wanted.discard(position)
+            if not wanted:
+                break
+            advance(host, tokens[start:stop])
+        self.seconds += time.monotonic() - began
+
+    def measure(self, host: Host, start: int, stop: int, position: int) -> None:
+        """Ask for every token at ``position`` in the span from the prefix to ``stop``, and add the sum."""
+        tokens, vocab_size = self.subject.tokens, self.subject.vocab_size
+        rows = np.repeat(tokens[None, start:stop], vocab_size, axis=0)
+        rows[:, position - start] = np.arange(vocab_size)
+        scores = self.score(host, rows)[:, position - start]
+        if self.mode == "span":
+            scores[tokens[position]] = self.subject.base.nats[position - 1]
+        with np.errstate(over="ignore"):
+            p = np.where(np.isnan(scores), np.inf, np.exp(-scores))
+        self.position.append(position)
+        self.total.append(float(np.sum(p)))
+        self.tolerance.append(tolerance(scores, self.asked.noise, self.asked.known.drift))
+        self.weights += np.minimum(p, 1.0)
+        if len(self.kept) < KEPT:
+            self.kept.append(scores)
+
+    def calibrate(self, host: Host) -> float:
+        """Return the seconds that one position costs, estimated from a few rows in the first span."""
+        tokens, vocab_size = self.subject.tokens, self.subject.vocab_size
+        host.fresh(int(tokens[0]))
+        stop = 2 if self.mode == "single" else self.subject.base.spans[0][1]
+        cost, spent = math.inf, 0.0
+        for count in (2, 16, 64):
+            count = min(count, vocab_size)
+            rows = np.repeat(tokens[None, 1:stop], count, axis=0)
+            began = time.monotonic()
+            self.score(host, rows)
+            seconds = time.monotonic() - began
+            cost, spent = min(cost, seconds * vocab_size / count), spent + seconds
+            if spent > 0.5:  # a first call that merely stumbles must not end the estimate
+                break
+        return cost
+
+    def conclude(self) -> None:
+        """Note findings: single sums above their tolerance, or a mean above 1 beyond its scatter."""
+        size = self.subject.options.size
+        position, total, allowed = np.array(self.position), np.array(self.total), np.array(self.tolerance)
+        excess = total - 1.0
+        over = np.flatnonzero(excess > allowed)
+        if self.mode == "span":
+            over = over[[int(position[index]) not in self.asked.leaking for index in over]]
+        fiction = np.log(np.maximum(total, 1.0))
+        mean = float(np.mean(fiction))
+        self.notes.cover(
+            positions=len(position),
+            first=int(position.min()),
+            last=int(position.max()),
+            longest_run=longest_run(position),
+            largest_sum=float(total.max()),
+            mean_sum=float(np.mean(total)),
+            smallest_sum=float(total.min()),
+            largest_tolerance=float(allowed.max()),
+            positions_over=len(over),
+            seconds=self.seconds,
         )
-    if len(over) == 0 and np.all(total > 0):
-        weights = sums.weights / max(float(np.sum(sums.weights)), 1e-300)
-        bias = context.noise.bias(weights, sums.distinct)
-        p_value = symmetric_bets(np.log(total) - bias).p_value
-        context.cover(audit, mean_p_value=p_value, mean_tolerance=bias)
-        if p_value < P_SYSTEMATIC:
-            context.find(
-                audit,
+        for index in over[np.argsort(-excess[over], kind="stable")]:
+            self.notes.find(
                 "normalisation",
-                int(position[int(np.argmax(excess))]),
-                {"mean_sum": float(np.mean(total)), "p_value": p_value, **context.size(mean)},
-                f"The probabilities sum to {np.mean(total):.6g} on average over {len(position)} positions, more "
-                "than noise explains.",
+                int(position[index]),
+                {
+                    "sum": float(total[index]),
+                    "tolerance": float(allowed[index]),
+                    **size(float(fiction[index])),
+                    "mean_nats": mean,
+                    "mean_bpb": size(mean)["bpb"],
+                    "positions_over": len(over),
+                    "positions_tested": len(position),
+                },
+                f"The probabilities of the {self.subject.vocab_size} tokens sum to {total[index]:.6g}; "
+                f"{len(over)} of {len(position)} tested positions are above 1, {mean:.4g} nats per token on average.",
             )
+        if len(over) == 0 and np.all(total > 0):
+            weights = self.weights / max(float(np.sum(self.weights)), 1e-300)
+            bias = self.asked.noise.bias(weights, self.distinct)
+            p_value = symmetric_bets(np.log(total) - bias).p_value
+            self.notes.cover(mean_p_value=p_value, mean_tolerance=bias)
+            if p_value < P_SYSTEMATIC:
+                self.notes.find(
+                    "normalisation",
+                    int(position[int(np.argmax(excess))]),
+                    {"mean_sum": float(np.mean(total)), "p_value": p_value, **size(mean)},
+                    f"The probabilities sum to {np.mean(total):.6g} on average over {len(position)} positions, more "
+                    "than noise explains.",
+                )
 
 
 def longest_run(position: Ids) -> int:
@@ -225,33 +257,30 @@ def longest_run(position: Ids) -> int:
     return int(np.max(np.diff(edges)))
 
 
-def audit(context: Context, host: Host, mode: Mode, seconds: float, rng: np.random.Generator) -> int:
-    """Run the audit in one mode for about ``seconds``; return how many positions were covered."""
-    name = NAMES[mode]
-    sums = Sums()
+def audit(
+    subject: Subject, host: Host, mode: Mode, asked: SumsAsked, seconds: float, rng: np.random.Generator
+) -> SumsTaken:
+    """Run the audit in one mode, at as many positions as the options ask for and ``seconds`` allow."""
+    sums = Sums(subject, mode, asked)
     deadline = time.monotonic() + seconds
-    most = context.options.positions or math.inf
-    if context.settled:
-        most = min(most, ENOUGH)
+    most = min(len(subject.tokens) - 1, subject.options.positions or len(subject.tokens))
+    if asked.brief:
+        most = min(most, BRIEF)
     try:
-        cost = calibrate(context, host, mode)
+        cost = sums.calibrate(host) if subject.options.timed else 0.0
         for _ in range(ROUNDS):
             left = deadline - time.monotonic()
-            missing = min(len(context.tokens) - 1, most) - len(sums.position)
-            count = int(min((0.8 * left - context.base.seconds) / max(cost, 1e-6), missing))
-            enough = context.dear and sums.over >= ENOUGH
-            if count < 1 or enough or (sums.position and left < 0.3 * seconds):
+            affordable = (0.8 * left - subject.base.seconds) / max(cost, 1e-6)
+            count = int(min(affordable, most - len(sums.position)))
+            if count < 1 or sums.enough or (sums.position and left < 0.3 * seconds):
                 break
             # an estimate made on a busy machine may be far too high: what time is left goes to further positions
-            new = np.setdiff1d(plan(context, count + len(sums.position), rng), np.array(sums.position, np.int64))
-            began = time.monotonic()
-            visit(context, host, new, mode, deadline, sums)
-            sums.seconds += time.monotonic() - began
+            sums.visit(host, sums.plan(count + len(sums.position), rng), deadline)
             cost = sums.seconds / max(len(sums.position), 1)
         if not sums.position:
-            context.cover(name, positions=0, seconds_per_position=cost)
-            return 0
+            sums.notes.cover(positions=0, seconds_per_position=cost)
     except Fault as fault:
-        context.failed(name, fault, real=False)
-    conclude(context, name, sums)
-    return len(sums.position)
+        sums.notes.failed(fault, real=False)
+    if sums.position:
+        sums.conclude()
+    return SumsTaken(outcome=sums.notes.outcome(), positions=len(sums.position))

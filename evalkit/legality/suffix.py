@@ -1,14 +1,14 @@
 """Change tokens after t; the scores up to t stay put.
 
-Every span is scored again with its tokens from j on replaced, for every j (or as many as the time allows, the
-borders first): row j tests position j - 1 at distance one and all earlier positions of the span at greater
+Every span is scored again with its tokens from j on replaced, for every j (or as many as the options and the time
+allow, the borders first): row j tests position j - 1 at distance one and all earlier positions of the span at greater
 distances. Tokens of later spans need no test: they do not exist in the process, and what reaches for them anyway is
-the business of the reach and replay audits.
+the business of the bait and replay audits.
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.legality.context import ENOUGH, Context
 from evalkit.legality.driver import advance, spans
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import (
@@ -31,7 +30,9 @@ from evalkit.legality.noise import (
     one_sided_gain,
     two_groups,
 )
+from evalkit.legality.outcome import Notes, Outcome
 from evalkit.legality.replay import span_means
+from evalkit.legality.subject import Repeatability, Subject
 
 AUDIT = "suffix"
 REPLICATES = 48
@@ -40,8 +41,15 @@ REPLICATES = 48
 SWEEPS = 3
 """Passes over the stream at most, each with other tokens in place of the later ones."""
 
-AGAIN = 256
+MORE_REPLICATES = 256
 """Calls per template at a position that the first ones leave in doubt."""
+
+BRIEF = 8
+"""Offsets of a span that are enough where calls are costly and the verdict stands."""
+
+TESTED, TESTED_OURS = 200, 8
+"""Positions that must be tested at distance one (half of all, if fewer): a stranger's, and of our own forecasters,
+which are handed buffers that hold nothing later."""
 
 
 @dataclass(kw_only=True)
@@ -69,26 +77,32 @@ class Moves:
     squares: float = 0.0
 
 
-def replacement(real: Ids, context: Context, rng: np.random.Generator) -> Ids:
+@dataclass(frozen=True, kw_only=True)
+class Suffix:
+    """What the suffix audit says.
+
+    Attributes:
+        outcome: Of the audit.
+        noise: What is known of the forecaster's noise.
+        leaking: Positions whose scores move with later tokens, once that is proven to be a leak.
+    """
+
+    outcome: Outcome
+    noise: NoiseProfile
+    leaking: frozenset[int]
+
+
+def replacement(subject: Subject, real: Ids, rng: np.random.Generator) -> Ids:
     """Return tokens that differ from ``real`` everywhere: random ones, some of the stream, some document starts."""
     size = len(real)
-    uniform = rng.integers(0, context.vocab_size, size=size, dtype=np.int64)
-    seen = context.tokens[rng.integers(0, len(context.tokens), size=size)]
+    uniform = rng.integers(0, subject.vocab_size, size=size, dtype=np.int64)
+    seen = subject.tokens[rng.integers(0, len(subject.tokens), size=size)]
     coin = rng.random(size)
     drawn = np.where(coin < 0.55, uniform, seen)
-    if 0 <= context.options.bos < context.vocab_size:
-        drawn = np.where(coin > 0.95, context.options.bos, drawn)
-    shift = 1 + rng.integers(0, max(context.vocab_size - 1, 1), size=size)
-    return np.where(drawn == real, (real + shift) % context.vocab_size, drawn)
-
-
-def staircase(real: Ids, offsets: Ids, context: Context, rng: np.random.Generator) -> Ids:
-    """Return one row per offset j: ``real`` up to j, other tokens from j on (in every fourth row at j alone)."""
-    rows = np.repeat(real[None, :], len(offsets), axis=0)
-    for index, j in enumerate(offsets.tolist()):
-        stop = j + 1 if rng.random() < 0.25 else len(real)
-        rows[index, j:stop] = replacement(real[j:stop], context, rng)
-    return rows
+    if 0 <= subject.options.bos < subject.vocab_size:
+        drawn = np.where(coin > 0.95, subject.options.bos, drawn)
+    shift = 1 + rng.integers(0, max(subject.vocab_size - 1, 1), size=size)
+    return np.where(drawn == real, (real + shift) % subject.vocab_size, drawn)
 
 
 def pick_offsets(real: Ids, limit: int, bos: int, rng: np.random.Generator) -> Ids:
@@ -102,209 +116,232 @@ def pick_offsets(real: Ids, limit: int, bos: int, rng: np.random.Generator) -> I
     return np.sort(np.concatenate([first, rest]))
 
 
-def sweep(context: Context, host: Host, rng: np.random.Generator, moves: Moves, seconds: float) -> None:
-    """Pass over the stream once, perturbing every span; stop where the time is up."""
-    began = time.monotonic()
-    host.fresh(int(context.tokens[0]))
-    per_row = context.base.call_seconds
-    end = len(context.tokens)
-    for start, stop in spans(host, end, context.options.span):
-        real = context.tokens[start:stop]
-        if stop - start > 1:
-            left = seconds - (time.monotonic() - began)
-            if left < 0:
-                break
-            spans_left = max(1.0, (end - start) / (stop - start))
-            limit = max(1, int(left / spans_left / max(per_row, 1e-6)) - 1)
-            if context.settled:
-                limit = min(limit, ENOUGH)
-            offsets = pick_offsets(real, limit, context.options.bos, rng)
-            rows = staircase(real, offsets, context, rng)
-            clock = time.monotonic()
-            values = host.score(np.concatenate([real[None, :], rows]), isolated=not context.recallable)
-            cost = (time.monotonic() - clock) / len(values)
-            per_row = 0.7 * per_row + 0.3 * cost
-            compare_with_ledger(context, start, values[0])
-            watch(context, moves, start, stop, offsets, rows, values[1:])
-        advance(host, real)
+class _Audit:
+    """The audit of one forecaster: what it watches, and what it notes."""
 
-
-def compare_with_ledger(context: Context, start: int, scores: Floats) -> None:
-    """Compare the real span, asked for in the state that the ledger's own call met, with the ledger.
-
-    Where a fresh process repeats every score, only a forecaster that knows who asks can answer otherwise here.
-    """
-    gap = np.abs(difference(context.base.nats[start - 1 : start - 1 + len(scores)], scores))
-    gap = np.where(np.isfinite(gap), gap, np.inf)
-    worst = int(np.argmax(gap))
-    if context.repeats and gap[worst] > (EXACT if context.grid == "float64" else FLOAT32):
-        context.find(
-            AUDIT,
-            "ledger",
-            start + worst,
-            {**context.size(float(gap[worst])), "score": float(scores[worst])},
-            f"Asked for among other spans, the same tokens after the same prefix score {scores[worst]:.6g} nats; alone "
-            f"they scored {gap[worst]:.6g} nats apart, in every fresh process. The answer depends on who asks.",
+    def __init__(self, subject: Subject, host: Host, known: Repeatability, rng: np.random.Generator) -> None:
+        count = len(subject.base.nats)
+        self.subject, self.host, self.known, self.rng = subject, host, known, rng
+        self.notes = Notes(AUDIT)
+        self.moves = Moves(
+            largest=np.full(count, np.nan), gain=np.zeros(count), nearest=np.zeros(count, dtype=np.bool_)
         )
 
+    def score(self, rows: Ids) -> Floats:
+        """Return the scores of alternative continuations of the prefix."""
+        return self.host.score(rows, isolated=not self.known.in_place)
 
-def watch(context: Context, moves: Moves, start: int, stop: int, offsets: Ids, rows: Ids, values: Floats) -> None:
-    """Note how far the rows moved the scores before their first changed token."""
-    real = context.base.nats[start - 1 : stop - 1]
-    before = np.arange(stop - start)[None, :] < offsets[:, None]
-    gap = np.where(before, difference(real[None, :], values), 0.0)
-    gap = np.where(np.isfinite(gap), gap, 10 * ROUNDING)
-    gap = np.where(moved(np.broadcast_to(real, gap.shape), real + gap), gap, 0.0)
-    size = np.abs(gap)
-    moves.pairs += int(before.sum())
-    moves.squares += float(np.sum(gap**2))
-    moves.stops.add(stop)
-    count = np.maximum(before.sum(axis=0), 1)
-    for offset in range(stop - start - 1):
-        if not before[:, offset].any():
-            continue
-        index = start + offset - 1
-        worst = int(np.argmax(size[:, offset]))
-        if not moves.largest[index] >= size[worst, offset]:
-            moves.largest[index] = size[worst, offset]
-            if size[worst, offset] > 0:
-                moves.rows[index] = rows[worst]
-                moves.bounds[index] = (start, stop)
-        moves.gain[index] = float(gap[:, offset].sum() / count[offset])
-        moves.nearest[index] |= bool(np.any(offsets == offset + 1))
+    def staircase(self, real: Ids, offsets: Ids) -> Ids:
+        """Return one row per offset j: ``real`` up to j, other tokens from j on (in every fourth row at j alone)."""
+        rows = np.repeat(real[None, :], len(offsets), axis=0)
+        for index, j in enumerate(offsets.tolist()):
+            stop = j + 1 if self.rng.random() < 0.25 else len(real)
+            rows[index, j:stop] = replacement(self.subject, real[j:stop], self.rng)
+        return rows
 
+    def sweep(self, most: int, seconds: float) -> None:
+        """Pass over the stream once, perturbing every span at up to ``most`` offsets; stop where the time is up."""
+        subject, deadline = self.subject, time.monotonic() + seconds
+        self.host.fresh(int(subject.tokens[0]))
+        # few long spans get as many rows as the verdict needs, even where the time is short
+        least = math.ceil(TESTED_OURS / len(subject.base.spans))
+        slower = 1.0  # calls in a process of their own take longer than those of the first pass
+        for start, stop in spans(self.host, len(subject.tokens), subject.options.span):
+            real = subject.tokens[start:stop]
+            if stop - start > 1:
+                left = deadline - time.monotonic()
+                if left < 0:
+                    break
+                first = max(subject.base.seconds_from(start), 1e-6)
+                affordable = max(least, left / (slower * first) - 1)
+                offsets = pick_offsets(real, int(min(most, affordable)), subject.options.bos, self.rng)
+                rows = self.staircase(real, offsets)
+                clock = time.monotonic()
+                values = self.score(np.concatenate([real[None, :], rows]))
+                own = max(first - subject.base.seconds_from(stop), 1e-6)
+                slower = 0.7 * slower + 0.3 * (time.monotonic() - clock) / (len(values) * own)
+                self.compare_with_ledger(start, values[0])
+                self.watch(start, stop, offsets, rows, values[1:])
+            advance(self.host, real)
 
-def confirm(
-    context: Context, host: Host, moves: Moves, candidates: list[int], rng: np.random.Generator
-) -> dict[int, dict[str, float]]:
-    """Examine single positions again, each in its span: see :func:`examine`."""
-    verdicts: dict[int, dict[str, float]] = {}
-    by_start: dict[int, list[int]] = {}
-    for index in candidates:
-        by_start.setdefault(moves.bounds[index][0], []).append(index)
-    host.fresh(int(context.tokens[0]))
-    for start, stop in spans(host, len(context.tokens), context.options.span):
-        real = context.tokens[start:stop]
-        for index in by_start.pop(start, []):
-            pair = np.stack([real, moves.rows[index]])
-            verdicts[index] = examine(context, host, pair, index + 1 - start, rng)
-        if not by_start or context.left() < 0:
-            break
-        advance(host, real)
-    return verdicts
+    def compare_with_ledger(self, start: int, scores: Floats) -> None:
+        """Compare the real span, asked for in the state that the ledger's own call met, with the ledger.
 
-
-def examine(context: Context, host: Host, pair: Ids, offset: int, rng: np.random.Generator) -> dict[str, float]:
-    """Ask whether a move repeats, and whether it is tied to the later tokens or mere noise.
-
-    ``pair`` holds the real span and the one that moved the score at ``offset`` most. In 2 x 48 new calls the later
-    tokens are those of one or the other, each replaced at random with probability 0.1 and one of them always. A leak
-    follows its template; noise that depends on the content of the batch does not (Welch's t-test). What these leave in
-    doubt gets 2 x 256 more.
-    """
-    isolated = not context.recallable
-    values = host.score(np.concatenate([pair, pair]), isolated=isolated)[:, offset]
-    repeats = not moved(values[:2], values[2:]).any()
-    facts = {"repeats": float(repeats), "move": float(values[1] - values[0]), "p_value": 1.0}
-
-    def follow(count: int, share: float) -> None:
-        if context.left() > 0:
-            rows = replicates(context, pair, offset, count, share, rng)
-            scores = host.score(rows, isolated=isolated)[:, offset]
-            facts["tied"], facts["p_value"] = two_groups(scores[:count], scores[count:])
-
-    if pair.shape[1] - offset - 1 >= 2:
-        follow(REPLICATES, 0.1)
-        if P_SYSTEMATIC <= facts["p_value"] < 0.05:
-            follow(AGAIN, 0.1)
-        # A leak through a choice among few (a temperature of a list) follows its template part of the time; where most
-        # scores repeat to the bit, and calls are cheap, it gets the template with one token replaced as well.
-        exact = context.recallable and context.noise.exact and context.grid == "float64"
-        if facts["p_value"] >= P_SYSTEMATIC and exact:
-            follow(AGAIN, 0.0)
-    return facts
-
-
-def replicates(
-    context: Context, templates: Ids, offset: int, count: int, share: float, rng: np.random.Generator
-) -> Ids:
-    """Return ``count`` rows of each template, a ``share`` of the tokens after ``offset`` replaced, at least one."""
-    rows = np.repeat(templates, count, axis=0)
-    noise = rng.integers(0, context.vocab_size, size=rows.shape, dtype=np.int64)
-    later = np.arange(rows.shape[1]) > offset
-    swap = rng.random(rows.shape) < share
-    # at least one token beyond the next is another, so that no two calls are the same
-    swap[np.arange(len(rows)), rng.integers(offset + 2, rows.shape[1], size=len(rows))] = True
-    return np.where(later & swap, noise, rows)
-
-
-def conclude(context: Context, host: Host, moves: Moves, rng: np.random.Generator) -> None:
-    """Tell leaks from noise and record findings."""
-    tested = np.isfinite(moves.largest)
-    sizes = np.where(tested, moves.largest, 0.0)
-    rms = (moves.squares / max(moves.pairs, 1)) ** 0.5
-    noise = NoiseProfile.measured(context.grid, moves.largest[tested], call=context.call_noise, rms=rms)
-    context.noise = noise
-    over = np.flatnonzero(sizes > noise.material())
-    gain, gain_p = one_sided_gain(span_means(context, np.where(tested, moves.gain, 0.0)))
-    context.cover(
-        AUDIT,
-        positions=int(tested.sum()),
-        positions_at_distance_one=int(moves.nearest.sum()),
-        pairs=moves.pairs,
-        tolerance_nats=noise.material(),
-        noise_median_nats=noise.median,
-        noise_of_content=noise.content,
-        largest_nats=noise.largest,
-        positions_over=len(over),
-        mean_gain_nats=gain,
-        gain_p_value=gain_p,
-    )
-    if len(over) == 0:
-        return
-    ranked = over[np.argsort(-sizes[over])]
-    room = [i for i in ranked if moves.bounds[int(i)][1] - int(i) - 1 >= 3]
-    most = 6 if context.recallable else 2
-    chosen = [int(i) for i in dict.fromkeys([*ranked[:most], *room[:most], *rng.permutation(room)[:most]])]
-    facts = confirm(context, host, moves, chosen, rng)
-    sure = [
-        index
-        for index, seen in facts.items()
-        if (seen["repeats"] and abs(seen["move"]) > ROUNDING)
-        or (seen["p_value"] < P_SYSTEMATIC and abs(seen.get("tied", 0.0)) > 0.1 * noise.material())
-    ]
-    if not sure and seam_p_value(moves, over) < P_SYSTEMATIC:
-        sure = [i for i in chosen if moves.bounds[i][1] == i + 3]
-    if not sure and gain_p < P_SYSTEMATIC and gain > FLOAT32:
-        sure = chosen[:1]
-    if not sure:
-        context.noise = noise.innocent()
-        if noise.median > 0.05 or noise.largest > BFLOAT16:
-            context.gap(
-                f"scores move with the later tokens of their span, by {noise.median:.3g} nats at most positions and by "
-                f"up to {noise.largest:.3g}: more than float noise should, and not proven to be a leak"
+        Where a fresh process repeats every score, only a forecaster that knows who asks can answer otherwise here.
+        """
+        gap = np.abs(difference(self.subject.base.nats[start - 1 : start - 1 + len(scores)], scores))
+        gap = np.where(np.isfinite(gap), gap, np.inf)
+        worst = int(np.argmax(gap))
+        if self.known.exact and gap[worst] > (EXACT if self.subject.grid == "float64" else FLOAT32):
+            self.notes.find(
+                "ledger",
+                start + worst,
+                {**self.subject.options.size(float(gap[worst])), "score": float(scores[worst])},
+                f"Asked for among other spans, the same tokens after the same prefix score {scores[worst]:.6g} nats; "
+                f"alone they scored {gap[worst]:.6g} nats apart, in every fresh process. The answer depends on who "
+                "asks.",
             )
-        return
-    context.moved.update(int(index) + 1 for index in over)
-    for index in sure:
-        seen = facts.get(index, {"move": 0.0, "p_value": 1.0})
-        start, stop = moves.bounds[index]
-        changed = np.flatnonzero(moves.rows[index] != context.tokens[start:stop]) + start
-        context.find(
-            AUDIT,
+
+    def watch(self, start: int, stop: int, offsets: Ids, rows: Ids, values: Floats) -> None:
+        """Note how far the rows moved the scores before their first changed token."""
+        moves = self.moves
+        real = self.subject.base.nats[start - 1 : stop - 1]
+        before = np.arange(stop - start)[None, :] < offsets[:, None]
+        gap = np.where(before, difference(real[None, :], values), 0.0)
+        gap = np.where(np.isfinite(gap), gap, 10 * ROUNDING)
+        gap = np.where(moved(np.broadcast_to(real, gap.shape), real + gap), gap, 0.0)
+        size = np.abs(gap)
+        moves.pairs += int(before.sum())
+        moves.squares += float(np.sum(gap**2))
+        moves.stops.add(stop)
+        count = np.maximum(before.sum(axis=0), 1)
+        for offset in range(stop - start - 1):
+            if not before[:, offset].any():
+                continue
+            index = start + offset - 1
+            worst = int(np.argmax(size[:, offset]))
+            if not moves.largest[index] >= size[worst, offset]:
+                moves.largest[index] = size[worst, offset]
+                if size[worst, offset] > 0:
+                    moves.rows[index] = rows[worst]
+                    moves.bounds[index] = (start, stop)
+            moves.gain[index] = float(gap[:, offset].sum() / count[offset])
+            moves.nearest[index] |= bool(np.any(offsets == offset + 1))
+
+    def measure_noise(self) -> NoiseProfile:
+        """Summarise the moves."""
+        tested = np.isfinite(self.moves.largest)
+        rms = (self.moves.squares / max(self.moves.pairs, 1)) ** 0.5
+        return NoiseProfile.measured(self.subject.grid, self.moves.largest[tested], call=self.known.call_noise, rms=rms)
+
+    def conclude(self, noise: NoiseProfile) -> tuple[NoiseProfile, frozenset[int]]:
+        """Tell leaks from noise and note findings; return what is known of the noise then, and what leaks.
+
+        Raises:
+            Fault: the forecaster failed where a position was examined again.
+        """
+        moves = self.moves
+        tested = np.isfinite(moves.largest)
+        sizes = np.where(tested, moves.largest, 0.0)
+        over = np.flatnonzero(sizes > noise.material())
+        gain, gain_p = one_sided_gain(span_means(self.subject.base, np.where(tested, moves.gain, 0.0)))
+        self.notes.cover(
+            positions=int(tested.sum()),
+            positions_at_distance_one=int(moves.nearest.sum()),
+            pairs=moves.pairs,
+            tolerance_nats=noise.material(),
+            noise_median_nats=noise.median,
+            noise_of_content=noise.content,
+            largest_nats=noise.largest,
+            positions_over=len(over),
+            mean_gain_nats=gain,
+            gain_p_value=gain_p,
+        )
+        if len(over) == 0:
+            return noise, frozenset()
+        chosen = self.choose(over[np.argsort(-sizes[over])])
+        facts = self.examine(chosen, noise)
+        sure = [
+            index
+            for index, seen in facts.items()
+            if (seen["repeats"] and abs(seen["move"]) > ROUNDING)
+            or (seen["p_value"] < P_SYSTEMATIC and abs(seen.get("tied", 0.0)) > 0.1 * noise.material())
+        ]
+        if not sure and seam_p_value(moves, over) < P_SYSTEMATIC:
+            sure = [i for i in chosen if moves.bounds[i][1] == i + 3]
+        if not sure and gain_p < P_SYSTEMATIC and gain > FLOAT32:
+            sure = chosen[:1]
+        if not sure:
+            if noise.median > 0.05 or noise.largest > BFLOAT16:
+                self.notes.gap(
+                    f"scores move with the later tokens of their span, by {noise.median:.3g} nats at most positions "
+                    f"and by up to {noise.largest:.3g}: more than float noise should, and not proven to be a leak"
+                )
+            return noise.innocent(), frozenset()
+        for index in sure:
+            self.accuse(index, facts.get(index, {"move": 0.0, "p_value": 1.0}), len(over), gain)
+        return noise, frozenset(int(index) + 1 for index in over)
+
+    def choose(self, ranked: npt.NDArray[np.intp]) -> list[int]:
+        """Return which of the positions that moved are examined again; ``ranked`` has the largest moves first."""
+        room = [i for i in ranked if self.moves.bounds[int(i)][1] - int(i) - 1 >= 3]
+        most = 6 if self.known.in_place else 2
+        return [int(i) for i in dict.fromkeys([*ranked[:most], *room[:most], *self.rng.permutation(room)[:most]])]
+
+    def examine(self, chosen: list[int], noise: NoiseProfile) -> dict[int, dict[str, float]]:
+        """Examine single positions again, each in its span: see :meth:`examine_one`."""
+        verdicts: dict[int, dict[str, float]] = {}
+        by_start: dict[int, list[int]] = {}
+        for index in chosen:
+            by_start.setdefault(self.moves.bounds[index][0], []).append(index)
+        self.host.fresh(int(self.subject.tokens[0]))
+        for start, stop in spans(self.host, len(self.subject.tokens), self.subject.options.span):
+            real = self.subject.tokens[start:stop]
+            for index in by_start.pop(start, []):
+                pair = np.stack([real, self.moves.rows[index]])
+                verdicts[index] = self.examine_one(pair, index + 1 - start, noise)
+            if not by_start or self.subject.left() < 0:
+                break
+            advance(self.host, real)
+        return verdicts
+
+    def examine_one(self, pair: Ids, offset: int, noise: NoiseProfile) -> dict[str, float]:
+        """Ask whether a move repeats, and whether it is tied to the later tokens or mere noise.
+
+        ``pair`` holds the real span and the one that moved the score at ``offset`` most. In 2 x 48 new calls the later
+        tokens are those of one or the other, each replaced at random with probability 0.1 and one of them always. A
+        leak follows its template; noise that depends on the content of the batch does not (Welch's t-test). What these
+        leave in doubt gets 2 x 256 more.
+        """
+        values = self.score(np.concatenate([pair, pair]))[:, offset]
+        repeats = not moved(values[:2], values[2:]).any()
+        facts = {"repeats": float(repeats), "move": float(values[1] - values[0]), "p_value": 1.0}
+
+        def follow(count: int, share: float) -> None:
+            if self.subject.left() > 0:
+                scores = self.score(self.replicates(pair, offset, count, share))[:, offset]
+                facts["tied"], facts["p_value"] = two_groups(scores[:count], scores[count:])
+
+        if pair.shape[1] - offset - 1 >= 2:
+            follow(REPLICATES, 0.1)
+            if P_SYSTEMATIC <= facts["p_value"] < 0.05:
+                follow(MORE_REPLICATES, 0.1)
+            # A leak through a choice among few (a temperature of a list) follows its template part of the time; where
+            # most scores repeat to the bit, and calls are cheap, it gets the template with one token replaced as well.
+            exact = self.known.in_place and noise.exact and self.subject.grid == "float64"
+            if facts["p_value"] >= P_SYSTEMATIC and exact:
+                follow(MORE_REPLICATES, 0.0)
+        return facts
+
+    def replicates(self, templates: Ids, offset: int, count: int, share: float) -> Ids:
+        """Return ``count`` rows of each template, a ``share`` of the tokens after ``offset`` replaced, at least one."""
+        rows = np.repeat(templates, count, axis=0)
+        noise = self.rng.integers(0, self.subject.vocab_size, size=rows.shape, dtype=np.int64)
+        later = np.arange(rows.shape[1]) > offset
+        swap = self.rng.random(rows.shape) < share
+        # at least one token beyond the next is another, so that no two calls are the same
+        swap[np.arange(len(rows)), self.rng.integers(offset + 2, rows.shape[1], size=len(rows))] = True
+        return np.where(later & swap, noise, rows)
+
+    def accuse(self, index: int, seen: dict[str, float], positions_over: int, gain: float) -> None:
+        """Note a leak at one position."""
+        size = self.subject.options.size
+        start, stop = self.moves.bounds[index]
+        changed = int((np.flatnonzero(self.moves.rows[index] != self.subject.tokens[start:stop]) + start)[0])
+        self.notes.find(
             "causality",
             index + 1,
             {
-                **context.size(abs(seen["move"])),
-                "first_changed": int(changed[0]),
-                "distance": int(changed[0]) - index - 1,
+                **size(abs(seen["move"])),
+                "first_changed": changed,
+                "distance": changed - index - 1,
                 "p_value": seen["p_value"],
-                "positions_over": len(over),
+                "positions_over": positions_over,
                 "mean_gain_nats": gain,
-                "mean_gain_bpb": context.size(gain)["bpb"],
+                "mean_gain_bpb": size(gain)["bpb"],
             },
-            f"Changing the tokens from {int(changed[0])} on moved the score of this position by "
-            f"{abs(seen['move']):.6g} nats (span {start}:{stop}, {len(over)} positions moved so).",
+            f"Changing the tokens from {changed} on moved the score of this position by {abs(seen['move']):.6g} nats "
+            f"(span {start}:{stop}, {positions_over} positions moved so).",
         )
 
 
@@ -321,24 +358,34 @@ def seam_p_value(moves: Moves, over: npt.NDArray[np.intp]) -> float:
     return float(stats.binom.sf(hits - 1, len(seams), min(rate, 1.0))) if hits >= 3 else 1.0
 
 
-def audit(context: Context, host: Host, seconds: float, rng: np.random.Generator) -> None:
-    """Run the suffix audit for about ``seconds``."""
-    count = len(context.base.nats)
-    moves = Moves(largest=np.full(count, np.nan), gain=np.zeros(count), nearest=np.zeros(count, dtype=np.bool_))
+def audit(
+    subject: Subject,
+    host: Host,
+    known: Repeatability,
+    seconds: float,
+    rng: np.random.Generator,
+    *,
+    brief: bool,
+) -> Suffix:
+    """Run the suffix audit: up to three sweeps, or as many as fit ``seconds``; one of few offsets where ``brief``."""
+    run = _Audit(subject, host, known, rng)
     try:
         sweeps = 0
         began = time.monotonic()
-        most = 1 if context.settled or not context.recallable else SWEEPS
+        most = 1 if brief or not known.in_place else SWEEPS
+        offsets = min(subject.options.offsets, BRIEF) if brief else subject.options.offsets
         while sweeps < most and (sweeps == 0 or (time.monotonic() - began) * (1 + 1 / sweeps) < seconds):
-            sweep(context, host, rng, moves, seconds - (time.monotonic() - began))
+            run.sweep(offsets, seconds - (time.monotonic() - began))
             sweeps += 1
     except Fault as fault:
-        context.failed(AUDIT, fault, real=False)
-    with contextlib.suppress(Fault):
-        conclude(context, host, moves, rng)
-    seams = any(stop - start > 1 for start, stop in context.base.spans)
-    share = float(np.mean(moves.nearest)) if count else 1.0
-    # our own forecasters are handed buffers that hold nothing later: for them a sample is enough
-    needed = min(200, 0.5 * count) if host.remote else min(8, 0.5 * count)
-    if seams and count and moves.nearest.sum() < needed:
-        context.gap(f"suffix: only {int(moves.nearest.sum())} of {count} positions were tested ({share:.0%})")
+        run.notes.failed(fault, real=False)
+    noise, leaking = run.measure_noise(), frozenset[int]()
+    try:
+        noise, leaking = run.conclude(noise)
+    except Fault as fault:
+        run.notes.cover(examination=f"it failed: {fault}")
+    count, nearest = len(subject.base.nats), int(run.moves.nearest.sum())
+    needed = min(TESTED if host.remote else TESTED_OURS, 0.5 * count)
+    if any(stop - start > 1 for start, stop in subject.base.spans) and nearest < needed:
+        run.notes.gap(f"suffix: only {nearest} of {count} positions were tested ({nearest / count:.0%})")
+    return Suffix(outcome=run.notes.outcome(), noise=noise, leaking=leaking)

@@ -144,10 +144,12 @@ class Attention(nn.Module):
         if config.uses_xsa(self.layer):
             y = self._exclude_own_value(y, own_values[:, :, first_query:], context.fed_length)
         y = self._gate(y, queried)
-        return self.proj(y.transpose(1, 2).reshape(batch, rows - first_query, config.model_dim))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, rows - first_query, config.model_dim))
+        return out
 
     def _heads(self, flat: Tensor, heads: int) -> Tensor:
-        return flat.unflatten(-1, (heads, self.config.head_dim)).transpose(1, 2)
+        split: Tensor = flat.unflatten(-1, (heads, self.config.head_dim))
+        return split.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = self.config.num_kv_heads != self.config.num_heads
@@ -160,7 +162,7 @@ class Attention(nn.Module):
     def _exclude_own_value(self, y: Tensor, own: Tensor, fed_length: int) -> Tensor:
         """Exclusive self-attention: take the position's own value out of what it attends to."""
         groups = self.config.num_heads // self.config.num_kv_heads
-        y_grouped = y.unflatten(1, (self.config.num_kv_heads, groups))
+        y_grouped: Tensor = y.unflatten(1, (self.config.num_kv_heads, groups))
         own = own.unsqueeze(2)
         if self.config.xsa_form == "mean":
             return (y_grouped - own / fed_length).flatten(1, 2)

@@ -40,7 +40,8 @@ class HashEmbedding(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return ``[B, T, model_dim]`` for table rows ``[B, T]``."""
-        return self.scale.to(self.proj.weight.dtype) * self.proj(self.embed(rows).to(self.proj.weight.dtype))
+        projected: Tensor = self.proj(self.embed(rows).to(self.proj.weight.dtype))
+        return self.scale.to(self.proj.weight.dtype) * projected
 
 
 class SmearGate(nn.Module):
@@ -67,7 +68,8 @@ class ValueEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return ``[B, T, K * D]`` for token ids ``[B, T]``."""
-        return self.scale.to(self.proj.weight.dtype) * self.proj(self.embed(ids).to(self.proj.weight.dtype))
+        projected: Tensor = self.proj(self.embed(ids).to(self.proj.weight.dtype))
+        return self.scale.to(self.proj.weight.dtype) * projected
 
 
 class MLP(nn.Module):
@@ -83,7 +85,8 @@ class MLP(nn.Module):
         """Map ``[B, T, d]`` to ``[B, T, d]``."""
         z = self.fc(n)
         z = F.leaky_relu(z, self.negative_slope) if self.negative_slope else F.relu(z)
-        return self.proj(z.square())
+        out: Tensor = self.proj(z.square())
+        return out
 
 
 class Block(nn.Module):
@@ -118,7 +121,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the block's output for rows ``first_query ..``, ``[B, T - first_query, d]``."""
         mix = self.resid_mix.to(x.dtype)
-        h = mix[0] * x + mix[1] * x0
+        h: Tensor = mix[0] * x + mix[1] * x0
         attended = self.attn(
             self._norm(h),
             context,

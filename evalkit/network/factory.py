@@ -61,6 +61,11 @@ class ModuleSource:
         """The name of the model, for reports and messages."""
         return self.spec
 
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Files that count as bytes that ship."""
+        return tuple(file.path for file in self.files)
+
     def recognise(self) -> None:
         """A module is no published system's artifact."""
 

@@ -16,7 +16,8 @@ These members are optional:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class Network:
     def module(self) -> nn.Module | None:
         """The model as a torch module, which has parameters; None where it is something else."""
         return self.model if isinstance(self.model, nn.Module) else None
+
+    def require_module(self, option: str) -> nn.Module:
+        """Return the torch module.
+
+        Raises:
+            InputError: the model is something else; ``option`` is said to need one.
+        """
+        if self.module is None or next(self.module.parameters(), None) is None:
+            raise InputError(f"{self.name} is no torch module with weights, which {option} needs; leave it out")
+        return self.module
 
     @property
     def can_step(self) -> bool:
@@ -124,6 +135,18 @@ class Network:
         if not logits.is_floating_point():
             raise InputError(f"{self.name}: {call} returned {logits.dtype} numbers; expected floating-point logits")
         return logits.float()
+
+
+def copied(network: Network) -> Network:
+    """Return a network with a copy of the model.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    try:
+        return replace(network, model=deepcopy(network.model))
+    except Exception as error:
+        raise InputError(f"{network.name} cannot be copied, which --ttt needs: {error}") from error
 
 
 def model_vocabulary(model: Any, tokenizer_size: int, name: str) -> int:

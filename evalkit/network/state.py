@@ -32,7 +32,7 @@ MAX_STATE_BYTES = 64 * 2**30
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+def load_state(path: str | Path | None) -> dict[str, Tensor]:
     """Return the named weights of a file, on the CPU.
 
     Reads what ``torch.save`` writes, safetensors, and every compressed layout that evalkit reads; integers come back
@@ -42,6 +42,8 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ArtifactError: the file is missing, damaged, or of another kind.
     """
+    if path is None:
+        raise ArtifactError("there are no weights to load: name a file, with --weights for a factory")
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"weights {path} do not exist or are not a file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -75,7 +75,7 @@ class Profile:
         self._since = now
 
 
-def describe_profile(profile: dict[str, Any]) -> str:
+def describe_profile(profile: Mapping[str, Any]) -> str:
     """Return :meth:`Profile.to_dict` as a table for a terminal."""
     rows = [[name, f"{seconds:.2f}", f"{profile['percent'][name]:.1f}"] for name, seconds in profile["seconds"].items()]
     return format_table(["phase", "seconds", "percent"], [*rows, ["wall", f"{profile['wall_seconds']:.2f}", "100.0"]])

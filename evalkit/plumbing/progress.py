@@ -1,7 +1,7 @@
 """A progress line on stderr: what is done, how fast, what is left.
 
-Silent when stderr is not a terminal, or where the logger ``evalkit`` leaves out INFO: in programs that do not ask for
-it, and with ``--quiet``.
+On a terminal the line rewrites itself; elsewhere (batch logs) there is a new one every minute. Silent where the logger
+``evalkit`` leaves out INFO: in programs that do not ask for it, and with ``--quiet``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,48 @@ from typing import TypeVar
 
 from evalkit.plumbing.log import LOG
 
+_TERMINAL_SECONDS, _LOG_SECONDS = 0.2, 60.0
+
 T = TypeVar("T")
 
 
+class StatusLine:
+    """One line of text that changes.
+
+    Args:
+        enabled: False shows nothing.
+        clock: returns seconds.
+    """
+
+    def __init__(self, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = sys.stderr if enabled and LOG.isEnabledFor(logging.INFO) else None
+        self._rewrites = self._stream is not None and self._stream.isatty()
+        self._clock = clock
+        self._next = clock() + (0.0 if self._rewrites else _LOG_SECONDS)
+        self._text, self._width = "", 0
+
+    def show(self, text: str, *, at_once: bool = False) -> None:
+        """Show a text, unless the last one is too recent and this one is not wanted at once (on a terminal)."""
+        self._text = text
+        now = self._clock()
+        if self._stream is None or (now < self._next and not (at_once and self._rewrites)):
+            return
+        self._next = now + (_TERMINAL_SECONDS if self._rewrites else _LOG_SECONDS)
+        self._stream.write("\r" + text.ljust(self._width) if self._rewrites else text + "\n")
+        self._stream.flush()
+        self._width = len(text)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Clear the line on a terminal, or leave the last text standing there."""
+        if self._stream is not None and self._rewrites and self._width:
+            last = self._text + "\n" if keep else ""
+            self._stream.write("\r" + " " * self._width + "\r" + last)
+            self._stream.flush()
+        self._width = 0
+
+
 class Progress:
-    """One line that is rewritten at most a few times a second.
+    """A status line that counts.
 
     Args:
         label: what is being done.
@@ -29,32 +66,21 @@ class Progress:
 
     def __init__(self, label: str, total: int, *, unit: str = "tokens", done: int = 0) -> None:
         self._label, self._total, self._unit, self._first = label, total, unit, done
-        self._enabled = LOG.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+        self._line = StatusLine()
         self._started = time.monotonic()
-        self._shown = 0.0
-        self._width = 0
 
     def update(self, done: int, note: str = "") -> None:
         """Show that ``done`` units are done."""
-        now = time.monotonic()
-        if not self._enabled or (now - self._shown < 0.2 and done < self._total):
-            return
-        self._shown = now
-        rate = (done - self._first) / max(now - self._started, 1e-9)
+        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
         left = (self._total - done) / rate if rate > 0 else 0.0
         text = f"{self._label} {done:,}/{self._total:,} {self._unit}"
         text += f" ({done / max(self._total, 1):.0%}), {rate:,.0f}/s, {format_seconds(left)} left"
         text += f", {note}" if note else ""
-        sys.stderr.write("\r" + text.ljust(self._width))
-        sys.stderr.flush()
-        self._width = len(text)
+        self._line.show(text, at_once=done >= self._total)
 
     def close(self) -> None:
         """Clear the line."""
-        if self._enabled and self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-            self._width = 0
+        self._line.close()
 
 
 def tracked(items: Sequence[T], label: str, *, unit: str, size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from evalkit.prequential.forecaster import Forecaster
-from evalkit.prequential.ledger import Ledger, check_scores
+from evalkit.prequential.forecaster import Forecaster, next_boundary_of, preferred_span
+from evalkit.prequential.ledger import Ledger
+from evalkit.prequential.spans import spans
 from evalkit.tokens.stream import TokenStream, VisibleTokens
 from evalkit.tokens.tokenizer import ByteTable
 
-DEFAULT_SPAN = 2048
-"""Positions a span covers unless the forecaster prefers another length or its seams cut it shorter."""
-
 AfterSpan = Callable[[Ledger], None]
-
-
-def span_stop(forecaster: Any, start: int, end: int, span: int) -> int:
-    """Return where the span that starts at ``start`` stops.
-
-    Spans end at multiples of ``span`` (counted from position 1), at the end of the stream, and wherever the forecaster
-    says that it must learn first.
-    """
-    stop = min(((start - 1) // span + 1) * span + 1, end)
-    next_boundary = getattr(forecaster, "next_boundary", None)
-    if next_boundary is not None:
-        stop = min(stop, int(next_boundary(start)))
-    if stop <= start:
-        raise ValueError(f"next_boundary({start}) returned {stop}; expected a later position")
-    return stop
 
 
 def run_prequential(
@@ -47,7 +29,7 @@ def run_prequential(
         stream: the tokens; position 0 is given.
         byte_table: bytes of each target.
         ledger: takes every score before the forecaster may learn from it.
-        span: positions scored at a time; 0 takes what the forecaster prefers, or :data:`DEFAULT_SPAN`.
+        span: positions scored at a time; 0 takes what the forecaster prefers.
         after_span: called when a span is scored, recorded and observed; for progress and checkpoints.
 
     Returns:
@@ -56,16 +38,12 @@ def run_prequential(
     Raises:
         ForecasterError: the forecaster returned something else than one finite score for each position.
     """
-    span = span or int(getattr(forecaster, "preferred_span", DEFAULT_SPAN))
+    span = span or preferred_span(forecaster)
     visible = VisibleTokens(stream)
     try:
-        end = len(stream)
-        while ledger.next_position < end:
-            start = ledger.next_position
-            stop = span_stop(forecaster, start, end, span)
+        for start, stop in spans(len(stream), span, next_boundary_of(forecaster), start=ledger.next_position):
             tokens = visible.up_to(stop)
             nll = forecaster.score(tokens, start, stop)
-            check_scores(nll, start, stop - start)
             ledger.record(start, nll, byte_table.count(tokens[start - 1 : stop - 1], tokens[start:stop]))
             forecaster.observe(tokens, start, stop)
             if after_span is not None:

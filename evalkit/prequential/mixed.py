@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.forecaster import Nats, Tokens, is_resumable, next_boundary_of, report_of
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 
 ENTROPY_EXPERT_TEMPERATURE = 0.8
@@ -123,8 +123,8 @@ class MixedForecaster:
         self.vocab_size = vocab_size
         self.network_nats = 0.0
         self._pending_network_nats = 0.0
-        if network is not None and hasattr(network, "next_boundary"):
-            self.next_boundary = network.next_boundary
+        if (boundary := next_boundary_of(network)) is not None:
+            self.next_boundary = boundary
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of the mixture at positions ``[start, stop)``, float64."""
@@ -183,13 +183,13 @@ class MixedForecaster:
         report: dict[str, Any] = {"mixer_report": self.mixer.report()}
         if self.network is not None:
             report["network_nats"] = self.network_nats
-            report |= self.network.report() if hasattr(self.network, "report") else {}
+            report |= report_of(self.network)
         return report
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the mixer and the network have learned."""
         state = {"mixer": self.mixer.state_dict(), "network_nats": self.network_nats}
-        if self.network is not None and hasattr(self.network, "state_dict"):
+        if is_resumable(self.network):
             state["network"] = self.network.state_dict()
         return state
 
@@ -197,7 +197,7 @@ class MixedForecaster:
         """Take up a saved state."""
         self.mixer.load_state_dict(state["mixer"])
         self.network_nats = float(state["network_nats"])
-        if self.network is not None and hasattr(self.network, "load_state_dict"):
+        if is_resumable(self.network):
             self.network.load_state_dict(state["network"])
 
 

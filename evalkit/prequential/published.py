@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalkit.prequential.forecaster import Nats, Tokens
+from evalkit.prequential.forecaster import Nats, Tokens, report_of
 from evalkit.prequential.windows import WindowSpan, plan_windows
 
 WARM_UP_TOKENS = 10_000
@@ -81,11 +81,11 @@ class PublishedMixedForecaster:
 
     def report(self) -> dict[str, Any]:
         """Return the mixer's weights, why its scores are not code lengths, and the network's report."""
-        report = {
+        return {
             "mixer_report": {"experts": list(EXPERTS), "weights": self.mixer.weights},
             "illegal_because": ILLEGAL_BECAUSE,
+            **report_of(self.network),
         }
-        return report | (self.network.report() if hasattr(self.network, "report") else {})
 
     def _score_batch(self, tokens: Tokens, windows: list[WindowSpan]) -> npt.NDArray[np.float32]:
         logits = self.network.window_logits(tokens, windows)

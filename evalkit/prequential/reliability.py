@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.plumbing.errors import InputError
-from evalkit.prequential.forecaster import Forecaster, Nats, Tokens
+from evalkit.prequential.forecaster import (
+    Forecaster,
+    Nats,
+    Tokens,
+    is_resumable,
+    report_of,
+    require_distribution,
+)
 
 LOG_ODDS = 16
 """Bins are one unit of log-odds wide, from -16 (p = 1e-7) to 16; the first and the last are open."""
@@ -71,9 +77,7 @@ class ReliabilityForecaster:
     """
 
     def __init__(self, inner: Forecaster, positions: int, total: int) -> None:
-        if not hasattr(inner, "distribution"):
-            raise InputError("--reliability needs whole distributions, which this forecaster does not state")
-        self.inner = inner
+        self.inner = require_distribution(inner, "--reliability")
         self.vocab_size = inner.vocab_size
         self.sampled = 0
         self.max_difference = 0.0
@@ -92,7 +96,7 @@ class ReliabilityForecaster:
         rows = None
         if self.sampled * self._total <= self._positions * (start - 1):
             middle = min(stop, start + max(1, _MAX_NUMBERS // self.vocab_size))
-            rows = self.inner.distribution(tokens[:middle], start, middle)  # type: ignore[attr-defined]
+            rows = self.inner.distribution(tokens[:middle], start, middle)
         nll = self.inner.score(tokens, start, stop)  # last, so that what is pending inside belongs to the whole span
         if rows is not None:
             targets = tokens[start:middle]
@@ -119,8 +123,7 @@ class ReliabilityForecaster:
         ``positions`` sampled; for bin ``k``, log-odds from ``first_log_odds + k``: ``tokens``, ``expected``,
         ``occurred``; and ``max_difference``, the largest difference in nats between a score and its row.
         """
-        inner = self.inner.report() if hasattr(self.inner, "report") else {}
-        return inner | {
+        return report_of(self.inner) | {
             "reliability": {
                 "positions": self.sampled,
                 "first_log_odds": -LOG_ODDS,
@@ -135,7 +138,7 @@ class ReliabilityForecaster:
         """Return the counts and what the forecaster has learned."""
         state: dict[str, Any] = {"sampled": self.sampled, "max_difference": self.max_difference}
         state["counts"] = dict(vars(self._counts))
-        if hasattr(self.inner, "state_dict"):
+        if is_resumable(self.inner):
             state["inner"] = self.inner.state_dict()
         return state
 
@@ -143,5 +146,5 @@ class ReliabilityForecaster:
         """Take up a saved state."""
         self.sampled, self.max_difference = int(state["sampled"]), float(state["max_difference"])
         self._counts = Counts(**state["counts"])
-        if "inner" in state:
-            self.inner.load_state_dict(state["inner"])  # type: ignore[attr-defined]
+        if is_resumable(self.inner):
+            self.inner.load_state_dict(state["inner"])

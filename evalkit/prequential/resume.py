@@ -31,7 +31,7 @@ class StateUnavailableError(InputError):
     """The run's folder is in use or cannot be written."""
 
 
-class RunFolder:
+class ResumeFolder:
     """The ledger and the forecaster's state of one run.
 
     Args:

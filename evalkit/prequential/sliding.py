@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from evalkit.model.gpt import GPT
 from evalkit.network.network import Network
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.ranks import Ranks
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
 
@@ -106,9 +106,7 @@ class SlidingForecaster:
         Raises:
             InputError: the model is no torch module.
         """
-        if self.network.module is None:
-            raise InputError(f"{self.network.name} is no torch module, so it has no weights to train; leave out --ttt")
-        return self.network.module
+        return self.network.require_module("--ttt")
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
@@ -267,9 +265,8 @@ class SlidingForecaster:
 
 def placed(model: GPT | Network, config: SlidingConfig) -> Network:
     """Return a model on its device, in its type and in evaluation mode, behind the interface that is scored."""
-    if isinstance(model, GPT):
-        model = Network(model=model, vocab_size=model.config.vocab_size)
-    module = model.module
+    network = as_network(model)
+    module = network.module
     if module is not None:
         module.to(config.device).eval()
         if isinstance(module, GPT):
@@ -277,7 +274,12 @@ def placed(model: GPT | Network, config: SlidingConfig) -> Network:
             module.fed_length = config.seq_len
         elif config.dtype != "own":
             module.to(getattr(torch, config.dtype))
-    return model
+    return network
+
+
+def as_network(model: GPT | Network) -> Network:
+    """Return a model behind the interface that is scored."""
+    return Network(model=model, vocab_size=model.vocab_size) if isinstance(model, GPT) else model
 
 
 def _fed_length(span: WindowSpan) -> int:

@@ -1,7 +1,7 @@
 """Recipes: everything about a published system that its artifact does not tell, as one TOML file each.
 
 The ``[model]`` section is the full-size architecture. Scoring takes from it only what tensor shapes cannot reveal
-(:data:`evalkit.model.infer.NOT_INFERABLE`); training takes all of it.
+(:data:`evalkit.artifact.infer.NOT_INFERABLE`); training takes all of it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import zipfile
 from dataclasses import dataclass
@@ -11,42 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.legality.report import LegalityReport
 from evalkit.plumbing.errors import InputError
+from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
 _NPZ_HEADERS = 4096
-_NUMBERS = ("val_loss", "bpb", "tokens_scored", "bytes_scored")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """A score report as it lies on disk.
-
-    Attributes:
-        path: the file.
-        values: its fields.
-    """
+class SavedReport:
+    """A score report, and the file that holds it."""
 
     path: Path
-    values: dict[str, Any]
-
-    @property
-    def tokens_sha256(self) -> str:
-        """Hash of the stream that was scored."""
-        return str(self.values["tokens"]["sha256"])
-
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return float(self.values["bpb"])
-
-    @property
-    def val_loss(self) -> float:
-        """Nats per token."""
-        return float(self.values["val_loss"])
+    report: ScoreReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +60,11 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{what} {path} is not JSON; expected what --json of evalkit wrote") from None
 
 
-def read_report(path: str | Path) -> Report:
+def read_report(path: str | Path) -> SavedReport:
     """Return a score report.
 
     Raises:
-        InputError: the file is not one.
+        InputError: the file is not one, or is of another format.
     """
     path = Path(path)
     values = read_json(path, "report")
@@ -91,51 +73,38 @@ def read_report(path: str | Path) -> Report:
             f"{path} is the summary of evalkit run; name one of its scores, such as "
             f"{path.parent / 'score-sliding.json'}"
         )
-    if not isinstance(values, dict) or not all(_is_number(values.get(name)) for name in _NUMBERS):
-        raise InputError(f"{path} is not a report of evalkit score: expected the numbers {', '.join(_NUMBERS)}")
-    if any(type(values[name]) is not int or values[name] < 1 for name in ("tokens_scored", "bytes_scored")):
-        raise InputError(f"{path}: tokens_scored and bytes_scored must be whole numbers above 0")
-    tokens = values.get("tokens")
-    if not isinstance(tokens, dict) or not isinstance(tokens.get("sha256"), str):
-        raise InputError(f"{path} does not say which tokens were scored (tokens.sha256); score again with this evalkit")
-    return Report(path=path, values=values)
+    return SavedReport(path=path, report=ScoreReport.from_dict(values, f"report {path}"))
 
 
-def read_check(path: Path, report: Report) -> dict[str, Any]:
+def read_check(path: Path, saved: SavedReport) -> LegalityReport:
     """Return what ``evalkit check --json`` wrote about the scores of a report.
 
     Raises:
         InputError: the file is no check, or is about another artifact, mixer, window or setting.
     """
-    value = read_json(path, "check")
-    if not isinstance(value, dict) or value.get("verdict") not in ("legal", "illegal", "unproven"):
-        raise InputError(f"{path} is not what evalkit check --json wrote: it has no verdict")
-    covered = value.get("covered")
-    subject = covered.get("subject") if isinstance(covered, dict) else None
-    if not isinstance(subject, dict):
+    check = LegalityReport.from_dict(read_json(path, "check"), f"check {path}")
+    if "subject" not in check.covered:
         raise InputError(f"{path} does not say what was checked; check the artifact again with evalkit check --json")
-    scored = report.values | {
-        f"{name}_sha256": (report.values.get(name) or {}).get("sha256") for name in ("artifact", "tokenizer")
-    }
-    for name, checked in subject.items():
+    scored = saved.report.subject()
+    for name, checked in check.covered["subject"].items():
         if checked != scored.get(name):
             raise InputError(
-                f"{path} checked {name} {checked}, report {report.path} has {scored.get(name)}; check with the options "
+                f"{path} checked {name} {checked}, report {saved.path} has {scored.get(name)}; check with the options "
                 f"of the score"
             )
-    return value
+    return check
 
 
-def read_token_scores(path: str | Path, report: Report) -> TokenScores:
+def read_token_scores(path: str | Path, saved: SavedReport) -> TokenScores:
     """Return what ``--dump-nll`` wrote, checked against its report.
 
     Raises:
         InputError: the file is not such a file, or belongs to another report.
     """
-    path = Path(path)
+    path, report = Path(path), saved.report
     if not path.is_file():
         raise InputError(f"per-token file {path} does not exist or is not a file")
-    n = int(report.values["tokens_scored"])
+    n = report.tokens_scored
     try:
         with zipfile.ZipFile(path) as members:
             inflated = sum(member.file_size for member in members.infolist())
@@ -148,57 +117,55 @@ def read_token_scores(path: str | Path, report: Report) -> TokenScores:
     except (Exception, MemoryError):  # zipfile and numpy raise a dozen kinds of error on damaged input
         raise InputError(f"{path} is not what --dump-nll wrote; expected arrays position, nll and bytes") from None
     if not (nll.shape == num_bytes.shape == position.shape == (n,)) or nll.dtype.kind != "f":
-        raise InputError(f"{path} holds {nll.shape} scores; report {report.path} has {n:,} scored tokens")
+        raise InputError(f"{path} holds {nll.shape} scores; report {saved.path} has {n:,} scored tokens")
     if num_bytes.dtype.kind not in "iu" or (num_bytes.size and int(num_bytes.min()) < 0):
         raise InputError(f"{path}: the bytes of tokens are not whole numbers of at least 0")
     if not np.array_equal(position, np.arange(1, n + 1)) or not np.isfinite(nll).all():
         raise InputError(f"{path}: positions are not 1 to {n:,}, each once and in order, with finite scores")
     if abs(float(nll.sum()) / n - report.val_loss) > 1e-6 * max(1.0, abs(report.val_loss)):
         raise InputError(
-            f"{path} has {float(nll.sum()) / n:.6f} nats per token, report {report.path} says {report.val_loss:.6f}: "
+            f"{path} has {float(nll.sum()) / n:.6f} nats per token, report {saved.path} says {report.val_loss:.6f}: "
             f"they are not of the same run"
         )
     return TokenScores(nll=nll.astype(np.float64), num_bytes=num_bytes.astype(np.int64))
 
 
-def find_token_scores(report: Report) -> Path | None:
+def find_token_scores(saved: SavedReport) -> Path | None:
     """Return the per-token file beside a report (the same name with ``.npz``), if there is one."""
-    path = report.path.with_suffix(".npz")
+    path = saved.path.with_suffix(".npz")
     return path if path.is_file() else None
 
 
 def open_report_stream(
-    report: Report, *, tokens: str | None = None, tokenizer: str | None = None
+    saved: SavedReport, *, tokens: str | None = None, tokenizer: str | None = None
 ) -> tuple[TokenStream, TextTokenizer]:
     """Open the stream and the tokenizer that a report names, and check that they are the ones.
 
     Args:
-        report: the report.
+        saved: the report.
         tokens: glob to use in place of the report's paths.
         tokenizer: model to use in place of the report's.
 
     Raises:
         InputError: they are missing, or are others.
     """
-    named = report.values.get("tokenizer") or {}
-    model = open_tokenizer(tokenizer or str(named.get("path", "")))
-    if named.get("sha256") not in (None, model.sha256):
-        raise InputError(f"tokenizer {model.path} is not the one of {report.path}; name the right one with --tokenizer")
+    named, names = saved.report.tokenizer, saved.report.tokens.names
+    model = open_tokenizer(tokenizer or named.path)
+    if named.sha256 != model.sha256:
+        raise InputError(f"tokenizer {model.path} is not the one of {saved.path}; name the right one with --tokenizer")
     if tokens is not None:
         stream = open_shards(tokens)
+    elif not names:
+        raise InputError(f"{saved.path} names no token files; name them with --tokens")
+    elif all(name.endswith(".bin") for name in names):
+        opened = [open_shards(glob.escape(name)) for name in names]
+        stream = TokenStream(parts=sum((o.parts for o in opened), ()), names=names)
     else:
-        names = [str(name) for name in report.values["tokens"].get("names", [])]
-        if not names:
-            raise InputError(f"{report.path} names no token files; name them with --tokens")
-        if all(name.endswith(".bin") for name in names):
-            opened = [open_shards(_escaped(name)) for name in names]
-            stream = TokenStream(parts=sum((o.parts for o in opened), ()), names=tuple(names))
-        else:
-            stream = tokenize_file(names[0], model)
-    stream = stream.truncated(int(report.values["tokens_scored"]) + 1)
-    if stream.sha256() != report.tokens_sha256:
+        stream = tokenize_file(names[0], model)
+    stream = stream.truncated(saved.report.tokens_scored + 1)
+    if stream.sha256() != saved.report.tokens.sha256:
         raise InputError(
-            f"the tokens in {', '.join(stream.names[:3])} are not those that {report.path} scored; name them with "
+            f"the tokens in {', '.join(stream.names[:3])} are not those that {saved.path} scored; name them with "
             f"--tokens"
         )
     return stream, model
@@ -206,13 +173,3 @@ def open_report_stream(
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
-
-
-def _escaped(name: str) -> str:
-    import glob
-
-    return glob.escape(name)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

@@ -114,7 +114,7 @@
 
   // Head
   const a = R.artifact, shortName = p => String(p).split("/").pop();
-  const verdict = D.check ? D.check.verdict : R.legal === true ? "legal" : R.legal === false ? "illegal" : null;
+  const verdict = R.verdict;
   const system = [a ? shortName(a.path) : "online mixer alone", R.recipe, R.mixer !== "none" ? `mixer ${R.mixer}` : null, R.ttt ? "test-time training" : null].filter(Boolean);
   page.append(el("h1", { textContent: system.join(" · ") }),
     el("p", { class: "sub", textContent: `${int(R.tokens_scored)} tokens of ${(R.tokens.names || []).map(shortName).join(", ")}` }));
@@ -220,10 +220,10 @@
 
   // Legality
   if (D.check) {
-    const c = D.check, cls = { legal: "good", illegal: "bad", unproven: "unsure" }[c.verdict];
+    const c = D.check, cls = { legal: "good", illegal: "bad", unproven: "unsure" }[verdict];
     grid.append(section("Legality", "A score is legal if a decoder could rebuild the text from the artifact and that many bits.",
-      el("span", { class: `verdict ${cls}`, textContent: c.verdict }),
-      (c.findings || []).length ? el("ul", {}, c.findings.map(f => el("li", { textContent: `${f.axiom}${f.position === null || f.position === undefined ? "" : ` at position ${int(f.position)}`}: ${f.message}` }))) : el("p", { textContent: "No finding." }),
+      el("span", { class: `verdict ${cls}`, textContent: verdict }),
+      (c.findings || []).length ? el("ul", {}, c.findings.map(f => el("li", { textContent: `${f.axiom}${f.position === null || f.position === undefined ? "" : ` at position ${int(f.position)}`}: ${f.message}` }))) : el("p", { textContent: R.illegal_because || "No finding." }),
       (c.uncovered || []).length ? el("div", {}, el("h3", { textContent: "Not covered" }), el("ul", {}, c.uncovered.map(t => el("li", { textContent: t })))) : null));
   }
 
@@ -252,7 +252,8 @@
     ["window", R.seq_len && `${R.seq_len} tokens, stride ${R.stride}, ${R.dtype} on ${R.device}`], ["ledger sha256", R.ledger_sha256],
     ["settings", R.settings && Object.entries(R.settings).flatMap(([s, o]) => Object.entries(o).map(([k, v]) => `${s}.${k}=${v}`)).join(" ")],
     ["raw text", R.bpb_raw && `${int(R.bytes_raw)} bytes before normalisation, ${fix(R.bpb_raw)} bits per raw byte`],
-    ["time", R.seconds && `${R.seconds.toFixed(1)} s, ${int(R.tokens_per_second || 0)} tokens/s`], ["versions", R.versions && Object.entries(R.versions).map(e => e.join(" ")).join(", ")]].filter(f => f[1]);
+    ["time", R.seconds && `${R.seconds.toFixed(1)} s, ${int(R.tokens_per_second || 0)} tokens/s`], ["versions", R.versions && Object.entries(R.versions).map(e => e.join(" ")).join(", ")],
+    ["code", R.code && `commit ${R.code.commit}${R.code.dirty ? ", changed since" : ""}`]].filter(f => f[1]);
   grid.append(wide(section("How it was scored", "", el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, facts.map(f => el("tr", {}, el("td", { class: "key", textContent: f[0] }), el("td", { class: "value", textContent: f[1] })))))),
     R.config ? el("details", {}, el("summary", { textContent: "Model configuration" }), table(["setting", "value", "from"], Object.entries(R.config).map(([k, v]) => [k, Array.isArray(v) ? v.join(", ") : String(v), (R.config_origins || {})[k] || ""]))) : null,
     D.left_out.length ? el("details", {}, el("summary", { textContent: "What this page leaves out" }), el("ul", {}, D.left_out.map(t => el("li", { textContent: t })))) : null)));

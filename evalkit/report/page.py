@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from evalkit.artifact.sizes import group_bytes
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.report import series
-from evalkit.report.load import Report, TokenScores, open_report_stream, read_check
+from evalkit.report.load import SavedReport, TokenScores, open_report_stream, read_check
 from evalkit.report.passages import choose_passages, passage_spans
+from evalkit.report.score_report import ArtifactIdentity, ScoreReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,53 +40,57 @@ class PageOptions:
     title: str | None = None
 
 
-def build_page(report: Report, options: PageOptions) -> tuple[str, list[str]]:
+def build_page(saved: SavedReport, options: PageOptions) -> tuple[str, list[str]]:
     """Return the page, and sentences that say what it leaves out and why.
 
     Raises:
         InputError: a file that was named explicitly cannot be used.
     """
     try:
-        return _build(report, options)
+        return _build(saved, options)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, ArithmeticError) as error:
         raise InputError(
-            f"{report.path} is not laid out as evalkit score writes it ({type(error).__name__}: {error}); score again"
+            f"{saved.path} is not laid out as evalkit score writes it ({type(error).__name__}: {error}); score again"
         ) from error
 
 
-def _build(report: Report, options: PageOptions) -> tuple[str, list[str]]:
+def _build(saved: SavedReport, options: PageOptions) -> tuple[str, list[str]]:
     left_out: list[str] = []
-    data: dict[str, Any] = {"report": report.values, "size_cap": SIZE_CAP}
-    data["bytes"] = _artifact_bytes(report, left_out)
+    report, check = saved.report, None
+    if options.check is None:
+        left_out.append("legality findings: give --check (evalkit check --json)")
+    else:
+        check = read_check(options.check, saved)
+        report = report.checked(check)
+    data: dict[str, Any] = {"report": report.to_dict(), "size_cap": SIZE_CAP}
+    data["bytes"] = _artifact_bytes(report.artifact, left_out)
     data["mixer"] = _mixer(report)
-    data["check"] = _check(options.check, report, left_out)
+    data["check"] = check and check.to_dict()
     if options.scores is None:
         left_out.append("charts along the stream, by document and by chunk: give --nll (evalkit score --dump-nll)")
     else:
         data["stream"] = series.along_stream(options.scores)
-        if report.values.get("context") == "sliding":
-            seq_len, stride = int(report.values["seq_len"]), int(report.values["stride"])
-            data["window_position"] = series.by_window_position(options.scores, seq_len, stride)
+        if report.context == "sliding" and report.seq_len and report.stride:
+            data["window_position"] = series.by_window_position(options.scores, report.seq_len, report.stride)
         data["surprise"] = series.surprise_histogram(options.scores)
-        chunks = (report.values.get("ttt_report") or {}).get("chunks") or []
+        chunks = (report.ttt_report or {}).get("chunks") or []
         if chunks:
             data["chunks"] = series.by_chunk(options.scores, chunks)
-        _documents(data, report, options, left_out)
-    reliability = report.values.get("reliability")
-    if reliability is None:
+        _documents(data, saved, options, left_out)
+    if report.reliability is None:
         left_out.append("the reliability curve: score again with --reliability 20000")
     else:
-        data["reliability"] = {"positions": reliability["positions"], "points": series.reliability(reliability)}
+        points = series.reliability(report.reliability)
+        data["reliability"] = {"positions": report.reliability["positions"], "points": points}
     data["left_out"] = left_out
-    artifact = report.values.get("artifact")
-    title = options.title or (Path(artifact["path"]).name if artifact else "online mixer")
+    title = options.title or (Path(report.artifact.path).name if report.artifact else "online mixer")
     return _fill(title, report, data), left_out
 
 
-def _documents(data: dict[str, Any], report: Report, options: PageOptions, left_out: list[str]) -> None:
+def _documents(data: dict[str, Any], saved: SavedReport, options: PageOptions, left_out: list[str]) -> None:
     assert options.scores is not None
     try:
-        stream, tokenizer = open_report_stream(report, tokens=options.tokens, tokenizer=options.tokenizer)
+        stream, tokenizer = open_report_stream(saved, tokens=options.tokens, tokenizer=options.tokenizer)
     except InputError as error:
         if options.tokens or options.tokenizer:
             raise
@@ -117,29 +123,27 @@ def _documents(data: dict[str, Any], report: Report, options: PageOptions, left_
     ]
 
 
-def _artifact_bytes(report: Report, left_out: list[str]) -> list[dict[str, Any]] | None:
-    artifact = report.values.get("artifact")
-    if not artifact:
+def _artifact_bytes(artifact: ArtifactIdentity | None, left_out: list[str]) -> list[dict[str, Any]] | None:
+    if artifact is None:
         return None
     from evalkit.artifact.load import load_artifact
-    from evalkit.cli.inspect_command import group_bytes
 
     try:
-        opened = load_artifact(artifact["path"])
+        opened = load_artifact(artifact.path)
     except InputError as error:
         left_out.append(f"where the artifact's bytes go: {error}")
         return None
-    if opened.sha256 != artifact.get("sha256"):
-        left_out.append(f"where the artifact's bytes go: {artifact['path']} has changed since the score")
+    if opened.sha256 != artifact.sha256:
+        left_out.append(f"where the artifact's bytes go: {artifact.path} has changed since the score")
         return None
     return group_bytes(opened, each=False)
 
 
-def _mixer(report: Report) -> dict[str, Any] | None:
-    mixer = report.values.get("mixer_report")
-    if not isinstance(mixer, dict) or not mixer.get("experts"):
+def _mixer(report: ScoreReport) -> dict[str, Any] | None:
+    mixer = report.mixer_report
+    if mixer is None or not mixer.get("experts"):
         return None
-    per_byte = 1.0 / math.log(2) / report.values["bytes_scored"]
+    per_byte = 1.0 / math.log(2) / report.bytes_scored
     names = list(mixer["experts"])
     return {
         "method": mixer.get("method"),
@@ -162,15 +166,7 @@ def _thin(rows: list[Any], most: int = 300) -> list[Any]:
     return [[row[0], *(round(w, 6) for w in row[1:])] for row in rows[::step]]
 
 
-def _check(path: Path | None, report: Report, left_out: list[str]) -> dict[str, Any] | None:
-    if path is None:
-        left_out.append("legality findings: give --check (evalkit check --json)")
-        return None
-    value = read_check(path, report)
-    return {key: value.get(key) for key in ("verdict", "findings", "uncovered", "seconds", "covered")}
-
-
-def _fill(title: str, report: Report, data: dict[str, Any]) -> str:
+def _fill(title: str, report: ScoreReport, data: dict[str, Any]) -> str:
     folder = resources.files("evalkit.report")
     # "<" in data could end the script element; as an escape it is the same JSON.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

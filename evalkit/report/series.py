@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,9 @@ def along_stream(scores: TokenScores) -> dict[str, Any]:
 
 def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
     """Return the document of each scored position, from 0."""
-    owner = np.cumsum(np.asarray(tokens[1:]) == bos)
-    return (owner - owner[0]).astype(np.int64)
+    starts = np.cumsum(np.asarray(tokens[1:]) == bos)
+    owner: npt.NDArray[np.int64] = (starts - starts[0]).astype(np.int64)
+    return owner
 
 
 def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
     ]
 
 
-def reliability(counts: dict[str, Any]) -> list[dict[str, Any]]:
+def reliability(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the points of the reliability curve from the counts in a report.
 
     Neighbouring bins of log-odds are joined until at least ten of their tokens were expected to come and ten not to, by

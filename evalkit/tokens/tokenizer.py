@@ -42,7 +42,8 @@ class ByteTable:
     def count(self, previous: npt.NDArray[Any], targets: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Return the bytes of each target given the token before it, int32 of the targets' shape."""
         space = self.has_space[targets] & ~self.is_boundary[previous]
-        return self.base[targets] + space.astype(np.int32)
+        counts: npt.NDArray[np.int32] = self.base[targets] + space.astype(np.int32)
+        return counts
 
 
 class TextTokenizer(ABC):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,20 +12,25 @@ import numpy as np
 from evalkit.codec import compress, decompress
 from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
-from evalkit.legality.evalue import bounded_bets
-from evalkit.legality.options import FALSE_ALARM, AuditOptions
+from evalkit.legality.childhost import ChildFactory
+from evalkit.legality.known import LATE_TOKENS
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
+from evalkit.network.causality import Leak
+from evalkit.network.factory import ModuleSource
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG, timed
-from evalkit.prequential.loop import DEFAULT_SPAN
+from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
 from evalkit.verbs.session import ScoreOptions, Session, open_session
 
 DECODE_SLACK_BITS = 64.0
 DECODE_SLACK_SHARE = 1e-3
 """What a real code may take beyond the ledger's claim: a word of the coder, and the rounding of probabilities."""
 
+STRANGERS_SPAN = 64
+"""Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
+
 _RECOUNT_TOKENS = 2_000_000
-_SALTED_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class CheckOptions:
     """How to check.
 
     Attributes:
-        span: tokens a span.
+        span: tokens a span; 0 takes those in which ``score`` asks, and 64 for a stranger's forecaster.
         budget_seconds: wall time for the audits.
         max_tokens: length of the part of the stream that every audit looks at; a stranger's scores of what follows are
             salted as far as the budget reaches.
@@ -43,7 +47,7 @@ class CheckOptions:
         seed: of every random choice.
     """
 
-    span: int = 256
+    span: int = 0
     budget_seconds: float = 60.0
     max_tokens: int = 8192
     decode_tokens: int = 0
@@ -62,32 +66,34 @@ def check(options: ScoreOptions, how: CheckOptions | None = None) -> LegalityRep
 
 def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     """Check an opened session; see :func:`check`."""
-    tokens = session.stream.read(0, min(len(session.stream), how.max_tokens)).astype(np.int64)
+    forecaster = session.make_forecaster()
+    span = session.preferred_span or preferred_span(forecaster)
+    warm_up = warm_up_tokens(forecaster)
+    needed = max(how.max_tokens, warm_up + 1 + LATE_TOKENS if warm_up else 0)
+    tokens = session.stream.read(0, min(len(session.stream), needed)).astype(np.int64)
     counted = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
-    bytes_per_token = max(float(counted.mean()), 1e-3)
-    late = _salt_after_warm_up(session, how, bytes_per_token)
-    if late.findings:
-        # Convicted: nothing that the other audits could find would change the verdict.
-        report = late
-    else:
-        report = audit(
-            _no_arguments(session.make_forecaster),
-            tokens,
-            _audit_options(how, len(session.stream), bytes_per_token=bytes_per_token, bos=session.tokenizer.bos_id),
-        )
-        report.covered |= late.covered
-    report.covered["subject"] = session.subject()
+    options = _audit_options(
+        how,
+        len(session.stream),
+        span=span,
+        bytes_per_token=max(float(counted.mean()), 1e-3),
+        bos=session.tokenizer.bos_id,
+    )
+    make = _no_arguments(session.make_forecaster)
+    leak = session.find_leak()
+    # A leak convicts: nothing that the audits could find would change the verdict.
+    report = _of_leak(leak) if leak is not None else audit(_audited(session) or make, tokens, options)
     for name, facts in report.covered.items():
         LOG.debug("audit %s: %s", name, facts)
     LOG.debug("audits took %.2f s", report.seconds)
+    report = replace(report, covered={**report.covered, "subject": session.subject()})
     with timed("counted bytes again"):
-        _add(report, "bytes", *_recount(session))
+        report = _with(report, "bytes", *_recount(session))
     if session.artifact is not None:
-        _add(report, "budget", *budget([session.artifact.path, *how.code]))
+        report = _with(report, "budget", *budget([*session.artifact.shipped, *how.code]))
     if how.decode_tokens:
-        span = int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
         with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
-            _check_decode(report, session, how.decode_tokens, span)
+            report = _with(report, "decode", *_decode(session, make, how.decode_tokens, preferred_span(forecaster)))
     return report
 
 
@@ -113,16 +119,16 @@ def check_forecaster(
     Raises:
         InputError: the factory cannot be loaded, or the stream is unusable.
     """
-    options = _audit_options(how, stream_tokens, bytes_per_token=None, bos=bos)
+    options = _audit_options(how, stream_tokens, span=STRANGERS_SPAN, bytes_per_token=None, bos=bos)
     report = audit(spec, tokens, replace(options, stream_files=tuple(stream_files)))
-    if how.code:
-        _add(report, "budget", *budget(how.code))
-    return report
+    return _with(report, "budget", *budget(how.code)) if how.code else report
 
 
-def _audit_options(how: CheckOptions, stream_tokens: int, *, bytes_per_token: float | None, bos: int) -> AuditOptions:
+def _audit_options(
+    how: CheckOptions, stream_tokens: int, *, span: int, bytes_per_token: float | None, bos: int
+) -> AuditOptions:
     return AuditOptions(
-        span=how.span,
+        span=how.span or span,
         budget_seconds=how.budget_seconds,
         seed=how.seed,
         max_tokens=how.max_tokens,
@@ -132,70 +138,6 @@ def _audit_options(how: CheckOptions, stream_tokens: int, *, bytes_per_token: fl
     )
 
 
-def _salt_after_warm_up(session: Session, how: CheckOptions, bytes_per_token: float) -> LegalityReport:
-    """Estimate what the probabilities sum to where a forecaster says that its warm-up is over.
-
-    A forecaster that changes its ways after ``warm_up_tokens`` learns that much text unscored, and is then scored once
-    on text in which every eighth token is drawn uniformly: at those, V p(v) has mean sum_v p(v), at most 1 for a code.
-    """
-    report = LegalityReport()
-    forecaster: Any = session.make_forecaster()
-    warm_up = int(getattr(forecaster, "warm_up_tokens", 0))
-    if not warm_up:
-        return report
-    began = time.monotonic()
-    end = warm_up + 1 + _SALTED_TOKENS
-    tokens = session.stream.read(0, min(len(session.stream), end)).astype(np.int64)
-    while len(tokens) < end:
-        tokens = np.concatenate([tokens, tokens])[:end]  # a short stream is gone through again
-    vocab_size = session.vocab_size
-    generator = np.random.default_rng([how.seed, 17])
-    salted = np.arange(warm_up + 8, end, 8)
-    tokens[salted] = generator.integers(0, vocab_size, len(salted))
-    start = 1
-    while start <= warm_up:
-        stop = min(int(forecaster.next_boundary(start)), warm_up + 1)
-        forecaster.observe(tokens[:stop], start, stop)
-        start = stop
-    nll = np.concatenate(
-        [forecaster.score(tokens[:stop], start, stop) for start, stop in _pieces(forecaster, warm_up + 1, end)]
-    )
-    ratios = vocab_size * np.exp(-nll[salted - warm_up - 1])
-    evidence = bounded_bets(ratios)
-    mean_sum = float(ratios.mean())
-    nats = max(math.log(max(mean_sum, 1e-300)), 0.0)
-    facts = {
-        "positions": len(salted),
-        "warm_up_tokens": warm_up,
-        "mean_sum": mean_sum,
-        "standard_error": float(ratios.std() / math.sqrt(len(ratios))),
-        "p_value": evidence.p_value,
-        "nats": nats,
-        "bpb": nats / math.log(2) / bytes_per_token,
-    }
-    report.covered["salting after warm-up"] = facts
-    if evidence.p_value < FALSE_ALARM / 5:
-        report.findings.append(
-            Finding(
-                axiom="normalisation",
-                position=int(salted[0]),
-                evidence=facts,
-                message=f"After its warm-up of {warm_up:,} tokens the probabilities sum to {mean_sum:.2f} on average "
-                f"(+-{facts['standard_error']:.2f}), where 1 is the most that a code can have: about "
-                f"{facts['bpb']:.3f} bits per byte of the score are fiction (p = {evidence.p_value:.2g}).",
-            )
-        )
-    report.seconds = time.monotonic() - began
-    return report
-
-
-def _pieces(forecaster: Any, start: int, end: int) -> Iterator[tuple[int, int]]:
-    while start < end:
-        stop = min(int(forecaster.next_boundary(start)), end)
-        yield start, stop
-        start = stop
-
-
 def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
     """Count the bytes again from the decoded text; of a very long stream, from its first two million tokens."""
     tokens = session.stream.read(0, min(len(session.stream), _RECOUNT_TOKENS)).astype(np.int64)
@@ -203,11 +145,10 @@ def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
     return recount(tokens, claimed, session.tokenizer.decode, bos=session.tokenizer.bos_id)
 
 
-def _check_decode(report: LegalityReport, session: Session, count: int, span: int) -> None:
+def _decode(session: Session, make: Callable[[], Any], count: int, span: int) -> tuple[list[Finding], dict[str, Any]]:
     """Code the first tokens for real and compare the bits with the ledger; nothing convinces more."""
     tokens = session.stream.read(0, min(len(session.stream), count + 1)).astype(np.int64)
     sha256 = session.artifact.sha256 if session.artifact else ""
-    make = _no_arguments(session.make_forecaster)
     coded = compress(make, tokens, artifact_sha256=sha256, span=span)
     covered: dict[str, Any] = {
         "tokens": coded.tokens,
@@ -215,11 +156,10 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
         "ledger_bits": coded.ledger_bits,
         "excess_bits": coded.words_bits - coded.ledger_bits,
     }
-    report.covered["decode"] = covered
-    allowed = coded.ledger_bits * (1 + DECODE_SLACK_SHARE) + DECODE_SLACK_BITS
-    if coded.words_bits > allowed:
+    findings = []
+    if coded.words_bits > coded.ledger_bits * (1 + DECODE_SLACK_SHARE) + DECODE_SLACK_BITS:
         excess = (coded.words_bits - coded.ledger_bits) * math.log(2)
-        report.findings.append(
+        findings.append(
             Finding(
                 axiom="normalisation",
                 position=None,
@@ -230,13 +170,11 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
         )
     try:
         decoded = decompress(make, coded.data, artifact_sha256=sha256)
-        same = bool(np.array_equal(decoded, tokens))
+        covered["decoded"] = bool(np.array_equal(decoded, tokens))
     except InputError as error:
-        same = False
-        covered["error"] = str(error)
-    covered["decoded"] = same
-    if not same:
-        report.findings.append(
+        covered |= {"decoded": False, "error": str(error)}
+    if not covered["decoded"]:
+        findings.append(
             Finding(
                 axiom="causality",
                 position=None,
@@ -244,6 +182,27 @@ def _check_decode(report: LegalityReport, session: Session, count: int, span: in
                 message="A decoder that has the artifact and the bits does not get the tokens back.",
             )
         )
+    return findings, covered
+
+
+def _audited(session: Session) -> ChildFactory | None:
+    """Return the module of a session as a stranger in a child process; None for evalkit's own code."""
+    source, window = session.artifact, session.sliding
+    if not isinstance(source, ModuleSource) or not source.files or window is None or window.device != "cpu":
+        return None  # a model object cannot be sent anywhere, and a GPU cannot be shared with a forked copy
+    from evalkit.verbs.served import child_factory
+
+    return child_factory(session)
+
+
+def _of_leak(leak: Leak) -> LegalityReport:
+    finding = Finding(
+        axiom="causality",
+        position=leak.row + 1,
+        evidence={"nats": leak.nats, "distance": leak.distance, "tolerance": leak.tolerance},
+        message=f"{leak.message[0].upper()}{leak.message[1:]}.",
+    )
+    return LegalityReport(findings=(finding,), covered={"module causality": {"row": leak.row, "nats": leak.nats}})
 
 
 def _no_arguments(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -251,6 +210,6 @@ def _no_arguments(make: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: make()
 
 
-def _add(report: LegalityReport, name: str, findings: Sequence[Finding], covered: dict[str, Any]) -> None:
-    report.findings.extend(findings)
-    report.covered[name] = covered
+def _with(report: LegalityReport, name: str, findings: Sequence[Finding], covered: Mapping[str, Any]) -> LegalityReport:
+    """Return the report with what one more check says."""
+    return report.with_(findings=findings, covered={name: covered})

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
-from evalkit.report.load import Report, TokenScores, open_report_stream
+from evalkit.report.load import SavedReport, TokenScores, open_report_stream
 
 RECORD_NATS = 0.005
 RECORD_P = 0.01
@@ -110,24 +110,25 @@ class PairedDifference:
     most_changed_positions: tuple[dict[str, Any], ...]
 
 
-def require_same_tokens(reports: Sequence[Report]) -> None:
+def require_same_tokens(reports: Sequence[SavedReport]) -> None:
     """Check that all reports are about the same stream.
 
     Raises:
         InputError: they are not; scores of different texts say nothing about each other.
     """
     first = reports[0]
-    for report in reports[1:]:
-        if report.tokens_sha256 != first.tokens_sha256:
+    for other in reports[1:]:
+        hashes = other.report.tokens.sha256, first.report.tokens.sha256
+        if hashes[0] != hashes[1]:
             raise InputError(
-                f"{report.path} and {first.path} scored different tokens (sha256 {report.tokens_sha256[:12]} and "
-                f"{first.tokens_sha256[:12]}); score both on the same shards with the same --limit-tokens"
+                f"{other.path} and {first.path} scored different tokens (sha256 {hashes[0][:12]} and "
+                f"{hashes[1][:12]}); score both on the same shards with the same --limit-tokens"
             )
-        if report.values["bytes_scored"] != first.values["bytes_scored"]:
-            raise InputError(f"{report.path} and {first.path} count different bytes for the same tokens")
+        if other.report.bytes_scored != first.report.bytes_scored:
+            raise InputError(f"{other.path} and {first.path} count different bytes for the same tokens")
 
 
-def compare_reports(reports: Sequence[Report], baseline: Sequence[Report]) -> dict[str, Comparison]:
+def compare_reports(reports: Sequence[SavedReport], baseline: Sequence[SavedReport]) -> dict[str, Comparison]:
     """Compare two groups of runs, one comparison for each metric.
 
     Raises:
@@ -136,12 +137,12 @@ def compare_reports(reports: Sequence[Report], baseline: Sequence[Report]) -> di
     if not reports or not baseline:
         raise InputError("comparing needs at least one report on each side: REPORT.json... --baseline REPORT.json...")
     require_same_tokens([*reports, *baseline])
-    bits = float(reports[0].values["tokens_scored"]) / math.log(2) / float(reports[0].values["bytes_scored"])
+    bits = reports[0].report.tokens_scored / math.log(2) / reports[0].report.bytes_scored
     margins = {"val_loss": RECORD_NATS, "bpb": RECORD_NATS * bits}
     return {
         metric: compare_values(
-            [float(r.values[metric]) for r in reports],
-            [float(r.values[metric]) for r in baseline],
+            [getattr(saved.report, metric) for saved in reports],
+            [getattr(saved.report, metric) for saved in baseline],
             metric=metric,
             margin=margins[metric],
         )
@@ -284,7 +285,7 @@ def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[f
 
 
 def compare_paired(
-    report: Report,
+    saved: SavedReport,
     scores: TokenScores,
     baseline: TokenScores,
     *,
@@ -296,7 +297,7 @@ def compare_paired(
     Raises:
         InputError: stream or tokenizer are missing or are others.
     """
-    stream, model = open_report_stream(report, tokens=tokens, tokenizer=tokenizer)
+    stream, model = open_report_stream(saved, tokens=tokens, tokenizer=tokenizer)
     return compare_tokens(scores, baseline, stream.read(0, len(stream)), bos=model.bos_id, decode=model.decode)
 
 

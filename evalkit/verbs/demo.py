@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.tokenizer import open_tokenizer
-from evalkit.verbs.run import PipelineOptions, run_pipeline
+from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
 VOCAB_SIZE = 1024
 _VALIDATION_SHARE = 8  # one document in eight
@@ -92,17 +91,14 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     return data, path
 
 
-def run_demo(
-    out: Path, seconds: float, *, check_seconds: float = 8.0, limit_tokens: int = 12_288, progress: TextIO | None = None
-) -> dict[str, Any]:
+def run_demo(out: Path, steps: int, *, check_seconds: float = 8.0, limit_tokens: int = 12_288) -> RunReport:
     """Train a tokenizer and a tiny model, export it, score it four ways, check and decode it; return the report.
 
     Args:
         out: folder for everything; it must not hold another run.
-        seconds: training time.
+        steps: training steps.
         check_seconds: time for the audits of each score.
         limit_tokens: tokens to score.
-        progress: terminal for progress.
     """
     if (out / "run").exists():
         raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")
@@ -115,7 +111,7 @@ def run_demo(
             tokenizer=tokenizer,
             out=out,
             settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
-            max_seconds=seconds,
+            steps=steps,
             calibration_tokens=16_384,
             limit_tokens=limit_tokens,
             variants=(("none", False), ("hedge", False), ("none", True), ("hedge", True)),
@@ -123,5 +119,4 @@ def run_demo(
             decode_tokens=256,
             dtype="float32",
         ),
-        progress=progress,
     )

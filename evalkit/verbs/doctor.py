@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from evalkit.plumbing.provenance import version
 
 PACKAGES = ("torch", "numpy", "numba", "scipy", "sentencepiece", "zstandard", "constriction", "click")
 OPTIONAL = {"huggingface_hub": "data", "matplotlib": "plot"}
@@ -38,16 +39,16 @@ def describe_machine() -> dict[str, str]:
     """Return versions and hardware, name to text."""
     import torch
 
-    from evalkit import __version__
+    from evalkit.plumbing.version import __version__
     from evalkit.verbs.session import has_fast_bfloat16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(tempfile.gettempdir())
     rows = {
         "evalkit": f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "extras": ", ".join(
-            f"{name} {_version(name)}" if _version(name) != "missing" else f"no {name} (pip install 'evalkit[{extra}]')"
+            f"{name} {version(name)}" if version(name) != "missing" else f"no {name} (pip install 'evalkit[{extra}]')"
             for name, extra in OPTIONAL.items()
         ),
         "cpu": f"{cores} cores, torch uses {torch.get_num_threads()} threads",
@@ -156,13 +157,6 @@ def _test_files() -> str:
         write_atomically(path, content)
         _expect(path.read_bytes() == content and len(list(Path(folder).iterdir())) == 1, "the file came back changed")
     return f"in {tempfile.gettempdir()}"
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _gpu(torch: Any) -> str:

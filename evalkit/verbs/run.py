@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar
 
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import EvalkitError
@@ -13,8 +13,10 @@ from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
+from evalkit.plumbing.typed_json import to_json
+from evalkit.report.score_report import ScoreReport
 from evalkit.verbs.check import CheckOptions, check_session
-from evalkit.verbs.score import ScoreReport, score_session
+from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
 
 
@@ -38,8 +40,7 @@ class PipelineOptions:
         max_seconds: budget in seconds.
         resume: continue an interrupted run.
         container: of the artifact.
-        floor: factor on the published floors of the quantisation steps.
-        fit: search steps and widths for the lowest loss under ``target_bytes``.
+        fit: give every tensor the step with which the file just fits ``target_bytes``.
         target_bytes: cap on the artifact.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
@@ -61,7 +62,6 @@ class PipelineOptions:
     max_seconds: float | None = None
     resume: bool = False
     container: str = "evalkit"
-    floor: float = 1.0
     fit: bool = False
     target_bytes: int = SIZE_CAP
     calibration_tokens: int = 65_536
@@ -73,7 +73,35 @@ class PipelineOptions:
     dtype: str = "auto"
 
 
-def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What ``evalkit run`` made.
+
+    Attributes:
+        recipe: that was trained.
+        export: what ``evalkit export --json`` writes of the artifact.
+        stages: the score of each variant by its name, with the verdict of its check.
+    """
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("artifact",)
+
+    recipe: str
+    export: Mapping[str, Any]
+    stages: Mapping[str, ScoreReport]
+
+    @property
+    def artifact(self) -> Mapping[str, Any]:
+        """Path, bytes and hash of the artifact."""
+        artifact: Mapping[str, Any] = self.export["artifact"]
+        return artifact
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON holds it."""
+        result: dict[str, Any] = to_json(self)
+        return result
+
+
+def run_pipeline(options: PipelineOptions) -> RunReport:
     """Train, export, score every variant, check every variant; returns the report, which is also written.
 
     Raises:
@@ -87,7 +115,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
     training = {k: v for k, v in (options.settings or {}).items() if k.split(".")[0] not in ("mixer", "ttt")}
     folder = options.out / "run"
     done = options.resume and (folder / "summary.json").exists()
-    report: dict[str, Any] = {"recipe": options.recipe, "stages": {}}
     if not done:
         LOG.info("training %s on %s", options.recipe, options.data)
         trained = run_training(
@@ -100,7 +127,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             steps=options.steps,
             max_seconds=options.max_seconds,
             resume=options.resume,
-            progress=progress,
         )
         if trained.status != "done":
             raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
@@ -114,7 +140,6 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             artifact,
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
-                floor=options.floor,
                 fit=options.fit,
                 target_bytes=options.target_bytes,
                 calibration_tokens=options.calibration_tokens,
@@ -123,29 +148,27 @@ def run_pipeline(options: PipelineOptions, *, progress: TextIO | None = None) ->
             ),
         )
     LOG.info("exported %s: %s bytes", artifact, f"{exported.file.n_bytes:,}")
-    report["export"] = exported.to_dict()
-    report["artifact"] = report["export"]["artifact"]
-    for mixer, ttt in options.variants:
-        name = variant_name(mixer, ttt)
-        scored, verdict = _score_variant(options, artifact, mixer, ttt)
-        write_json(options.out / f"score-{name}.json", scored.to_dict())
-        report["stages"][name] = scored.to_dict() | {"verdict": verdict}
-    write_json(options.out / "report.json", report)
+    report = RunReport(
+        recipe=options.recipe,
+        export=exported.to_dict(),
+        stages={variant_name(*variant): _score_variant(options, artifact, *variant) for variant in options.variants},
+    )
+    write_json(options.out / "report.json", report.to_dict())
     return report
 
 
-def describe(report: dict[str, Any]) -> str:
-    """Return what :func:`run_pipeline` returned as a table for a terminal, a row for each variant."""
+def describe(stages: Mapping[str, ScoreReport]) -> str:
+    """Return the scores of a run as a table for a terminal, a row for each variant."""
     rows = [
         [
             name,
-            f"{stage['bpb']:.4f}",
-            f"{stage['val_loss']:.4f}",
-            f"{stage['tokens_scored']:,}",
-            f"{stage['tokens_per_second'] or 0:,.0f}",
-            stage["verdict"] or "not checked",
+            f"{stage.bpb:.4f}",
+            f"{stage.val_loss:.4f}",
+            f"{stage.tokens_scored:,}",
+            f"{stage.tokens_per_second or 0:,.0f}",
+            stage.verdict or "not checked",
         ]
-        for name, stage in report["stages"].items()
+        for name, stage in stages.items()
     ]
     return format_table(["score", "bits per byte", "nats per token", "tokens", "tokens/s", "legal"], rows)
 
@@ -156,7 +179,7 @@ def variant_name(mixer: str, ttt: bool) -> str:
     return "-".join(parts)
 
 
-def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> tuple[ScoreReport, str | None]:
+def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> ScoreReport:
     used = {"mixer": mixer != "none", "ttt": ttt}
     chosen = {k: v for k, v in (options.settings or {}).items() if used.get(k.split(".")[0])}
     name = variant_name(mixer, ttt)
@@ -174,21 +197,20 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
             dtype=options.dtype,
         )
     )
-    scored = score_session(session)
-    verdict = None
+    scored = score_session(session).without_scores()
     if options.check_seconds:
         LOG.info("checking %s", name)
-        result = check_session(
+        check = check_session(
             session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
         )
-        write_json(options.out / f"check-{name}.json", result.as_dict())
-        verdict = result.verdict
-        scored.values["legal"] = {"legal": True, "illegal": False}.get(verdict)
-        for finding in result.findings[:3]:
+        write_json(options.out / f"check-{name}.json", check.to_dict())
+        scored = scored.checked(check)
+        for finding in check.findings[:3]:
             LOG.info("  %s: %s", finding.axiom, finding.message)
-        for gap in result.uncovered[:3]:
+        for gap in check.uncovered[:3]:
             LOG.info("  not covered: %s", gap)
-    return scored, verdict
+    write_json(options.out / f"score-{name}.json", scored.to_dict())
+    return scored
 
 
 def _validation_glob(data: Path) -> str:

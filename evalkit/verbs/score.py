@@ -5,64 +5,27 @@ from __future__ import annotations
 import dataclasses
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.network.causality import Leak
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.profiling import Profile
 from evalkit.plumbing.progress import Progress
-from evalkit.prequential.ledger import Ledger, bits_per_byte
+from evalkit.plumbing.provenance import code_identity, versions
+from evalkit.plumbing.typed_json import to_json
+from evalkit.prequential.forecaster import is_resumable, report_of
+from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
-from evalkit.prequential.resume import RunFolder, StateUnavailableError
-from evalkit.verbs.session import ScoreOptions, Session, open_session, versions
+from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
+from evalkit.report.score_report import ArtifactIdentity, FileIdentity, Scored, TokenizerIdentity, TokensIdentity
+from evalkit.verbs.session import ScoreOptions, Session, open_session
 
-REPORT_FORMAT = 1
 _CHECKPOINT_SECONDS = 30.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreReport:
-    """The result of a run; :meth:`to_dict` is the JSON of the contract.
-
-    Attributes:
-        values: the report's fields.
-        nll: nats of each scored position, float64.
-        num_bytes: bytes of each scored position, int32.
-    """
-
-    values: dict[str, Any]
-    nll: np.ndarray[Any, np.dtype[np.float64]]
-    num_bytes: np.ndarray[Any, np.dtype[np.int32]]
-
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return float(self.values["bpb"])
-
-    @property
-    def val_loss(self) -> float:
-        """Nats per token."""
-        return float(self.values["val_loss"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON holds it."""
-        return self.values
-
-    def save_nll(self, path: str) -> None:
-        """Write ``position``, ``nll`` and ``bytes`` of every scored position as npz, atomically."""
-        position = np.arange(1, len(self.nll) + 1, dtype=np.int64)
-        write_atomically(
-            path, lambda file: np.savez_compressed(file, position=position, nll=self.nll, bytes=self.num_bytes)
-        )
-
-
-def score(options: ScoreOptions, *, resume: bool | None = None) -> ScoreReport:
+def score(options: ScoreOptions, *, resume: bool | None = None) -> Scored:
     """Open the inputs, score every position once, and report.
 
     Args:
@@ -76,11 +39,14 @@ def score(options: ScoreOptions, *, resume: bool | None = None) -> ScoreReport:
     return score_session(open_session(options), resume=resume)
 
 
-def score_session(session: Session, *, resume: bool | None = None, profile: Profile | None = None) -> ScoreReport:
+def score_session(session: Session, *, resume: bool | None = None, profile: Profile | None = None) -> Scored:
     """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
     if session.ranks is not None and resume is not None:
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
+    leak = session.find_leak()
+    if leak is not None:
+        LOG.warning("%s", leak.message)
     forecaster: Any = session.make_forecaster(profile)
     if session.options.reliability:
         if profile is not None:
@@ -88,7 +54,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         forecaster = ReliabilityForecaster(forecaster, session.options.reliability, len(session.stream) - 1)
     folder = _open_folder(session, resume)
     ledger = folder.ledger if folder else Ledger()
-    stateful = hasattr(forecaster, "state_dict")
+    stateful = is_resumable(forecaster)
     if folder and resume and stateful:
         state = folder.load_state()
         ledger = folder.ledger
@@ -125,20 +91,13 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         progress.close()
     seconds = time.monotonic() - started
     LOG.debug("scored %s positions in %.2f s", f"{len(ledger) - resumed_at:,}", seconds)
-    report = ScoreReport(
-        values=_report_values(session, ledger, forecaster, seconds, len(ledger) - resumed_at),
-        # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
-        nll=ledger.scores(),
-        num_bytes=ledger.bytes(),
-    )
+    report = _report(session, ledger, forecaster, leak, seconds, len(ledger) - resumed_at)
     if folder:
         folder.remove()
-    if profile is not None:
-        report.values["profile"] = profile.to_dict()
-    return report
+    return report if profile is None else dataclasses.replace(report, profile=profile.to_dict())
 
 
-def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> None:
+def _log_plan(session: Session, resumed_at: int, folder: ResumeFolder | None) -> None:
     import torch
 
     options, window = session.options, session.sliding
@@ -152,84 +111,71 @@ def _log_plan(session: Session, resumed_at: int, folder: RunFolder | None) -> No
         LOG.debug("state for --resume: %s, from position %s on", folder.path, f"{resumed_at + 1:,}")
 
 
-def _open_folder(session: Session, resume: bool | None) -> RunFolder | None:
+def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
     """Return where the run keeps its state; None where it keeps none, or cannot and need not."""
     if resume is None:
         return None
     try:
-        return RunFolder(session.identity(), resume=resume)
+        return ResumeFolder(session.identity(), resume=resume)
     except StateUnavailableError:
         if resume:
             raise
         return None
 
 
-def _report_values(session: Session, ledger: Ledger, forecaster: Any, seconds: float, scored: int) -> dict[str, Any]:
-    options, artifact = session.options, session.artifact
-    bpb = bits_per_byte(ledger.nats, ledger.num_bytes)
-    raw = session.stream.raw_bytes
-    values: dict[str, Any] = {
-        "format": REPORT_FORMAT,
-        "artifact": None
+def _report(
+    session: Session, ledger: Ledger, forecaster: Any, leak: Leak | None, seconds: float, scored: int
+) -> Scored:
+    options, artifact, resolved, window = session.options, session.artifact, session.resolved, session.sliding
+    found: dict[str, Any] = to_json(report_of(forecaster))
+    because = leak.message if leak is not None else found.get("illegal_because")
+    return Scored(
+        artifact=None
         if artifact is None
-        else {
-            "path": artifact.path,
-            "sha256": artifact.sha256,
-            "bytes": artifact.size,
-            "format": artifact.format,
-            "compression": artifact.compression,
-            "parameters": artifact.num_parameters,
-            "cap_headroom_bytes": SIZE_CAP - artifact.size,
-        },
-        "recipe": options.recipe or (artifact.recognise() if artifact else None),
-        "config": session.resolved.config.to_dict() if session.resolved else None,
-        "config_origins": session.resolved.origins if session.resolved else None,
-        "tokens": {"names": list(session.stream.names), "sha256": session.stream.sha256()},
-        "tokenizer": {"path": session.tokenizer.path, "sha256": session.tokenizer.sha256},
-        "tokens_scored": len(ledger),
-        "bytes_scored": ledger.num_bytes,
-        "bytes_raw": raw,
-        "val_loss": ledger.nats / len(ledger),
-        "bpb": bpb,
-        "bpb_raw": bits_per_byte(ledger.nats, raw) if raw else None,
-        "nats": ledger.nats,
-        "stride": session.sliding.stride if session.sliding else None,
-        "seq_len": session.sliding.seq_len if session.sliding else None,
-        "device": session.sliding.device if session.sliding else "cpu",
-        "dtype": session.sliding.dtype if session.sliding else "float64",
-        "context": options.context if session.artifact else None,
-        "mixer": options.mixer,
-        "ttt": options.ttt,
-        "settings": {section: dict(items) for section, items in options.settings.items()},
-        "legal": None,
-        "ledger_sha256": ledger.chain,
-        "seconds": seconds,
-        "tokens_per_second": scored / seconds if seconds > 0 else None,
-        "versions": versions(),
-    }
-    if session.ranks is not None:
-        values["ranks"] = session.ranks.count
-    values |= _json_safe(forecaster.report()) if hasattr(forecaster, "report") else {}
-    if "network_nats" in values:
-        values["network_bpb"] = bits_per_byte(values["network_nats"], ledger.num_bytes)
-    if session.mixer is not None:
-        values["mixer_config"] = _json_safe(dataclasses.asdict(session.mixer))
-    if options.ttt and session.ttt is not None:
-        values["ttt_config"] = _json_safe(dataclasses.asdict(session.ttt))
-    if "illegal_because" in values:
-        values["legal"] = False
-    return values
-
-
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _json_safe(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+        else ArtifactIdentity(
+            path=artifact.path,
+            sha256=artifact.sha256,
+            bytes=artifact.size,
+            format=artifact.format,
+            compression=artifact.compression,
+            parameters=artifact.num_parameters,
+            files=tuple(
+                FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes)
+                for file in getattr(artifact, "files", ())
+            ),
+        ),
+        recipe=options.recipe or (artifact.recognise() if artifact else None),
+        config=resolved.config.to_dict() if resolved else None,
+        config_origins=resolved.origins if resolved else None,
+        tokens=TokensIdentity(names=tuple(session.stream.names), sha256=session.stream.sha256()),
+        tokenizer=TokenizerIdentity(path=session.tokenizer.path, sha256=session.tokenizer.sha256),
+        tokens_scored=len(ledger),
+        bytes_scored=ledger.num_bytes,
+        bytes_raw=session.stream.raw_bytes,
+        nats=ledger.nats,
+        stride=window.stride if window else None,
+        seq_len=window.seq_len if window else None,
+        device=window.device if window else "cpu",
+        dtype=window.dtype if window else "float64",
+        context=options.context if artifact else None,
+        mixer=options.mixer,
+        ttt=options.ttt,
+        settings=options.settings,
+        verdict="illegal" if because else None,
+        illegal_because=because,
+        ledger_sha256=ledger.chain,
+        seconds=seconds,
+        tokens_per_second=scored / seconds if seconds > 0 else None,
+        versions=versions(),
+        code=code_identity(),
+        ranks=session.ranks.count if session.ranks else None,
+        network_nats=found.get("network_nats"),
+        mixer_report=found.get("mixer_report"),
+        mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
+        ttt_report=found.get("ttt_report"),
+        ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
+        reliability=found.get("reliability"),
+        # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
+        nll=ledger.scores(),
+        num_bytes=ledger.bytes(),
+    )

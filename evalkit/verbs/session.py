@@ -8,14 +8,12 @@ text is read, so that a slip of the keyboard costs seconds.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evalkit import __version__
+from evalkit.artifact.infer import ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
-from evalkit.model.infer import ResolvedConfig
 from evalkit.network.factory import ModuleSource, of_object, open_module
 from evalkit.network.network import Network, model_vocabulary, model_window
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
@@ -24,6 +22,7 @@ from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import configured, require
+from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from evalkit.model.gpt import GPT
     from evalkit.network.causality import Leak
     from evalkit.plumbing.profiling import Profile
+    from evalkit.plumbing.ranks import Ranks
     from evalkit.prequential.forecaster import Forecaster
-    from evalkit.prequential.ranks import Ranks
     from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
     from evalkit.prequential.streaming import StreamingConfig, StreamingForecaster
     from evalkit.ttt.config import TTTConfig
@@ -505,16 +504,3 @@ def has_fast_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    import numpy as np
-    import torch
-
-    return {
-        "evalkit": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }

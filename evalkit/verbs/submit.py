@@ -12,15 +12,17 @@ import os
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs, format_table
-from evalkit.report.load import Report, read_check
-from evalkit.verbs.compare import compare_values, require_same_tokens
+from evalkit.report.load import SavedReport, read_check
+from evalkit.report.score_report import ArtifactIdentity, ScoreReport
+from evalkit.verbs.compare import require_same_tokens
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
 
@@ -54,7 +56,15 @@ class SubmitOptions:
     artifacts: tuple[Path, ...] = ()
 
 
-def submit(reports: Sequence[Report], options: SubmitOptions) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One seed: its report with the verdict of its check, and the artifact that it is about."""
+
+    report: ScoreReport
+    artifact: ArtifactIdentity
+
+
+def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, Any]:
     """Write the folder; returns what is in ``submission.json``.
 
     Raises:
@@ -67,9 +77,7 @@ def submit(reports: Sequence[Report], options: SubmitOptions) -> dict[str, Any]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; name another")
     require_same_tokens(reports)
-    _require_same_system(reports)
-    verdicts = _verdicts(reports, options.checks)
-    sizes = _artifact_sizes(reports, options.artifacts)
+    runs = _runs(reports, options)
     for path in (*options.code, *options.logs):
         if not path.is_file():
             raise InputError(f"{path} does not exist or is not a file")
@@ -78,23 +86,21 @@ def submit(reports: Sequence[Report], options: SubmitOptions) -> dict[str, Any]:
     if len(set(names)) < len(names) or set(names) & set(generated):
         raise InputError(f"--code and --log need different file names, other than {', '.join(generated)}")
     code_bytes = sum(path.stat().st_size for path in options.code)
-    largest = max(sizes)
+    largest = max(run.artifact.bytes for run in runs)
     if largest + code_bytes > SIZE_CAP:
         raise InputError(
             f"artifact and code are {largest + code_bytes:,} bytes, {largest + code_bytes - SIZE_CAP:,} over the cap "
             f"of {SIZE_CAP:,}; make the artifact smaller (evalkit export --fit)"
         )
-    values = _submission(reports, options, verdicts, sizes, code_bytes)
+    values = _submission(runs, options, code_bytes)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        (partial / "submission.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(readme(values, reports, options), encoding="utf-8")
-        (partial / "evalkit.log").write_text(_log(reports, verdicts), encoding="utf-8")
-        for i, report in enumerate(reports):
-            (partial / f"score-{i + 1}.json").write_text(
-                json.dumps(_without_folders(report.values), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            )
+        write_json(partial / "submission.json", values)
+        (partial / "README.md").write_text(readme(values, runs, options), encoding="utf-8")
+        (partial / "evalkit.log").write_text(_log(runs), encoding="utf-8")
+        for i, run in enumerate(runs):
+            write_json(partial / f"score-{i + 1}.json", _without_folders(run).to_dict())
         for path in (*options.code, *options.logs):
             shutil.copyfile(path, partial / path.name)
         os.replace(partial, folder)
@@ -105,16 +111,15 @@ def submit(reports: Sequence[Report], options: SubmitOptions) -> dict[str, Any]:
     return values
 
 
-def _submission(
-    reports: Sequence[Report], options: SubmitOptions, verdicts: list[str | None], sizes: list[int], code_bytes: int
-) -> dict[str, Any]:
-    losses, bits = [r.val_loss for r in reports], [r.bpb for r in reports]
-    largest = max(sizes)
+def _submission(runs: Sequence[_Run], options: SubmitOptions, code_bytes: int) -> dict[str, Any]:
+    first = runs[0].report
+    losses, bits = [run.report.val_loss for run in runs], [run.report.bpb for run in runs]
+    largest = max(run.artifact.bytes for run in runs)
     return {
         "author": options.author,
         "github_id": options.github_id,
         "name": options.name,
-        "blurb": options.blurb or _blurb(reports[0]),
+        "blurb": options.blurb or _blurb(runs[0]),
         "date": options.date,
         "val_loss": statistics.fmean(losses),
         "val_bpb": statistics.fmean(bits),
@@ -125,29 +130,29 @@ def _submission(
         "bytes_code": code_bytes,
         "bytes_headroom": SIZE_CAP - largest - code_bytes,
         "code": {path.name: path.stat().st_size for path in options.code},
-        "legal": True if all(v == "legal" for v in verdicts) else None,
-        "tokens_scored": reports[0].values["tokens_scored"],
-        "bytes_scored": reports[0].values["bytes_scored"],
-        "tokens_sha256": reports[0].tokens_sha256,
+        "legal": True if all(run.report.legal for run in runs) else None,
+        "tokens_scored": first.tokens_scored,
+        "bytes_scored": first.bytes_scored,
+        "tokens_sha256": first.tokens.sha256,
         "runs": [
             {
-                "val_loss": r.val_loss,
-                "val_bpb": r.bpb,
-                "artifact_sha256": r.values["artifact"]["sha256"],
-                "bytes_model": size,
-                "seconds": r.values.get("seconds"),
-                "verdict": verdict,
-                "ledger_sha256": r.values.get("ledger_sha256"),
+                "val_loss": run.report.val_loss,
+                "val_bpb": run.report.bpb,
+                "artifact_sha256": run.artifact.sha256,
+                "bytes_model": run.artifact.bytes,
+                "seconds": run.report.seconds,
+                "verdict": run.report.verdict,
+                "ledger_sha256": run.report.ledger_sha256,
             }
-            for r, size, verdict in zip(reports, sizes, verdicts, strict=True)
+            for run in runs
         ],
-        "versions": reports[0].values.get("versions"),
+        "versions": first.versions,
     }
 
 
-def readme(values: dict[str, Any], reports: Sequence[Report], options: SubmitOptions) -> str:
+def readme(values: dict[str, Any], runs: Sequence[_Run], options: SubmitOptions) -> str:
     """Return the README fragment: score, runs, sizes, how it was scored and how to score it again."""
-    first = reports[0].values
+    first = runs[0].report
     rows = [
         [
             str(i + 1),
@@ -164,23 +169,21 @@ def readme(values: dict[str, Any], reports: Sequence[Report], options: SubmitOpt
     sizes = [["largest model", f"{values['bytes_model']:,}"]]
     sizes += [[name, f"{size:,}"] for name, size in values["code"].items()]
     sizes += [["total", f"{values['bytes_total']:,}"], ["under the cap", f"{values['bytes_headroom']:,}"]]
-    shards = ", ".join(Path(str(name)).name for name in first["tokens"].get("names", []))
+    shards = ", ".join(Path(name).name for name in first.tokens.names)
     settings = " ".join(
-        f"--set {section}.{key}={value}"
-        for section, items in (first.get("settings") or {}).items()
-        for key, value in items.items()
+        f"--set {section}.{key}={value}" for section, items in first.settings.items() for key, value in items.items()
     )
     command = (
-        f"evalkit score {Path(first['artifact']['path']).name} --tokens SHARDS --tokenizer MODEL "
-        f"--seq-len {first['seq_len']} --stride {first['stride']} --mixer {first['mixer']}"
-        f"{' --ttt' if first['ttt'] else ''}{' ' + settings if settings else ''}"
+        f"evalkit score {Path(runs[0].artifact.path).name} --tokens SHARDS --tokenizer MODEL "
+        f"--seq-len {first.seq_len} --stride {first.stride} --mixer {first.mixer}"
+        f"{' --ttt' if first.ttt else ''}{' ' + settings if settings else ''}"
     )
     parts = [
         f"# {options.name}",
         values["blurb"],
         format_table(["run", "nats per token", "bits per byte", "bytes of model", "legal"], rows),
         f"{values['tokens_scored']:,} tokens ({shards}), {values['bytes_scored']:,} bytes of text, every position "
-        f"scored exactly once, window {first['seq_len']}, stride {first['stride']}.",
+        f"scored exactly once, window {first.seq_len}, stride {first.stride}.",
         "## Size",
         format_table(["part", "bytes"], sizes),
         "## Score it again",
@@ -189,92 +192,83 @@ def readme(values: dict[str, Any], reports: Sequence[Report], options: SubmitOpt
     return "\n\n".join(parts) + "\n"
 
 
-def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(run: _Run) -> ScoreReport:
     """Return a report whose paths are bare file names: where they lay on this machine is nobody's business."""
-    tokens, tokenizer = values["tokens"], values.get("tokenizer")
-    return values | {
-        "artifact": values["artifact"] | {"path": Path(values["artifact"]["path"]).name},
-        "tokens": tokens | {"names": [Path(str(name)).name for name in tokens.get("names", [])]},
-        "tokenizer": tokenizer and tokenizer | {"path": Path(str(tokenizer.get("path"))).name},
-    }
+    report = run.report
+    return replace(
+        report,
+        artifact=replace(run.artifact, path=Path(run.artifact.path).name),
+        tokens=replace(report.tokens, names=tuple(Path(name).name for name in report.tokens.names)),
+        tokenizer=replace(report.tokenizer, path=Path(report.tokenizer.path).name),
+    )
 
 
-def _blurb(report: Report) -> str:
-    v = report.values
-    config = v.get("config") or {}
+def _blurb(run: _Run) -> str:
+    report, config = run.report, run.report.config or {}
     layers, width, vocabulary = (config.get(name) for name in ("num_layers", "model_dim", "vocab_size"))
     parts = [f"{layers} layers, width {width}, vocabulary {vocabulary}"]
-    if v["mixer"] != "none":
-        parts.append(f"online mixer ({v['mixer']})")
-    if v["ttt"]:
+    if report.mixer != "none":
+        parts.append(f"online mixer ({report.mixer})")
+    if report.ttt:
         parts.append("score-first test-time training")
-    return f"{'; '.join(parts)}; {v['artifact']['format']}, {v['artifact']['compression']}."
+    return f"{'; '.join(parts)}; {run.artifact.format}, {run.artifact.compression}."
 
 
-def _log(reports: Sequence[Report], verdicts: list[str | None]) -> str:
-    blocks = []
-    for i, (report, verdict) in enumerate(zip(reports, verdicts, strict=True)):
-        v = report.values
-        blocks.append(
-            format_pairs(
-                [
-                    ("run", str(i + 1)),
-                    ("artifact", f"{v['artifact']['sha256']} ({v['artifact']['bytes']:,} bytes)"),
-                    ("tokens", f"{v['tokens_scored']:,}, sha256 {report.tokens_sha256}"),
-                    ("tokenizer", str((v.get("tokenizer") or {}).get("sha256"))),
-                    ("val_loss", f"{report.val_loss:.8f}"),
-                    ("val_bpb", f"{report.bpb:.8f}"),
-                    ("seconds", f"{v.get('seconds') or 0:.1f}"),
-                    ("ledger", str(v.get("ledger_sha256"))),
-                    ("verdict", verdict or "not checked"),
-                    ("versions", json.dumps(v.get("versions"))),
-                ]
-            )
+def _log(runs: Sequence[_Run]) -> str:
+    blocks = [
+        format_pairs(
+            [
+                ("run", str(i + 1)),
+                ("artifact", f"{run.artifact.sha256} ({run.artifact.bytes:,} bytes)"),
+                ("tokens", f"{run.report.tokens_scored:,}, sha256 {run.report.tokens.sha256}"),
+                ("tokenizer", run.report.tokenizer.sha256),
+                ("val_loss", f"{run.report.val_loss:.8f}"),
+                ("val_bpb", f"{run.report.bpb:.8f}"),
+                ("seconds", f"{run.report.seconds:.1f}"),
+                ("ledger", run.report.ledger_sha256),
+                ("verdict", run.report.verdict or "not checked"),
+                ("versions", json.dumps(run.report.versions)),
+            ]
         )
-    if len(reports) > 1:
-        summary = compare_values([r.bpb for r in reports], [reports[0].bpb], metric="bpb")
-        blocks.append(format_pairs([("mean val_bpb", f"{summary.mean:.8f}"), ("sd", f"{summary.sd or 0:.8f}")]))
+        for i, run in enumerate(runs)
+    ]
+    if len(runs) > 1:
+        bits = [run.report.bpb for run in runs]
+        summary = [("mean val_bpb", f"{statistics.fmean(bits):.8f}"), ("sd", f"{statistics.stdev(bits):.8f}")]
+        blocks.append(format_pairs(summary))
     return "\n\n".join(blocks) + "\n"
 
 
-def _require_same_system(reports: Sequence[Report]) -> None:
+def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
+    """Return what is submitted, after checking that it is one system, that its files are there, and nothing illegal.
+
+    Raises:
+        InputError: it is not.
+    """
+    for name, files in (("check", options.checks), ("artifact", options.artifacts)):
+        if files and len(files) != len(reports):
+            raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
-    for report in reports:
-        if not isinstance(report.values.get("artifact"), dict):
-            raise InputError(f"{report.path} has no artifact; a submission needs one")
-        for name in _SAME:
-            if report.values.get(name) != first.values.get(name):
+    runs = []
+    for i, saved in enumerate(reports):
+        report, artifact = saved.report, saved.report.artifact
+        if artifact is None:
+            raise InputError(f"{saved.path} has no artifact; a submission needs one")
+        for field in _SAME:
+            if getattr(report, field) != getattr(first.report, field):
                 raise InputError(
-                    f"{report.path} and {first.path} differ in {name}; the runs of one submission differ in their "
+                    f"{saved.path} and {first.path} differ in {field}; the runs of one submission differ in their "
                     f"seed alone"
                 )
-
-
-def _verdicts(reports: Sequence[Report], checks: tuple[Path, ...]) -> list[str | None]:
-    if checks and len(checks) != len(reports):
-        raise InputError(f"{len(checks)} --check files for {len(reports)} reports; give one for each, in their order")
-    verdicts: list[str | None] = []
-    for i, report in enumerate(reports):
-        verdict = {True: "legal", False: "illegal", None: None}.get(report.values.get("legal"))
-        if checks:
-            verdict = read_check(checks[i], report)["verdict"]
-        if verdict == "illegal" or report.values.get("legal") is False:
-            raise InputError(f"{report.path} is illegal; it cannot be submitted (evalkit check says why)")
-        verdicts.append(verdict)
-    return verdicts
-
-
-def _artifact_sizes(reports: Sequence[Report], artifacts: tuple[Path, ...]) -> list[int]:
-    """Return the sizes of the artifact files, each checked against its report's hash."""
-    if artifacts and len(artifacts) != len(reports):
-        raise InputError(f"{len(artifacts)} --artifact files for {len(reports)} reports; give one for each, in order")
-    sizes = []
-    for i, report in enumerate(reports):
-        path = artifacts[i] if artifacts else Path(report.values["artifact"]["path"])
+        if options.checks:
+            report = report.checked(read_check(options.checks[i], saved))
+        if report.verdict == "illegal":
+            raise InputError(f"{saved.path} is illegal ({report.illegal_because}); it cannot be submitted")
+        path = options.artifacts[i] if options.artifacts else Path(artifact.path)
         if not path.is_file():
             raise InputError(f"artifact {path} does not exist; name it with --artifact")
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != report.values["artifact"]["sha256"]:
-            raise InputError(f"{path} is not the artifact that {report.path} scored (its SHA-256 is another)")
-        sizes.append(len(data))
-    return sizes
+        if (hashlib.sha256(data).hexdigest(), len(data)) != (artifact.sha256, artifact.bytes):
+            raise InputError(f"{path} is not the artifact that {saved.path} scored (its SHA-256 is another)")
+        runs.append(_Run(report=report, artifact=artifact))
+    return runs

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -11,18 +10,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "evalkit", *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_help_is_instant_and_imports_no_torch() -> None:
-    code = (
-        "import sys; from evalkit.cli.main import run_command; run_command(['--help']); print('torch' in sys.modules)"
-    )
-    fastest = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        fastest = min(fastest, time.perf_counter() - started)
-    assert done.stdout.endswith("False\n")
+def test_help_imports_nothing_that_takes_long() -> None:
+    code = "import sys; from evalkit.cli.main import run_command; run_command(['--help']); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Score an artifact" in done.stdout
-    assert fastest < 5.0  # far above the target of 0.3 s: this catches an import, not a slow machine
+    imported = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert {"evalkit", "click"} <= imported
+    assert not imported & {"torch", "numpy", "numba", "scipy", "sentencepiece", "constriction", "matplotlib"}
 
 
 def test_every_command_that_help_lists_exists() -> None:

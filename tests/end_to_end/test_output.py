@@ -13,6 +13,7 @@ import pytest
 from evalkit.cli.main import COMMANDS, cli, run_command
 from evalkit.cli.output import prepare, speaking
 from evalkit.plumbing.log import LOG
+from tests.evalkit.reports import invented_report
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -35,8 +36,7 @@ def test_every_command_has_them_and_every_option_its_variable() -> None:
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    values = {"val_loss": 1.0, "bpb": 1.0, "tokens_scored": 3, "bytes_scored": 4, "tokens": {"sha256": "0" * 64}}
-    (tmp_path / "r.json").write_text(json.dumps(values))
+    (tmp_path / "r.json").write_text(json.dumps(invented_report().to_dict()))
     return tmp_path / "r.json"
 
 

@@ -61,10 +61,10 @@ def test_score_and_check_as_documented(
     assert report.bpb == report.to_dict()["bpb"] > 0
     legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=3))
     assert legality.verdict in ("legal", "unproven")
-    assert legality.findings == []
+    assert legality.findings == ()
     (tmp_path / "r.json").write_text(json.dumps(report.to_dict()))
-    (tmp_path / "c.json").write_text(legality.to_json())
-    assert read_check(tmp_path / "c.json", read_report(tmp_path / "r.json"))["verdict"] == legality.verdict
+    (tmp_path / "c.json").write_text(json.dumps(legality.to_dict(), allow_nan=False))
+    assert read_check(tmp_path / "c.json", read_report(tmp_path / "r.json")) == legality
     artifact = evalkit.load_artifact(tiny_artifact)
     assert isinstance(artifact, evalkit.Artifact)
     with pytest.raises(evalkit.InputError, match="does not exist"):

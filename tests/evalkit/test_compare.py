@@ -93,14 +93,14 @@ def test_paired_names_what_changed() -> None:
 @pytest.fixture
 def runs(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) -> dict[str, Path]:
     """Seeds of two systems: new ones are lower by 0.02 nats per token, with a spread of 0.001."""
-    report = read_report(scored[0])
-    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    saved = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
     paths = {}
     for name, shift in (("old", 0.0), ("new", -0.02), ("same", 0.0001)):
         for seed in range(3):
             moved = scores.nll + shift + rng.normal(0, 0.001)
             paths[f"{name}{seed}"] = write_report(
-                tmp_path / f"{name}{seed}.json", report.values, moved, scores.num_bytes
+                tmp_path / f"{name}{seed}.json", saved.report, moved, scores.num_bytes
             )
     return paths
 
@@ -161,8 +161,11 @@ def test_a_per_token_file_of_another_run_is_refused(runs: dict[str, Path], capsy
         ('{"bpb": NaN}', "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"stages": {}}', "summary of evalkit run"),
-        ('{"bpb": 1}', "not a report"),
-        ('{"bpb": 1, "val_loss": 1, "tokens_scored": 1, "bytes_scored": 1}', "which tokens"),
+        ('{"bpb": 1}', "has no format number; this evalkit reads format 2: score again"),
+        ('{"format": 1, "bpb": 1}', "is of format 1; this evalkit reads format 2: score again"),
+        ('{"format": 3, "bpb": 1}', "is of format 3"),
+        ('{"format": true}', "is of format True"),
+        ('{"format": 2, "bpb": 1}', "lacks artifact, recipe"),
     ],
 )
 def test_files_that_are_no_reports(content: str, message: str, tmp_path: Path) -> None:

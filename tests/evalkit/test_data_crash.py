@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,26 +46,60 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(documents: Path, tokeniz
     assert {path.name for path in tmp_path.iterdir()} == {"docs.jsonl"}
 
 
-def test_killed_at_random_the_folder_is_whole_or_absent(documents: Path, tokenizer_path: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    options = TokenizeOptions(
-        documents=(documents,), tokenizer=tokenizer_path, out=whole, val_documents=10, shard_tokens=40000
-    )
-    tokenize_documents(options)
-    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
-    rng = random.Random(1)
-    absent = 0
-    for i in range(6):
-        out = tmp_path / f"out{i}"
-        process = subprocess.Popen(command(documents, tokenizer_path, out), stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.1, 0.6))
-        process.kill()
-        process.wait()
-        if out.exists():
-            assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
-        else:
-            absent += 1
-    assert absent  # or every kill came too late to mean anything
+KILLED = """
+import importlib, os, signal, sys
+owner, name, call, moment, *arguments = sys.argv[1:]
+module, _, inner = owner.partition(":")
+target = importlib.import_module(module)
+target = getattr(target, inner) if inner else target
+original, calls = getattr(target, name), 0
+
+def killing(*a, **k):
+    global calls
+    calls += 1
+    if calls == int(call) and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*a, **k)
+    if calls == int(call):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(target, name, killing)
+from evalkit.cli.main import run_command
+sys.exit(run_command(arguments))
+"""
+"""Runs a command and kills its own process before or after a certain call of a function."""
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_whole"),
+    [
+        (("evalkit.data.shard_writer:ShardWriter", "write", "1", "before"), False),
+        (("evalkit.data.shard_writer:ShardWriter", "write", "2000", "after"), False),
+        (("evalkit.data.shard_writer:ShardWriter", "close", "1", "after"), False),
+        (("evalkit.data.tokenize", "write_json", "1", "before"), False),
+        (("evalkit.data.tokenize", "write_json", "1", "after"), False),
+        (("evalkit.data.tokenize", "tokenize_documents", "1", "after"), True),
+    ],
+)
+def test_killed_at_any_moment_the_folder_is_whole_or_absent(
+    documents: Path, tokenizer_path: Path, tmp_path: Path, moment: tuple[str, ...], is_whole: bool
+) -> None:
+    out = tmp_path / "out"
+    arguments = command(documents, tokenizer_path, out)[3:]
+    process = subprocess.run([sys.executable, "-c", KILLED, *moment, *arguments], stdout=subprocess.DEVNULL)
+    assert process.returncode == -signal.SIGKILL
+    assert out.exists() == is_whole
+    if is_whole:
+        whole = tmp_path / "whole"
+        tokenize_documents(
+            TokenizeOptions(
+                documents=(documents,), tokenizer=tokenizer_path, out=whole, val_documents=10, shard_tokens=40000
+            )
+        )
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+            path.name: path.read_bytes() for path in whole.iterdir()
+        }
 
 
 def test_two_runs_into_one_folder_leave_one_of_them(documents: Path, tokenizer_path: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from evalkit.artifact.layouts import read_layout
 from evalkit.artifact.torchfile import RawTensor
 from evalkit.model.config import coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
-from evalkit.report.load import Report, read_token_scores
+from evalkit.report.load import SavedReport, read_token_scores
+from tests.evalkit.reports import invented_report
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "fuzz.py"
 
@@ -59,7 +60,7 @@ def test_a_kind_that_is_a_tensor_is_refused() -> None:
 def test_a_per_token_file_that_inflates_too_far_is_refused(tmp_path: Path) -> None:
     zeros = np.zeros(2_000_000)
     np.savez_compressed(tmp_path / "bomb.npz", position=zeros, nll=zeros, bytes=zeros)
-    report = Report(path=tmp_path / "r.json", values={"tokens_scored": 100, "val_loss": 0.0})
+    report = SavedReport(path=tmp_path / "r.json", report=invented_report(tokens_scored=100))
     with pytest.raises(InputError, match="too much for 100 scored tokens"):
         read_token_scores(tmp_path / "bomb.npz", report)
 

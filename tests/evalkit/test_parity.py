@@ -36,12 +36,12 @@ def test_scores_match_the_reference_at_every_position(shared: Path, tmp_path: Pa
             dtype="float32",
         )
     )
-    assert report.values["recipe"] == f"pr{system}"
+    assert report.recipe == f"pr{system}"
     assert np.abs(report.nll - reference["nll"]).max() < 1e-4
     np.testing.assert_array_equal(report.num_bytes, reference["bytes"])
     assert report.bpb == pytest.approx(expected["bpb"], rel=1e-6)
-    assert report.values["tokens_scored"] == expected["tokens"]
-    assert report.values["bytes_scored"] == expected["bytes"]
+    assert report.tokens_scored == expected["tokens"]
+    assert report.bytes_scored == expected["bytes"]
 
 
 @pytest.mark.parametrize("system", CASES)

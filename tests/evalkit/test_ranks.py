@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
-from evalkit.prequential.ranks import Ranks
+from evalkit.plumbing.ranks import Ranks
 from evalkit.verbs.score import score
 from evalkit.verbs.session import ScoreOptions, open_session
 
@@ -23,7 +23,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from evalkit.verbs.session import ScoreOptions, open_session
-from evalkit.prequential.ranks import Ranks
+from evalkit.plumbing.ranks import Ranks
 from evalkit.verbs.score import score_session
 
 folder = Path(sys.argv[1])
@@ -32,7 +32,7 @@ with ranks.joined("cpu"):
     for name, options in json.loads((folder / "options.json").read_text()).items():
         report = score_session(open_session(ScoreOptions(**options)).shared_among(ranks))
         report.save_nll(str(folder / f"{name}-{ranks.rank}.npz"))
-        kept = {key: report.values[key] for key in ("nats", "bpb", "ledger_sha256", "ranks")}
+        kept = {key: getattr(report, key) for key in ("nats", "bpb", "ledger_sha256", "ranks")}
         (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(kept))
 """
 
@@ -70,9 +70,10 @@ def test_two_processes_score_the_bits_of_one(options: ScoreOptions, tmp_path: Pa
         for rank in range(2):
             values = json.loads((tmp_path / f"{name}-{rank}.json").read_text())
             assert values.pop("ranks") == 2
-            assert values == {key: alone.values[key] for key in values}
+            assert values == {key: getattr(alone, key) for key in values}
             np.testing.assert_array_equal(np.load(tmp_path / f"{name}-{rank}.npz")["nll"], alone.nll)
-    assert alone.values["ttt_report"]["steps"] > 0
+    assert alone.ttt_report is not None
+    assert alone.ttt_report["steps"] > 0
 
 
 @given(total=st.integers(0, 50), count=st.integers(1, 9))
@@ -103,14 +104,42 @@ def test_what_cannot_be_shared_is_refused(options: ScoreOptions, change: dict[st
         session.shared_among(Ranks(rank=1, count=2))
 
 
-def test_a_damaged_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "two")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="RANK='two'"):
-        Ranks.from_environment()
-    monkeypatch.setenv("RANK", "4")
-    with pytest.raises(InputError, match="RANK=4, WORLD_SIZE=4"):
-        Ranks.from_environment()
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "two", "WORLD_SIZE": "4"}, "RANK='two', WORLD_SIZE='4', LOCAL_RANK=None"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE='x'"),
+        ({"RANK": "0"}, "WORLD_SIZE=None"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK=4, WORLD_SIZE=4"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+    ],
+)
+def test_a_damaged_environment_is_one_sentence(
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words) as caught, Ranks.from_environment().joined("cpu"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_commands_say_the_same_of_a_damaged_environment(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    text = ["--text", str(options.text), "--tokenizer", options.tokenizer]
+    said = []
+    for command in (
+        ["score", str(options.artifact), *text],
+        ["check", str(options.artifact), *text],
+        ["train", "--recipe", "tiny", "--data", str(tmp_path), "--out", str(tmp_path / "run")],
+    ):
+        assert run_command(command) == 2
+        said.append(capsys.readouterr().err)
+    assert "WORLD_SIZE='x'" in said[0]
+    assert said == said[:1] * 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_check_works_on_the_first_process_alone(

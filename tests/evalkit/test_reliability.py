@@ -139,12 +139,13 @@ def test_scores_stay_to_the_bit(
         **how,
     )
     plain, sampled = evalkit.score(options), evalkit.score(replace(options, reliability=200))
-    assert sampled.values["ledger_sha256"] == plain.values["ledger_sha256"]
-    assert sampled.values["reliability"]["positions"] >= 200
-    assert sampled.values["reliability"]["max_difference"] < 1e-9
-    assert "reliability" not in plain.values
+    assert sampled.ledger_sha256 == plain.ledger_sha256
+    assert sampled.reliability is not None
+    assert sampled.reliability["positions"] >= 200
+    assert sampled.reliability["max_difference"] < 1e-9
+    assert plain.reliability is None
 
 
 def test_a_forecaster_without_distributions_is_refused() -> None:
-    with pytest.raises(InputError, match="does not state"):
+    with pytest.raises(InputError, match="states no distribution"):
         ReliabilityForecaster(object(), 1, 1)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
+from evalkit.legality.report import Finding, LegalityReport
 from evalkit.prequential.windows import plan_windows
 from evalkit.report import series
 from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
 from evalkit.report.passages import choose_passages, passage_spans
-from tests.evalkit.reports import subject_of, write_report
+from tests.evalkit.reports import check_of, write_check, write_report
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -31,10 +33,9 @@ def data_of(page: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    check = {"verdict": "illegal", "seconds": 1.0, **subject_of(scored[0]), "uncovered": ["x </script><b>y</b>"],
-             "findings": [{"axiom": "causality", "position": 7, "evidence": {}, "message": "moved"}]}  # fmt: skip
-    (folder / "check.json").write_text(json.dumps(check))
-    arguments = ["report", str(scored[0]), "--check", str(folder / "check.json"), "-o", str(folder / "page.html")]
+    moved = Finding(axiom="causality", position=7, evidence={}, message="moved")
+    check = write_check(folder / "check.json", check_of(scored[0], moved, uncovered=("x </script><b>y</b>",)))
+    arguments = ["report", str(scored[0]), "--check", check, "-o", str(folder / "page.html")]
     assert run_command(arguments) == 0
     return folder / "page.html"
 
@@ -59,30 +60,33 @@ def test_text_of_strangers_cannot_become_markup(page: Path) -> None:
 
 def test_page_holds_every_part(page: Path, scored: tuple[Path, Path]) -> None:
     data = data_of(page.read_text(encoding="utf-8"))
-    report = read_report(scored[0])
+    report = read_report(scored[0]).report
     assert data["stream"]["running"][-1] == pytest.approx(report.bpb)
+    assert data["report"]["verdict"] == "illegal"
     assert len(data["scatter"]) == data["documents"]["count"] == 6
-    names = list(report.values["mixer_report"]["experts"])
+    assert report.mixer_report is not None
+    names = list(report.mixer_report["experts"])
     assert [expert["name"] for expert in data["mixer"]["experts"]] == names
     assert len(data["chunks"]) >= 2
     assert sum(r["tokens"] for r in data["surprise"]) == pytest.approx(1)
     assert sum(r["bits"] for r in data["surprise"]) == pytest.approx(1)
     assert any(row["name"] == "tok_emb.weight" for row in data["bytes"])
-    assert data["reliability"]["positions"] == report.values["tokens_scored"]
-    assert sum(p["tokens"] for p in data["reliability"]["points"]) == report.values["tokens_scored"] * 384
+    assert data["reliability"]["positions"] == report.tokens_scored
+    assert sum(p["tokens"] for p in data["reliability"]["points"]) == report.tokens_scored * 384
     assert not any("reliability" in sentence for sentence in data["left_out"])
 
 
 def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> None:
-    report = read_report(scored[0])
-    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
-    stream, tokenizer = open_report_stream(report)
+    saved = read_report(scored[0])
+    report, scores = saved.report, read_token_scores(scored[0].with_suffix(".npz"), saved)
+    stream, tokenizer = open_report_stream(saved)
     tokens = stream.read(0, len(stream))
     documents = series.by_document(scores, series.document_index(tokens, tokenizer.bos_id))
     total = sum(b * n for b, n in zip(documents["bpb"], documents["bytes"], strict=True))
     assert total / scores.num_bytes.sum() == pytest.approx(report.bpb)
     assert sum(documents["tokens"]) == len(scores.nll)
-    chunks = series.by_chunk(scores, report.values["ttt_report"]["chunks"])
+    assert report.ttt_report is not None
+    chunks = series.by_chunk(scores, report.ttt_report["chunks"])
     assert chunks[-1]["stop"] == len(scores.nll)
     positions = series.by_document_position(scores, tokens, tokenizer.bos_id)
     assert positions["starts"] == 5
@@ -108,9 +112,9 @@ def test_position_in_the_window_is_that_of_the_plan(rng: np.random.Generator, se
 
 
 def test_passages_give_back_the_text(scored: tuple[Path, Path]) -> None:
-    report = read_report(scored[0])
-    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
-    stream, tokenizer = open_report_stream(report)
+    saved = read_report(scored[0])
+    report, scores = saved.report, read_token_scores(scored[0].with_suffix(".npz"), saved)
+    stream, tokenizer = open_report_stream(saved)
     tokens = stream.read(0, len(stream))
     spans = passage_spans(scores, tokens, tokenizer, 0, len(scores.nll))
     documents = "".join(text for text, _, _ in spans).split("\u21b5")
@@ -119,7 +123,7 @@ def test_passages_give_back_the_text(scored: tuple[Path, Path]) -> None:
         assert text == tokenizer.decode(tokens[start + 1 : stop])
     assert "naïve" in documents[0]
     assert "😀" in documents[0]
-    assert sum(nats for _, nats, _ in spans) == pytest.approx(report.values["nats"], abs=1e-3 * len(spans))
+    assert sum(nats for _, nats, _ in spans) == pytest.approx(report.nats, abs=1e-3 * len(spans))
     assert sum(number for _, _, number in spans) == len(scores.nll)
 
 
@@ -147,11 +151,10 @@ def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_pat
 
 
 def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
-    values = json.loads(scored[0].read_text())
-    values["tokens"]["sha256"] = "1" * 64
-    report = read_report(scored[0])
-    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
-    path = write_report(tmp_path / "r.json", values, scores.nll, scores.num_bytes)
+    saved = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
+    other = replace(saved.report, tokens=replace(saved.report.tokens, sha256="1" * 64))
+    path = write_report(tmp_path / "r.json", other, scores.nll, scores.num_bytes)
     assert run_command(["report", str(path), "-o", str(tmp_path / "p.html")]) == 0
     assert "are not those that" in capsys.readouterr().out
     assert run_command(["report", str(path), "--tokens", str(scored[1]), "-o", str(tmp_path / "p.html")]) == 2
@@ -160,7 +163,6 @@ def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], 
 def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     for name, value in (
         ("mixer_report", {"experts": [1, 2]}),
-        ("artifact", {"pat": 1}),
         ("ttt_report", {"chunks": [3]}),
         ("reliability", {"positions": 3, "tokens": [0.5], "expected": [], "occurred": "x"}),
     ):
@@ -174,14 +176,17 @@ def test_a_malformed_report_is_one_sentence(scored: tuple[Path, Path], tmp_path:
 def test_a_check_of_another_score_is_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     check, page = tmp_path / "check.json", tmp_path / "p.html"
     for change in ({"mixer": "published"}, {"stride": 7}, {"artifact_sha256": "0" * 64}):
-        subject = subject_of(scored[0])["covered"]["subject"] | change
-        check.write_text(json.dumps({"verdict": "legal", "covered": {"subject": subject}}))
+        subject = check_of(scored[0]).covered["subject"]
+        write_check(check, LegalityReport(covered={"subject": {**subject, **change}}))
         assert run_command(["report", str(scored[0]), "--check", str(check), "-o", str(page)]) == 2
         assert next(iter(change)) in capsys.readouterr().err
         assert not page.exists()
-    check.write_text('{"verdict": "legal"}')
+    write_check(check, LegalityReport())
     assert run_command(["report", str(scored[0]), "--check", str(check), "-o", str(page)]) == 2
     assert "what was checked" in capsys.readouterr().err
+    check.write_text('{"verdict": "legal"}')
+    assert run_command(["report", str(scored[0]), "--check", str(check), "-o", str(page)]) == 2
+    assert "has no format number; this evalkit reads format 2: check again" in capsys.readouterr().err
 
 
 def test_documents_without_bytes_have_no_bits_per_byte() -> None:

@@ -1,11 +1,7 @@
 """Scores depend on the artifact, the text and the window, and on nothing else."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +84,28 @@ def test_short_streams(options: ScoreOptions, tokenizer_path: Path, tmp_path: Pa
     (tmp_path / "a.txt").write_text("a b")
     for limit in (1, 2):
         report = score(replace(options, text=str(tmp_path / "a.txt"), limit_tokens=limit))
-        assert len(report.nll) == report.values["tokens_scored"] == limit
+        assert len(report.nll) == report.tokens_scored == limit
 
 
 class Stop(Exception):
     """Stands for whatever interrupts a run."""
+
+
+def interrupt_fourth_span(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> list[int]:
+    """Raise ``error`` once, in the fourth ``observe``; return the list, which grows, of the spans' first positions."""
+    starts: list[int] = []
+    original = SlidingForecaster.observe
+
+    def observe(self: Any, tokens: Any, start: int, stop: int) -> None:
+        starts.append(start)
+        if len(starts) == 4:
+            if error is KeyboardInterrupt:
+                signal.raise_signal(signal.SIGINT)
+            raise error
+        original(self, tokens, start, stop)
+
+    monkeypatch.setattr(SlidingForecaster, "observe", observe)
+    return starts
 
 
 @pytest.mark.parametrize("mixer", ["none", "hedge"])
@@ -100,24 +113,19 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     options: ScoreOptions, mixer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
-    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
     monkeypatch.setattr("evalkit.verbs.score._CHECKPOINT_SECONDS", 0.0)
     options = replace(options, mixer=mixer)
     expected = score(options).nll
-    seen = 0
-    original = SlidingForecaster.observe
-
-    def observe(self: Any, tokens: Any, start: int, stop: int) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 4:
-            raise Stop
-        original(self, tokens, start, stop)
-
-    monkeypatch.setattr(SlidingForecaster, "observe", observe)
+    starts = interrupt_fourth_span(monkeypatch, Stop)
     with pytest.raises(Stop):
         score_session(open_session(options), resume=False)
+    assert starts == sorted(set(starts))
     report = score_session(open_session(options), resume=True)
+    # Where it resumed: the span that was interrupted, or the one after it where the ledger is all there is to keep. The
+    # final bits alone would not tell a run that started over.
+    due = starts[3] if mixer == "hedge" else starts[3] + 100
+    assert starts[4] == due > 1
     np.testing.assert_array_equal(report.nll, expected)
     assert list(tmp_path.iterdir()) == []  # a complete run leaves nothing behind
 
@@ -133,39 +141,38 @@ def test_a_run_without_a_place_for_its_state_still_scores(
 
 
 def test_the_same_run_twice_at_a_time(options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evalkit.prequential.resume import RunFolder
+    from evalkit.prequential.resume import ResumeFolder
 
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path))
     session = open_session(options)
-    other = RunFolder(session.identity(), resume=False)
+    other = ResumeFolder(session.identity(), resume=False)
     assert score_session(session, resume=False).bpb == score(options).bpb
     with pytest.raises(InputError, match="another process"):
         score_session(session, resume=True)
     other.remove()
 
 
-def test_ctrl_c_then_resume_on_the_command_line(options: ScoreOptions, tmp_path: Path, text_path: Path) -> None:
+def test_ctrl_c_then_resume_on_the_command_line(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    expected = score(options)
     arguments = [
-        "score", str(options.artifact), "--text", str(text_path), "--tokenizer", options.tokenizer, "--seq-len", "256",
-        "--stride", "8", "--json",
+        "score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,
+        "--seq-len", "64", "--stride", "16", "--limit-tokens", "700", "--json", str(tmp_path / "a.json"),
     ]  # fmt: skip
-    environment = os.environ | {"EVALKIT_STATE": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "evalkit", *arguments]
-    process = subprocess.Popen([*command, str(tmp_path / "a.json")], env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "state").glob("*/nll.f64")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    if process.returncode != 0:
-        assert process.returncode == 130
-        assert "Traceback" not in stderr
-    done = subprocess.run([*command, str(tmp_path / "a.json"), "--resume"], env=environment, timeout=120)
-    assert done.returncode == 0
+    starts = interrupt_fourth_span(monkeypatch, KeyboardInterrupt)
+    assert run_command(arguments) == 130
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "a.json").exists()
+    assert run_command([*arguments, "--resume"]) == 0
+    assert starts[4] > starts[3]
     report = json.loads((tmp_path / "a.json").read_text())
-    fresh = score(replace(options, seq_len=256, stride=8, limit_tokens=0, dtype="auto"))
-    assert report["nats"] == fresh.values["nats"]
-    assert report["ledger_sha256"] == fresh.values["ledger_sha256"]
+    assert report["nats"] == expected.nats
+    assert report["ledger_sha256"] == expected.ledger_sha256
 
 
 def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:

@@ -66,8 +66,7 @@ def test_numbers_and_truths_are_read_as_written(rate: float, count: int, flag: b
 
 
 @pytest.mark.parametrize("word", ["yes", "on", "True", "1"])
-@pytest.mark.parametrize(("section", "key"), [("model", "ln_scale"), ("ttt", "compare"), ("mixer", "exclusion"),
-                                              ("qat", "enabled")])  # fmt: skip
+@pytest.mark.parametrize(("section", "key"), [("model", "ln_scale"), ("ttt", "compare"), ("qat", "enabled")])
 def test_yes_is_true_in_every_section(section: str, key: str, word: str) -> None:
     assert getattr(configured(BASES[section], {key: word}, section), key) is True
 

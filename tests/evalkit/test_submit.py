@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
+from evalkit.legality.report import Finding
 from evalkit.report.load import read_report, read_token_scores
-from tests.evalkit.reports import subject_of, write_report
+from tests.evalkit.reports import check_of, write_check, write_report
 
 
 @pytest.fixture
 def seeds(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) -> list[str]:
-    report = read_report(scored[0])
-    scores = read_token_scores(scored[0].with_suffix(".npz"), report)
+    saved = read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
     return [
-        str(write_report(tmp_path / f"s{i}.json", report.values, scores.nll + rng.uniform(0, 0.01), scores.num_bytes))
+        str(write_report(tmp_path / f"s{i}.json", saved.report, scores.nll + rng.uniform(0, 0.01), scores.num_bytes))
         for i in range(3)
     ]
 
@@ -40,10 +41,11 @@ def test_folder_has_what_the_challenge_asks_for(seeds: list[str], tmp_path: Path
     assert names == {"submission.json", "README.md", "evalkit.log", "train_gpt.py", "train.log",
                      "score-1.json", "score-2.json", "score-3.json"}  # fmt: skip
     values = json.loads((folder / "submission.json").read_text())
-    reports = [read_report(path) for path in seeds]
+    reports = [read_report(path).report for path in seeds]
     assert values["val_bpb"] == statistics.fmean(r.bpb for r in reports)
     assert values["val_loss_sd"] == statistics.stdev(r.val_loss for r in reports)
-    size = Path(reports[0].values["artifact"]["path"]).stat().st_size
+    assert reports[0].artifact is not None
+    size = Path(reports[0].artifact.path).stat().st_size
     assert values["bytes_total"] == size + code.stat().st_size
     assert values["bytes_code"] == code.stat().st_size
     assert values["legal"] is None
@@ -68,10 +70,10 @@ def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str
     big = tmp_path / "big.py"
     big.write_bytes(bytes(16_000_000))
     assert "over the cap" in refused("--code", str(big))
-    check = tmp_path / "check.json"
-    check.write_text(json.dumps({"verdict": "illegal"} | subject_of(Path(seeds[0]))))
-    assert "cannot be submitted" in refused(*["--check", str(check)] * 3)
-    assert "1 --check files for 3 reports" in refused("--check", str(check))
+    moved = Finding(axiom="causality", position=7, evidence={}, message="The score moved.")
+    check = write_check(tmp_path / "check.json", check_of(Path(seeds[0]), moved))
+    assert "illegal (The score moved.); it cannot be submitted" in refused(*["--check", check] * 3)
+    assert "1 --check files for 3 reports" in refused("--check", check)
     other = tmp_path / "other.ptz"
     other.write_bytes(b"other")
     assert "is not the artifact" in refused(*["--artifact", str(other)] * 3)

@@ -11,8 +11,8 @@ import numpy as np
 class NaiveChain:
     """Interpolated Kneser-Ney over dictionaries keyed by whole contexts."""
 
-    def __init__(self, orders, discounts, vocab_size, exclusion, document_token, document_local):
-        self.orders, self.vocab_size, self.exclusion = orders, vocab_size, exclusion
+    def __init__(self, orders, discounts, vocab_size, document_token, document_local=False):
+        self.orders, self.vocab_size = orders, vocab_size
         self.discounts, self.document_token, self.local = discounts, document_token, document_local
         self.counts = defaultdict(lambda: defaultdict(int))
         self.history = []
@@ -46,7 +46,7 @@ class NaiveChain:
         seen = False
         for context in reversed(self.contexts()):
             known = y in self.counts[context]
-            if not known or not (self.exclusion and seen):
+            if not known or not seen:
                 self.counts[context][y] += 1
             seen = seen or known
         self.history.append(y)
@@ -84,9 +84,9 @@ class NaiveTree:
 
     def __init__(self, orders, document_orders, discounts, document_discounts, vocab_size, document_token, rate):
         rounded = [np.maximum(np.rint(np.asarray(d) * 256), 1) / 256 for d in (discounts, document_discounts)]
-        self.stores = [NaiveChain(orders, rounded[0], vocab_size, True, document_token, False)]
+        self.stores = [NaiveChain(orders, rounded[0], vocab_size, document_token)]
         if document_orders:
-            self.stores.append(NaiveChain(document_orders, rounded[1], vocab_size, True, document_token, True))
+            self.stores.append(NaiveChain(document_orders, rounded[1], vocab_size, document_token, True))
         self.orders, self.every, self.vocab_size, self.rate = orders, orders + document_orders, vocab_size, rate
         self.bits = max(1, (vocab_size - 1).bit_length())
         self.tables, self.weights, self.finals = {}, {}, {}

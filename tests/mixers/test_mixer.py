@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from naive import NaiveChain, naive_hedge
 
 from evalkit.mixers import Mixer, MixerConfig, best_config, default_config
-from evalkit.mixers.config import DISCOUNTS, ngram_name, ngram_order
+from evalkit.mixers.config import DISCOUNTS
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -63,13 +63,13 @@ def configs(vocab_size):
         "hedge sets": replace(default_config(vocab_size), contexts=both, eta=0.4, share=0.01),
         "gate": MixerConfig(
             vocab_size=vocab_size,
-            experts=("unigram", "bigram", "6-gram", "document bigram", "neural"),
+            experts=("unigram", "bigram", "4-gram", "neural"),
             method="gate",
         ),
         "plain": replace(default_config(vocab_size), share=0.0, contexts=()),
         "tree beside n-grams": MixerConfig(
             vocab_size=vocab_size,
-            experts=("neural", "bigram", "8-gram", "document unigram", "document 5-gram", "tree"),
+            experts=("neural", "bigram", "trigram", "tree"),
             share=0.01,
             contexts=("order",),
             tree_orders=3,
@@ -222,7 +222,7 @@ def test_mixer_equals_naive_twin(seed, eta, share):
     tokens = stream(np.random.default_rng(seed), 250, 40)
     config = replace(default_config(40, network=False), eta=eta, share=share, contexts=("order",), prior=(1, 2, 3, 4))
     scored, mixer = run(config, tokens, None, [100])
-    chain = NaiveChain(4, np.array(DISCOUNTS[:4]), 40, True, 1, False)
+    chain = NaiveChain(4, np.array(DISCOUNTS[:4]), 40, 1)
     logp, sets = [], []
     for y in tokens.astype(int):
         rows, best = chain.rows()
@@ -290,16 +290,15 @@ def test_misuse_is_named():
         Mixer(default_config(22, network=False)).load_state_dict(alone.state_dict())
     with pytest.raises(ValueError, match="NaN or values above 0"):
         mixer.score(tokens, 1, 3, np.array([0.1, np.nan]), np.zeros(2))
-    for bad in ({"experts": ("oracle",)}, {"eta": 0.0}, {"discounts": ((1.5, 1, 1),)}, {"share": 1.0}):
-        with pytest.raises(ValueError, match=r"oracle|eta is|discounts|share is"):
+    for bad in (
+        {"experts": ("oracle",)},
+        {"experts": ("5-gram",)},
+        {"eta": 0.0},
+        {"discounts": ((1.5, 1, 1),)},
+        {"share": 1.0},
+    ):
+        with pytest.raises(ValueError, match=r"oracle|5-gram|eta is|discounts|share is"):
             replace(default_config(21), **bad)
-
-
-def test_expert_names():
-    assert [ngram_name(k) for k in range(5)] == ["unigram", "bigram", "trigram", "4-gram", "5-gram"]
-    assert all(ngram_order(ngram_name(k)) == k for k in range(12))
-    assert ngram_order("13-gram") is None
-    assert ngram_order("3-gram") is None
 
 
 def load(path):

@@ -24,7 +24,6 @@ from evalkit.train.export.allocation import (
     row_factors,
 )
 from evalkit.train.quantization.curvature import collect_curvature
-from evalkit.train.quantization.gptq import GptqConfig
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
 
@@ -134,7 +133,7 @@ def test_widths_are_those_of_the_container() -> None:
     weight = torch.linspace(-1, 1, 64).view(8, 8)
 
     def stored(step: float, widths: tuple[int, ...]) -> QuantizedTensor:
-        return quantize_rows_to(weight, torch.full((8,), step), widths, None, GptqConfig(), "float32")
+        return quantize_rows_to(weight, torch.full((8,), step), widths, None, "float32")
 
     assert stored(1 / 10, (5, 6, 8)).format == "int5"
     assert stored(1 / 20, (5, 6, 8)).format == "int6"

@@ -21,7 +21,7 @@ from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import quantize_state_dict
-from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.refine import refine
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import TrainedModel
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
@@ -64,7 +64,7 @@ def loss(model: GPT, tensors: Mapping[str, StoredTensor]) -> float:
 
 def test_it_lowers_the_loss_and_leaves_integers_and_constants(model: GPT) -> None:
     before = quantize_state_dict(model.state_dict(), PLAN)
-    after = refine(model.config, before, text, RefineConfig(steps=20, learning_rate=0.02))
+    after = refine(model.config, before, text, 20, learning_rate=0.02)
     assert loss(model, after) < loss(model, before) - 0.05
     floors = changed = 0
     for name, old in before.items():
@@ -89,13 +89,11 @@ def test_it_lowers_the_loss_and_leaves_integers_and_constants(model: GPT) -> Non
 
 def test_no_steps_change_nothing(model: GPT) -> None:
     before = quantize_state_dict(model.state_dict(), PLAN)
-    after = refine(model.config, before, text, RefineConfig(steps=0))
+    after = refine(model.config, before, text, 0)
     for name, old in before.items():
         assert after[name].values.tobytes() == old.values.tobytes(), name
         if isinstance(old, QuantizedTensor):
             assert after[name].scale.tobytes() == old.scale.tobytes(), name
-    with pytest.raises(InputError, match="-1 refinement steps"):
-        RefineConfig(steps=-1)
 
 
 def test_the_parts_of_the_text_do_not_overlap_and_every_shard_read_is_checked(tmp_path: Path) -> None:

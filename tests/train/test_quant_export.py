@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,14 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
-from evalkit.train.export.fit import FitOption, fit
+from evalkit.train.export.fit import FitResult, fit
 from evalkit.train.export.torch_layouts import LAYOUTS, torch_object
-from evalkit.train.quantization.hessian import HessianCollector, shared_input_groups
+from evalkit.train.quantization.curvature import Curvature
+from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_count
 
 PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
 SYSTEMS = ["baseline", "pr333", "pr344", "pr592", "pr634", "pr849"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The matrices are small: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def full_size_shapes(system: str) -> dict[str, torch.Size]:
@@ -82,8 +74,8 @@ def test_plans_store_what_the_published_files_store(system: str, quantised: int,
 def test_rules_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="int3"):
         TensorRule(patterns=("*",), format="int3")
-    with pytest.raises(InputError, match="clip search"):
-        TensorRule(patterns=("*",), format="int6", clip="best")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="clips"):
+        TensorRule(patterns=("*",), format="int6", clips=(0.0,))
     with pytest.raises(InputError, match="smallest step"):
         TensorRule(patterns=("*",), format="int6", min_step=-1)
     with pytest.raises(InputError, match="no rule"):
@@ -182,14 +174,13 @@ def test_gptq_lowers_the_output_error_of_a_model() -> None:
         )
         for n in names
     ]
-    with torch.no_grad(), HessianCollector(model, shared_input_groups(names)) as collector:
-        model(tokens)
+    hessians = collect_hessians(model, [tokens])
     for handle in handles:
         handle.remove()
     state = model.state_dict()
     plan = PLANS["pr849"]
     plain = quantize_state_dict(state, plan)
-    better = quantize_state_dict(state, plan, collector.hessians())
+    better = quantize_state_dict(state, plan, hessians)
     compared = 0
     for name in names:
         key = name + ".weight"
@@ -258,37 +249,47 @@ def test_code_is_counted_in_bytes(tmp_path: Path) -> None:
         code_size([tmp_path / "b.py"])
 
 
-def test_fit_finds_the_best_that_fits_and_shows_what_it_tried() -> None:
+def test_fit_fills_the_cap_and_keeps_what_loses_less() -> None:
+    generator = torch.Generator().manual_seed(0)
     state = {
-        "blocks.0.mlp.fc.weight": torch.randn(400, 200, generator=torch.Generator().manual_seed(0)) * 0.16,
+        "blocks.0.mlp.fc.weight": torch.randn(400, 200, generator=generator) * 0.16,
+        "blocks.0.mlp.proj.weight": torch.randn(200, 400, generator=generator) * 0.16,
         "gain": torch.ones(200),
     }
+    modules = {"blocks.0.mlp.fc": 200, "blocks.0.mlp.proj": 400}
+    hessians = {name: torch.eye(columns) for name, columns in modules.items()}
+    curvature = Curvature(outputs={name: torch.ones(600 - columns) for name, columns in modules.items()}, entries={})
+    measured = []
 
     def squared_error(tensors: Mapping[str, StoredTensor]) -> float:
-        return sum(float(np.square(t.dequantize() - state[n].numpy()).sum()) for n, t in tensors.items())
+        measured.append(sum(float(np.square(t.dequantize() - state[n].numpy()).sum()) for n, t in tensors.items()))
+        return measured[-1]
 
-    options = [
-        FitOption(label="int6", plan=PLANS["pr634"]),
-        FitOption(label="int5", plan=PLANS["pr849"]),
-        FitOption(label="int6 pruned", plan=PLANS["pr634"], reach="prune"),
-        FitOption(label="int6 as it is", plan=PLANS["pr634"], reach="none"),
-    ]
-    cap, code = 44_000, 2_000
-    result = fit(state, options, squared_error, cap_bytes=cap, code_bytes=code)
-    packed = len(pack_artifact(result.tensors, "evalkit"))
-    assert packed == result.best.n_bytes
-    assert packed + code == result.best.total_bytes <= cap
-    assert packed + code > cap - 1500  # the step's floor was brought to the cap
-    assert result.best.loss == squared_error(result.tensors)
-    measured = [row for row in result.table if row.loss is not None]
-    assert {row.label for row in measured} == {"int6", "int5", "int6 pruned"}
-    assert result.best.loss == min(row.loss for row in measured if row.loss is not None)
-    assert all(row.fits for row in measured)
-    assert any(not row.fits for row in result.table)
-    with pytest.raises(InputError, match="no option fits"):
-        fit(state, options, squared_error, cap_bytes=100)
-    with pytest.raises(InputError, match="nothing to fit"):
-        fit(state, [], squared_error)
+    def packed(tensors: Mapping[str, StoredTensor]) -> int:
+        return len(pack_artifact(tensors, "evalkit"))
+
+    def fitted(cap: int, loss: Callable[[Mapping[str, StoredTensor]], float] = squared_error) -> FitResult:
+        return fit(
+            state, PLANS["pr634"], hessians=hessians, curvature=curvature, loss=loss, pack=packed, cap_bytes=cap,
+            code_bytes=2000,
+        )  # fmt: skip
+
+    plan, *attempts = fitted(60_000).table
+    assert (plan.label, {row.label for row in attempts}) == ("the plan", {"a step for each tensor"})
+    measured.clear()
+    cap = plan.total_bytes - 10_000
+    tight = fitted(cap)
+    assert packed(tight.tensors) + 2000 == tight.best.total_bytes
+    assert 0.97 * (cap - 2000) < tight.best.total_bytes - 2000 <= cap - 2000
+    assert [row.loss for row in tight.table if row.loss is not None] == [tight.best.loss] == measured
+    assert any(not row.fits for row in tight.table), "the plan"
+    # With room for both, the lower loss decides, whichever it is.
+    roomy = fitted(plan.total_bytes + 2000)
+    assert roomy.best.loss == min(row.loss for row in roomy.table if row.loss is not None) < tight.best.loss
+    upside_down = fitted(plan.total_bytes + 2000, lambda tensors: -squared_error(tensors))
+    assert (roomy.best.label, upside_down.best.label) == ("a step for each tensor", "the plan")
+    with pytest.raises(InputError, match="nothing fits 2100 bytes: the smallest took"):
+        fitted(2100)
 
 
 def test_bfloat16_tables_are_rounded_once() -> None:

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_helpers import quantize_rows
 
 from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.rows import (
     integer_limit,
     published_min_step,
-    quantize_rows,
     round_to_step,
-    row_clip,
+    row_clips,
     row_step,
     search_clip,
     weighted_row_error,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The matrices are small: threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,8 +76,8 @@ def test_row_clip_interpolates_like_numpy() -> None:
     weight = torch.randn(4, 101, generator=torch.Generator().manual_seed(1))
     for quantile in (0.5, 0.999, 1.0):
         expected = np.quantile(np.abs(weight.numpy()), quantile, axis=1)
-        assert row_clip(weight, quantile).numpy() == pytest.approx(expected, rel=1e-6)
-    assert row_clip(torch.zeros(3, 0)).tolist() == [0, 0, 0]
+        assert row_clips(weight, (quantile,))[0].numpy() == pytest.approx(expected, rel=1e-6)
+    assert row_clips(torch.zeros(3, 0), (1.0,)).tolist() == [[0, 0, 0]]
 
 
 def test_search_takes_the_candidate_with_the_least_weighted_error() -> None:
@@ -101,17 +90,15 @@ def test_search_takes_the_candidate_with_the_least_weighted_error() -> None:
     for hessian in (None, torch.diag(quiet), torch.eye(200)):
         tables = []
         for p in candidates:
-            step = row_step(row_clip(weight, p), 5)
+            step = row_step(row_clips(weight, (p,))[0], 5)
             error = weight - round_to_step(weight, step, 5).float() * step.float()[:, None]
             tables.append((weighted_row_error(error, hessian), step))
         errors = torch.stack([t[0] for t in tables])
-        per_row = search_clip(weight, 5, percentiles=candidates, hessian=hessian)
+        per_row = search_clip(weight, 5, clips=candidates, hessian=hessian)
         expected = torch.stack([tables[int(i)][1][r] for r, i in enumerate(errors.argmin(0))])
         assert torch.equal(per_row, expected)
-        whole = search_clip(weight, 5, percentiles=candidates, hessian=hessian, per_row=False)
-        assert torch.equal(whole, tables[int(errors.sum(1).argmin())][1])
-    ignoring = search_clip(weight, 5, percentiles=candidates, hessian=torch.diag(quiet))
-    caring = search_clip(weight, 5, percentiles=candidates)
+    ignoring = search_clip(weight, 5, clips=candidates, hessian=torch.diag(quiet))
+    caring = search_clip(weight, 5, clips=candidates)
     assert bool((ignoring <= caring).all())
     assert bool((ignoring < caring).any())
 
@@ -123,5 +110,3 @@ def test_bad_requests_are_refused() -> None:
         quantize_rows(torch.tensor([[float("nan"), 1.0]]), 6)
     with pytest.raises(InputError, match="float16"):
         quantize_rows(torch.tensor([[1e8]]), 6)
-    with pytest.raises(InputError, match="candidate"):
-        search_clip(torch.ones(2, 2), 6, percentiles=())

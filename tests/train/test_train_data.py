@@ -8,15 +8,15 @@ from train_helpers import VOCAB, markov_tokens, write_shard
 
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.train.config import DataConfig
-from evalkit.train.data import ByteCounter, TokenStream, find_shards, load_validation
+from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
 
 
 @pytest.fixture
-def stream(data: Path) -> TokenStream:
-    return TokenStream(find_shards(data, DataConfig())[0], vocab_size=VOCAB)
+def stream(data: Path) -> TrainingTokens:
+    return TrainingTokens(find_shards(data, DataConfig())[0], vocab_size=VOCAB)
 
 
-def test_reads_cross_shards_and_wrap_around(stream: TokenStream) -> None:
+def test_reads_cross_shards_and_wrap_around(stream: TrainingTokens) -> None:
     whole = np.concatenate([markov_tokens(6000, 1), markov_tokens(3001, 2)])
     endless = np.concatenate([whole, whole, whole])
 
@@ -28,7 +28,7 @@ def test_reads_cross_shards_and_wrap_around(stream: TokenStream) -> None:
     check()
 
 
-def test_spans_shift_by_one_token_and_do_not_overlap(stream: TokenStream) -> None:
+def test_spans_shift_by_one_token_and_do_not_overlap(stream: TrainingTokens) -> None:
     ids, targets = stream.span(3, 1, spans=4, span_tokens=64, seq_len=16)
     assert ids.shape == targets.shape == (4, 16)
     flat = stream.read((3 * 4 + 1) * 65, 65)
@@ -62,14 +62,14 @@ def test_damaged_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     short = tmp_path / "b_train_0.bin"
     short.write_bytes(good.read_bytes()[:-2])
     with pytest.raises(TokenError, match="announces 500 tokens"):
-        TokenStream([short], vocab_size=VOCAB)
+        TrainingTokens([short], vocab_size=VOCAB)
     short.write_bytes(b"not a shard")
     with pytest.raises(TokenError, match="a shard has a header"):
-        TokenStream([short], vocab_size=VOCAB)
+        TrainingTokens([short], vocab_size=VOCAB)
     with pytest.raises(TokenError, match="another tokenizer's"):
-        TokenStream([good], vocab_size=32)
+        TrainingTokens([good], vocab_size=32)
     with pytest.raises(TokenError, match="too few"):
-        TokenStream([good], vocab_size=VOCAB).require(500)
+        TrainingTokens([good], vocab_size=VOCAB).require(500)
     with pytest.raises(TokenError, match="not a SentencePiece"):
         ByteCounter(good, VOCAB)
 

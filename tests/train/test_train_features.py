@@ -9,11 +9,11 @@ import torch
 from train_helpers import SMALL, VOCAB
 
 from evalkit.model.gpt import GPT
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
-from evalkit.train.data import TokenStream, find_shards
-from evalkit.train.distributed import Ranks
-from evalkit.train.folder import RunFolder
+from evalkit.train.data import TrainingTokens, find_shards
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.loop import Trainer
 from evalkit.train.objective import Objective
 from evalkit.train.resolve import resolve
@@ -106,9 +106,9 @@ def test_a_feature_of_the_model_changes_the_loss(recipe: str, feature: str) -> N
 
 def exported(config: RunConfig, data: Path, folder: Path) -> dict[str, torch.Tensor]:
     """Train a few steps and return the weights that the recipe exports."""
-    stream = TokenStream(find_shards(data, config.data)[0], vocab_size=VOCAB)
-    ranks = Ranks(rank=0, size=1, device=CPU)
-    trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=RunFolder(path=folder), progress=None)
+    stream = TrainingTokens(find_shards(data, config.data)[0], vocab_size=VOCAB)
+    ranks = Ranks()
+    trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=TrainingFolder(path=folder))
     while not trainer.clock.over(trainer.step):
         trainer.train_step()
     kind = trainer.averages.exported_kind()

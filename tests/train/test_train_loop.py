@@ -1,12 +1,10 @@
-import io
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +15,14 @@ from train_helpers import SMALL, VOCAB, markov_tokens, write_shard
 
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import RunConfig
-from evalkit.train.data import TokenStream, find_shards
-from evalkit.train.distributed import Ranks
+from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.files import load_tensors
-from evalkit.train.folder import RunFolder, load_run
+from evalkit.train.folder import TrainingFolder, load_run
 from evalkit.train.loop import Trainer, TrainResult
-from evalkit.train.metrics import Progress, read_metrics
+from evalkit.train.metrics import read_metrics
 from evalkit.train.resolve import resolve
 from evalkit.train.run import run_training, train_model
 
@@ -105,23 +103,6 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     assert torch.equal(load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"])
 
 
-def test_progress_is_a_line_on_a_terminal_and_a_line_a_minute_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal, log, quick = Terminal(), io.StringIO(), io.StringIO()
-    for stream, seconds in ((terminal, 60.0), (log, 60.0), (quick, 0.0)):
-        monkeypatch.setattr("evalkit.train.metrics._LOG_SECONDS", seconds)
-        progress = Progress(stream)
-        for text in ("step 1: long", "step 2"):
-            progress.show(text)
-        progress.close()
-    assert terminal.getvalue() == "\rstep 1: long\rstep 2      \n"
-    assert log.getvalue() == ""
-    assert quick.getvalue() == "step 1: long\nstep 2\n"
-
-
 def test_validation_scores_every_target_once(finished: Path, data: Path) -> None:
     run = load_run(finished, "raw")
     model = GPT(run.config.model)
@@ -143,12 +124,12 @@ def test_validation_scores_every_target_once(finished: Path, data: Path) -> None
 
 def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     config = settings()
-    ranks = Ranks(rank=0, size=1, device=torch.device("cpu"))
+    ranks = Ranks()
     weights = []
     for warm in (0, 4):
-        stream = TokenStream(find_shards(data, config.data)[0], vocab_size=VOCAB)
-        folder = RunFolder(path=tmp_path)
-        trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=folder, progress=None)
+        stream = TrainingTokens(find_shards(data, config.data)[0], vocab_size=VOCAB)
+        folder = TrainingFolder(path=tmp_path)
+        trainer = Trainer(config, stream=stream, validator=None, ranks=ranks, folder=folder)
         initial = {name: value.detach().clone() for name, value in trainer.masters.items()}
         trainer.warm_up(warm)
         assert_same(initial, {name: value.detach() for name, value in trainer.masters.items()})
@@ -158,60 +139,76 @@ def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     assert_same(*weights)
 
 
+def resumed_at(out: Path) -> list[int]:
+    """Return the steps at which a run went on from a checkpoint, as far as its log goes back."""
+    return [line["step"] for line in read_metrics(out / "metrics.jsonl") if line.get("event") == "resume"]
+
+
 @pytest.mark.parametrize("layout", ["banks", "matrices"])
-def test_an_interrupted_run_resumes_to_the_same_bits(layout: str, data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    layout: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(optimizer__layout=layout)
     train(config, data, tmp_path / "whole")
     out = tmp_path / "run"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = len(read_metrics(out / "metrics.jsonl"))
+    step = Trainer.train_step
+    for number, last in ((signal.SIGTERM, 4), (signal.SIGINT, 9)):
 
-        def watch(before: int = before, number: int = number) -> None:
-            while len(read_metrics(out / "metrics.jsonl")) < before + 3:
-                time.sleep(0.002)
-            os.kill(os.getpid(), number)
+        def interrupted(trainer: Trainer, number: int = number, last: int = last) -> object:
+            outcome = step(trainer)
+            if trainer.step == last:
+                os.kill(os.getpid(), number)
+            return outcome
 
-        timer = threading.Thread(target=watch, daemon=True)
-        timer.start()
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
         result = train(config, data, out, resume=True)
-        timer.join()
-        assert result.status == "interrupted"
+        assert (result.status, result.steps) == ("interrupted", last)
         assert not (out / "model.pt").exists()
         with pytest.raises(InputError, match="not finished"):
             load_run(out)
+    monkeypatch.setattr(Trainer, "train_step", step)
     assert train(config, data, out, resume=True).status == "done"
+    assert resumed_at(out) == [4, 9], "a run that starts over ends with the same weights"
     assert_same(weights_of(tmp_path / "whole"), weights_of(out))
     steps = [line["step"] for line in read_metrics(out / "metrics.jsonl") if "train_nats" in line]
     assert steps == list(range(1, 13))
 
 
 CHILD = """
+import os
+import signal
 import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
+from evalkit.train.loop import Trainer
 from evalkit.train.run import run_training
+
+step = Trainer.train_step
+
+def killed(trainer):
+    outcome = step(trainer)
+    if trainer.step == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return outcome
+
+Trainer.train_step = killed
 run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
 """
 
 
 def test_a_killed_run_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
-    keys = {"train__checkpoint_every": "2"}
-    config = settings(steps=40, **keys)
+    config = settings(train__checkpoint_every="2")
     train(config, data, tmp_path / "whole")
     out, recipe = tmp_path / "run", str(tmp_path / "whole" / "recipe.toml")
-    for _ in range(2):
-        before = max([line["step"] for line in read_metrics(out / "metrics.jsonl")], default=0)
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, recipe, str(data), str(out)], cwd=Path(__file__).parents[2]
+    for last in ("5", "9"):
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, recipe, str(data), str(out), last], cwd=Path(__file__).parents[2], check=False
         )
-        while max([line["step"] for line in read_metrics(out / "metrics.jsonl")], default=0) < before + 5:
-            assert child.poll() is None
-            time.sleep(0.003)
-        child.kill()
-        child.wait()
+        assert child.returncode == -signal.SIGKILL
     assert not (out / "model.pt").exists()
     train(config, data, out, resume=True)
+    assert resumed_at(out) == [4, 8]
     assert_same(weights_of(tmp_path / "whole"), weights_of(out))
 
 
@@ -282,14 +279,25 @@ def test_a_full_disk_keeps_the_checkpoint(data: Path, tmp_path: Path) -> None:
     assert load_tensors(out / "checkpoint.pt")["step"] == 4
     assert not list(out.glob(".*"))
     train(config, data, out, resume=True)
+    assert resumed_at(out) == [4]
     assert_same(weights_of(whole), weights_of(out))
 
 
 def test_a_clock_budget_ends_the_run_at_rate_zero(data: Path, tmp_path: Path) -> None:
-    config = resolve(load_recipe("tiny"), QUICK, scale="32x2", max_seconds=2.0)
-    result = train(config, data, tmp_path)
-    assert 2.0 <= result.seconds < 4.0
-    assert 10 < result.steps < config.train.steps
+    """By a clock on which every step takes a hundredth of a second."""
+    config = resolve(load_recipe("tiny"), QUICK, scale="32x2", max_seconds=0.405)
+    ticks = itertools.count()
+    trainer = Trainer(
+        config,
+        stream=TrainingTokens(find_shards(data, config.data)[0], vocab_size=VOCAB),
+        validator=None,
+        ranks=Ranks(),
+        folder=TrainingFolder(path=tmp_path),
+        now=lambda: next(ticks) / 100,
+    )
+    result = trainer.run(resume=False)
+    assert result.steps == 41 < config.train.steps
+    assert result.seconds == pytest.approx(0.41)
     scales = [line["lr_scale"] for line in read_metrics(tmp_path / "metrics.jsonl") if "lr_scale" in line]
     assert scales[0] == 1.0
     assert scales[-1] < 0.2

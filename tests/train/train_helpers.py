@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from evalkit.train.quantization.rows import round_to_step, row_clips, row_step
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 VOCAB = 64
@@ -35,3 +38,11 @@ def markov_tokens(count: int, seed: int) -> np.ndarray:
     for i in range(1, count):
         tokens[i] = (5 * tokens[i - 1] + 7 + 11 * steps[i]) % VOCAB
     return tokens
+
+
+def quantize_rows(
+    weight: torch.Tensor, bits: int, *, quantile: float = 1.0, min_step: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to nearest with one clip; returns integers int8 and steps float16 ``[rows]``."""
+    step = row_step(row_clips(weight, (quantile,))[0], bits, min_step)
+    return round_to_step(weight, step, bits), step

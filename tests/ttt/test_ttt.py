@@ -262,8 +262,8 @@ def test_published_runs_are_reproduced(shared: Path, tmp_path: Path, variant: st
 
 def test_the_published_mixer_is_reported_as_illegal(tiny_artifact_options: ScoreOptions) -> None:
     report = score(replace(tiny_artifact_options, mixer="published"))
-    assert report.values["legal"] is False
-    assert "exp(-H)" in report.values["illegal_because"]
+    assert report.legal is False
+    assert "exp(-H)" in str(report.illegal_because)
 
 
 @pytest.fixture

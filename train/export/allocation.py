@@ -20,7 +20,7 @@ from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import quantize_tensor
 from evalkit.train.quantization.curvature import Curvature
-from evalkit.train.quantization.gptq import GptqConfig, gptq_round
+from evalkit.train.quantization.gptq import gptq_round
 from evalkit.train.quantization.plan import QuantizationPlan, layer_count
 from evalkit.train.quantization.rows import integer_limit, round_to_step, row_step
 
@@ -73,7 +73,7 @@ def choices(
         if weight.ndim == 2 and (rule.bits or not rule.max_elements) and curvature.knows(module):
             unit = float(weight.square().mean().sqrt()) * row_factors(curvature.rows(module))
             tensors += [
-                quantize_rows_to(weight, factor * unit, widths, hessians.get(module), plan.gptq, plan.dtype_of(name))
+                quantize_rows_to(weight, factor * unit, widths, hessians.get(module), plan.dtype_of(name))
                 for factor in STEPS
             ]
         result[name] = [
@@ -95,7 +95,7 @@ def row_factors(curvature: Tensor) -> Tensor:
 
 
 def quantize_rows_to(
-    weight: Tensor, step: Tensor, widths: Sequence[int], hessian: Tensor | None, config: GptqConfig, dtype: str
+    weight: Tensor, step: Tensor, widths: Sequence[int], hessian: Tensor | None, dtype: str
 ) -> QuantizedTensor:
     """Return a matrix in integers of given steps, in the narrowest width that holds them.
 
@@ -104,7 +104,6 @@ def quantize_rows_to(
         step: ``[rows]``; larger where even the widest integers would not reach a row's largest entry.
         widths: integer widths to choose from, ascending.
         hessian: mean of ``x x^T``; None rounds to nearest.
-        config: options of GPTQ.
         dtype: in which the model holds the weight.
     """
     weight = weight.detach().float()
@@ -113,10 +112,7 @@ def quantize_rows_to(
     steps = torch.maximum(step.half(), clipped).clamp(max=_LARGEST_STEP)
     fitting = [bits for bits in widths if bool((integer_limit(bits) * steps.float() >= largest).all())]
     bits = fitting[0] if fitting else widths[-1]
-    if hessian is not None:
-        values = gptq_round(weight, hessian, steps, bits, config)
-    else:
-        values = round_to_step(weight, steps, bits)
+    values = round_to_step(weight, steps, bits) if hessian is None else gptq_round(weight, hessian, steps, bits)
     return QuantizedTensor(values=values.contiguous().numpy(), scale=steps.numpy(), bits=bits, dtype=dtype)
 
 

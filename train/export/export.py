@@ -20,7 +20,7 @@ from evalkit.train.export.torch_layouts import TorchCompression, TorchLayout, co
 from evalkit.train.quantization.gptq import gptq_search
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule, layer_count
 from evalkit.train.quantization.pruning import magnitude_prune
-from evalkit.train.quantization.rows import round_to_step, row_clip, row_step, search_clip
+from evalkit.train.quantization.rows import round_to_step, search_clip
 
 Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]
 CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib")
@@ -88,31 +88,10 @@ def quantize_tensor(
         raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
     if hessian is not None:
         hessian = hessian.to(weight.device)
-    gptq = rule.gptq and hessian is not None and weight.ndim == 2
-    percentiles = (rule.quantile,) if rule.clip == "quantile" else rule.percentiles
-    if gptq:
-        assert hessian is not None
-        values, step = gptq_search(
-            weight,
-            hessian,
-            rule.bits,
-            min_step=rule.min_step,
-            percentiles=percentiles,
-            per_row=rule.clip == "row",
-            config=plan.gptq,
-        )
+    if rule.gptq and hessian is not None and weight.ndim == 2:
+        values, step = gptq_search(weight, hessian, rule.bits, min_step=rule.min_step, clips=rule.clips)
     else:
-        if rule.clip == "quantile":
-            step = row_step(row_clip(weight, rule.quantile), rule.bits, rule.min_step)
-        else:
-            step = search_clip(
-                weight,
-                rule.bits,
-                min_step=rule.min_step,
-                percentiles=percentiles,
-                per_row=rule.clip == "row",
-                hessian=hessian,
-            )
+        step = search_clip(weight, rule.bits, min_step=rule.min_step, clips=rule.clips, hessian=hessian)
         values = round_to_step(weight, step, rule.bits)
     return QuantizedTensor(
         values=values.cpu().contiguous().numpy(), scale=step.cpu().numpy(), bits=rule.bits, dtype=dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalkit import __version__
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata
-from evalkit.artifact.tensors import StoredTensor
+from evalkit.artifact.tensors import INT_BITS, StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.progress import tracked
+from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import (
     ArtifactFile,
@@ -32,8 +31,8 @@ from evalkit.train.export.export import (
     quantize_state_dict,
     write_artifact,
 )
-from evalkit.train.export.fit import FitRow, fit, fit_options, in_torch_containers
-from evalkit.train.export.refine import RefineConfig, refine
+from evalkit.train.export.fit import FitRow, fit
+from evalkit.train.export.refine import refine
 from evalkit.train.export.text import ExportText, OwnSamples, TrainingText
 from evalkit.train.export.torch_layouts import LAYOUTS, TorchLayout
 from evalkit.train.folder import TrainedModel
@@ -42,6 +41,7 @@ from evalkit.train.quantization.curvature import collect_curvature
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule
 from evalkit.train.quantization.pruning import prune_to_size, zeroing_costs
+from evalkit.train.quantization.rows import PERCENTILES
 
 ROUNDED_SHARES = (0.0, 0.5, 1.0)
 """How far towards the grid of training-time rounding the weights are moved before GPTQ, as candidates."""
@@ -53,21 +53,17 @@ class ExportConfig:
 
     Attributes:
         container: ``evalkit``, ``torch-zstd``, ``torch-xz`` or ``torch-zlib``.
-        floor: factor on the plan's smallest steps; 1 keeps the published floors (1/31 for int6, 1/15 for int5), 0 has
-            none.
         calibration_tokens: tokens whose layer inputs GPTQ sees; 0 rounds to nearest.
         calibration_data: folder with training shards; None calibrates on the model's own samples.
         force_calibration: calibrate on shards that look like validation data all the same.
         refine: training steps after rounding, with the integers fixed; they need ``calibration_data``.
         target_bytes: cap on artifact plus code, in bytes; over it, integers of +-1 are zeroed, cheapest first.
-        fit: search widths and floors for the lowest loss that fits, instead of the recipe's plan.
+        fit: give every tensor the step with which the file just fits at the lowest loss, instead of the plan's.
         code: code files that ship with the artifact.
         tokenizer: SentencePiece model whose hash goes into the artifact.
-        seed: of the model's own samples.
     """
 
     container: Container = "evalkit"
-    floor: float = 1.0
     calibration_tokens: int = 65_536
     calibration_data: Path | None = None
     force_calibration: bool = False
@@ -76,13 +72,12 @@ class ExportConfig:
     fit: bool = False
     code: tuple[Path, ...] = ()
     tokenizer: Path | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor < math.inf:
-            raise InputError(f"--floor is {self.floor}; expected 0 (none) or a factor")
         if self.calibration_tokens < 0:
             raise InputError(f"--calibration-tokens is {self.calibration_tokens}; expected 0 (no GPTQ) or more")
+        if self.fit and not self.calibration_tokens:
+            raise InputError("--fit weighs errors by what text makes of them: give --calibration-tokens above 0")
         if self.refine < 0:
             raise InputError(f"--refine is {self.refine}; expected 0 (none) or a number of steps")
         if self.refine and self.calibration_data is None:
@@ -135,7 +130,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     model = GPT(trained.config.model)
     model.load_state_dict(trained.weights)
     model.eval().requires_grad_(False)
-    plan = plan_of(trained, config.floor)
+    plan = plan_of(trained)
     code_bytes = code_size(list(config.code))
     layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
     text = export_text(model, trained, config)
@@ -146,47 +141,48 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     if hessians and isinstance(text, TrainingText):
         weights, said = target_weights(model, trained, plan, hessians, text.held_out())
         notes += said
-    tensors: Mapping[str, StoredTensor]
+    metadata = _metadata(trained, config, notes)
+
+    def pack(held: Mapping[str, StoredTensor]) -> int:
+        return len(pack_artifact(held, config.container, layout=layout, metadata=metadata))
+
     table: list[FitRow] = []
+    tensors: Mapping[str, StoredTensor]
     if config.fit:
-        options = fit_options(plan, config.container, layout)
-        if not hessians:
-            options = [option for option in options if option.reach != "tensors"]
-            notes.append("no step for each tensor was tried: it needs calibration, and --calibration-tokens is 0")
+        assert hessians is not None
         result = fit(
             weights,
-            options,
-            _loss_of(model, text.held_out()),
+            plan,
+            hessians=hessians,
+            curvature=collect_curvature(model, calibration),
+            loss=_loss_of(model, text.held_out()),
+            pack=pack,
             cap_bytes=config.target_bytes,
             code_bytes=code_bytes,
-            hessians=hessians,
-            metadata=_metadata(trained, config, notes),
-            curvature=collect_curvature(model, calibration) if hessians else None,
+            widths=INT_BITS if layout is None else layout.widths,
         )
-        tensors, table, zeroed = result.tensors, result.table, result.best.zeroed
-        if layout is None and trained.config.recipe in LAYOUTS:
-            published = LAYOUTS[trained.config.recipe]
-            sizes = {"cap_bytes": config.target_bytes, "code_bytes": code_bytes}
-            table = table + in_torch_containers(tensors, result.best, published, **sizes)
+        tensors, table = result.tensors, result.table
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-        tensors, zeroed = quantize_state_dict(weights, plan, hessians), 0
+        tensors = quantize_state_dict(weights, plan, hessians)
     if config.refine and isinstance(text, TrainingText):
         tensors, outcome = refined(model, tensors, text, config.refine)
         notes.append(outcome)
-    metadata = _metadata(trained, config, notes)
-
-    def size(held: Mapping[str, StoredTensor]) -> int:
-        return len(pack_artifact(held, config.container, layout=layout, metadata=metadata)) + code_bytes
-
-    if size(tensors) > config.target_bytes:
+        metadata = _metadata(trained, config, notes)
+    zeroed = 0
+    if pack(tensors) + code_bytes > config.target_bytes:
         costs = zeroing_costs(tensors, weights, hessians or {})
         exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
-        pruned = prune_to_size(tensors, size, config.target_bytes, costs=costs, resolution=1 if exact else 1000)
-        tensors, zeroed = pruned.tensors, zeroed + pruned.zeroed
+        tensors, zeroed = prune_to_size(
+            tensors,
+            lambda held: pack(held) + code_bytes,
+            config.target_bytes,
+            costs=costs,
+            resolution=1 if exact else 1000,
+        )
         hint = "" if config.fit else "; --fit may lose less"
-        notes.append(f"{pruned.zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes{hint}")
+        notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes{hint}")
     file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
     if layout is not None:
         notes += missing_settings(path, trained.config.model)
@@ -212,7 +208,7 @@ def refined(
 ) -> tuple[Mapping[str, StoredTensor], str]:
     """Return the refined tensors, or the given ones if these are better on held-out training text; and which."""
     measure = _loss_of(model, text.held_out())
-    trained = refine(model.config, tensors, text.refinement, RefineConfig(steps=steps))
+    trained = refine(model.config, tensors, text.refinement, steps)
     before, after = measure(tensors), measure(trained)
     losses = f"{before:.5f} before and {after:.5f} nats per token after, on other training text"
     if after < before:
@@ -228,7 +224,7 @@ def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> Expo
     """
     if config.calibration_data is None:
         seq_len = trained.config.train.seq_len
-        return OwnSamples(model, seq_len=seq_len, calibration_tokens=config.calibration_tokens, seed=config.seed)
+        return OwnSamples(model, seq_len=seq_len, calibration_tokens=config.calibration_tokens)
     return TrainingText(
         config.calibration_data,
         trained,
@@ -238,7 +234,7 @@ def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> Expo
     )
 
 
-def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
+def plan_of(trained: TrainedModel) -> QuantizationPlan:
     """Return the recipe's plan at the model's width, or one with the widths that its QAT trained for.
 
     The head is a matrix like the others, so a plan that stores it (or the token table it is tied to) in integers gets
@@ -246,7 +242,6 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
 
     Args:
         trained: names the recipe and the width.
-        floor: factor on the step floors.
     """
     plan = PLANS.get(trained.config.recipe)
     if plan is None:
@@ -254,9 +249,9 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
         plan = QuantizationPlan(
             rules=(
                 TensorRule(patterns=("*",), format="float16", max_elements=2048),
-                TensorRule(patterns=("*.mlp.*",), format=f"int{qat.mlp_bits}", clip="row", gptq=True),
+                TensorRule(patterns=("*.mlp.*",), format=f"int{qat.mlp_bits}", clips=PERCENTILES, gptq=True),
                 TensorRule(patterns=("*.attn.c_?.weight", "*.attn.proj.weight"), format=f"int{qat.attention_bits}",
-                           clip="row", gptq=True),
+                           clips=PERCENTILES, gptq=True),
                 TensorRule(patterns=("*",), format="int8"),
             )
         )  # fmt: skip
@@ -264,8 +259,7 @@ def plan_of(trained: TrainedModel, floor: float) -> QuantizationPlan:
         published = load_recipe(trained.config.recipe).model_config()
         plan = plan.for_width(trained.config.model.model_dim / published.model_dim)
     head = f"{head_name(trained.config.model)}.weight"
-    plan = plan.with_gptq(head, trained.weights[head].numel(), trained.config.model.num_layers)
-    return replace(plan, rules=tuple(replace(rule, min_step=rule.min_step * floor) for rule in plan.rules))
+    return plan.with_gptq(head, trained.weights[head].numel(), trained.config.model.num_layers)
 
 
 def target_weights(

@@ -22,58 +22,40 @@ from torch.func import functional_call
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
-from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import store_plain
 
+_BETAS = (0.9, 0.95)
 _SMALLEST_UNIT = 0.01  # of a tensor of zeros, such as a gate that never moved
 _SMALLEST_STEP, _LARGEST_STEP = 2.0**-14, 65504.0  # the normal numbers of float16
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefineConfig:
-    """Adam on relative changes: 1 doubles a step, or adds a tensor's root mean square to an entry.
-
-    Attributes:
-        steps: number of updates; 0 refines nothing.
-        learning_rate: of the first update; falls linearly to zero.
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
-    """
-
-    steps: int
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise InputError(f"{self.steps} refinement steps; expected 0 (none) or more")
 
 
 def refine(
     model_config: ModelConfig,
     tensors: Mapping[str, StoredTensor],
     text: Callable[[int], Tensor],
-    config: RefineConfig,
+    steps: int,
+    *,
+    learning_rate: float = 0.001,
 ) -> dict[str, StoredTensor]:
     """Return the tensors with steps and floating-point values trained; integers are untouched.
+
+    Adam works on relative changes: 1 doubles a step, or adds a tensor's root mean square to an entry.
 
     Args:
         model_config: the network that the tensors belong to.
         tensors: what the artifact would hold.
         text: training tokens of update ``i``, int64 ``[B, T + 1]``.
-        config: how long and how fast.
+        steps: number of updates.
+        learning_rate: of the first update; falls linearly to zero.
     """
     with torch.device("meta"):  # holds no weights: each pass gets its own
         model = GPT(model_config)
     free = {name: _Free.of(tensor) for name, tensor in tensors.items()}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam(
-        [f.change for f in free.values()], lr=config.learning_rate, betas=(config.beta1, config.beta2)
-    )
-    for step in tracked(range(config.steps), "refine", unit="steps"):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
+    optimizer = torch.optim.Adam([f.change for f in free.values()], betas=_BETAS)
+    for step in tracked(range(steps), "refine", unit="steps"):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         ids = text(step)
         state = {name: f.value().reshape(shapes[name]) for name, f in free.items()}
         logits = functional_call(model, state, (ids[:, :-1],))

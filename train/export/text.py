@@ -6,6 +6,7 @@ Calibration, measuring and refinement read parts that do not overlap (unless the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from evalkit.model.gpt import GPT, KVCache
+from evalkit.plumbing.errors import InputError
 from evalkit.tokens.shards import open_shard
-from evalkit.train.data import TokenStream, find_shards
+from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.folder import TrainedModel
-from evalkit.train.quantization.calibration import check_calibration_shards
 
 HELD_OUT_TOKENS = 16_384  # at least; as many as calibrate where those are more
 REFINE_TOKENS = 4096  # of one update
 _BOS = 1
+_VALIDATION_NAME = re.compile(r"(^|[^a-z])(val|valid|validation|test|eval)([^a-z]|$)")
 
 
 class ExportText(Protocol):
@@ -65,10 +67,10 @@ class TrainingText:
         self._refine_start = self._held_out_start + self._held_out_rows * (self._seq_len + 1)
         shards, validation = find_shards(data, trained.config.data)
         used = _first_shards(shards, self._refine_start + refine_steps * self._refine_rows * (self._seq_len + 1))
-        self.notes = check_calibration_shards(used, _digests_like(validation, used), force=force)
+        self.notes = check_calibration_shards(used, validation, force=force)
         if self._calibration_rows:
             self.notes.append(f"calibrated on {self._held_out_start:,} training tokens")
-        self._stream = TokenStream(used, vocab_size=trained.config.model.vocab_size)
+        self._stream = TrainingTokens(used, vocab_size=trained.config.model.vocab_size)
 
     def _rows(self, start: int, rows: int, width: int) -> Tensor:
         return torch.from_numpy(self._stream.read(start, rows * width)).view(rows, width)
@@ -90,8 +92,8 @@ class TrainingText:
 class OwnSamples:
     """Tokens drawn from the model itself."""
 
-    def __init__(self, model: GPT, *, seq_len: int, calibration_tokens: int, seed: int) -> None:
-        self._model, self._seq_len, self._seed = model, seq_len, seed
+    def __init__(self, model: GPT, *, seq_len: int, calibration_tokens: int) -> None:
+        self._model, self._seq_len = model, seq_len
         self._calibration_rows = max(calibration_tokens // seq_len, 1) if calibration_tokens else 0
         self.notes: list[str] = []
         if self._calibration_rows:
@@ -101,13 +103,13 @@ class OwnSamples:
         """Return the model's samples, int64 ``[1, T]`` each."""
         if not self._calibration_rows:
             return []
-        drawn = sample(self._model, rows=self._calibration_rows, seq_len=self._seq_len, seed=self._seed)
+        drawn = sample(self._model, rows=self._calibration_rows, seq_len=self._seq_len, seed=0)
         return [row[None] for row in drawn]
 
     def held_out(self) -> Tensor:
         """Return other samples, int64 ``[rows, T + 1]``."""
         rows = max(HELD_OUT_TOKENS // self._seq_len, 1)
-        return sample(self._model, rows=rows, seq_len=self._seq_len + 1, seed=self._seed + 1)
+        return sample(self._model, rows=rows, seq_len=self._seq_len + 1, seed=1)
 
 
 @torch.no_grad()
@@ -134,12 +136,32 @@ def _first_shards(shards: Sequence[Path], tokens: int) -> list[Path]:
     return used
 
 
-def _digests_like(validation: Sequence[Path], shards: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of the validation shards that a shard could be a copy of: those of its size."""
-    sizes = {path.stat().st_size for path in shards}
-    digests = []
-    for path in validation:
-        if path.stat().st_size in sizes:
-            with path.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return digests
+def check_calibration_shards(paths: Sequence[Path], validation: Sequence[Path], *, force: bool = False) -> list[str]:
+    """Refuse shards that look like, or are, validation data.
+
+    Args:
+        paths: files that calibration would read.
+        validation: the validation shards that are known.
+        force: go on all the same.
+
+    Returns:
+        What must be said in the report: one sentence for each suspicious shard, empty when there is none.
+
+    Raises:
+        InputError: a shard is named like validation data or is a copy of some, and ``force`` is off.
+    """
+    notes = []
+    for path in paths:
+        size = path.stat().st_size
+        if any(other.stat().st_size == size and _sha256(other) == _sha256(path) for other in validation):
+            notes.append(f"calibration shard {path.name} has the SHA-256 of a validation shard")
+        elif _VALIDATION_NAME.search(path.name.lower()):
+            notes.append(f"calibration shard {path.name} is named like a validation shard")
+    if notes and not force:
+        raise InputError(f"{notes[0]}: calibrate on training shards or on the model's own samples")
+    return notes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.config import OptimizerConfig
-from evalkit.train.distributed import Ranks
 from evalkit.train.optimizers.newton_schulz import aspect_scale, newton_schulz
 from evalkit.train.parameters import DTYPES
 
@@ -41,7 +41,7 @@ def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, confi
 
 def shard_rows(count: int, ranks: Ranks) -> int:
     """Return how many of ``count`` matrices each rank takes, padding included."""
-    return -(-count // ranks.size)
+    return -(-count // ranks.count)
 
 
 class Muon:
@@ -77,8 +77,8 @@ class Muon:
             mine = [p.grad for p in parameters[first : first + shard] if p.grad is not None]
             mine += [torch.zeros_like(buffer[0], dtype=torch.float32)] * (shard - len(mine))
             update = muon_direction(torch.stack(mine), buffer, momentum=momentum, config=self._config)
-            if self._ranks.size > 1:
-                gathered = update.new_empty(shard * self._ranks.size, *update.shape[1:])
+            if self._ranks.count > 1:
+                gathered = update.new_empty(shard * self._ranks.count, *update.shape[1:])
                 dist.all_gather_into_tensor(gathered, update.contiguous())
                 update = gathered
             torch._foreach_mul_(parameters, 1.0 - lr * self._config.matrix_weight_decay)
@@ -100,9 +100,9 @@ class Muon:
 
 def gather_rows(shard: Tensor, ranks: Ranks) -> Tensor:
     """Return the rows of all ranks' shards, ``[size * rows, ...]``."""
-    if ranks.size == 1:
+    if ranks.count == 1:
         return shard
-    gathered = shard.new_empty(shard.shape[0] * ranks.size, *shard.shape[1:])
+    gathered = shard.new_empty(shard.shape[0] * ranks.count, *shard.shape[1:])
     dist.all_gather_into_tensor(gathered, shard.contiguous())
     return gathered
 

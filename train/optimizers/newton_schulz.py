@@ -10,10 +10,6 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of X <- a X + (b A + c A^2) X, A = X X^T: steep at 0 rather than convergent at 1."""
 
-SINGULAR_VALUE_BAND = (0.68, 1.21)
-"""Where five exact iterations put singular values. The upper end holds for all of them, the lower one for those that
-were at least 0.005 after normalisation: smaller ones are still on their way up. bfloat16 adds a few hundredths."""
-
 _EPS = 1e-7
 
 

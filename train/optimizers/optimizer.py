@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.config import OptimizerConfig
-from evalkit.train.distributed import Ranks
 from evalkit.train.optimizers.muon import Muon
 from evalkit.train.optimizers.parallel_muon import ParallelMuon
 from evalkit.train.parameters import BANKS, DTYPES, role_of
@@ -114,7 +114,7 @@ class Optimizer:
 
     def _reduce(self, flat: Tensor) -> None:
         wire = DTYPES[self.config.reduce_precision]
-        if flat.dtype == wire or self._ranks.size == 1:
+        if flat.dtype == wire or self._ranks.count == 1:
             self._ranks.mean_(flat)
         else:
             rounded = flat.to(wire)

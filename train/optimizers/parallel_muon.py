@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.train.config import OptimizerConfig
-from evalkit.train.distributed import Ranks
 from evalkit.train.optimizers.muon import gather_rows, muon_direction, scatter_rows, shard_rows
 from evalkit.train.parameters import DTYPES
 
@@ -52,14 +52,14 @@ class ParallelMuon:
         self._banks: list[_Bank] = []
         for name, parameter in sorted(parameters.items(), key=lambda item: -item[1].numel()):
             rows = shard_rows(parameter.shape[0], ranks)
-            padded = torch.zeros(rows * ranks.size, *parameter.shape[1:], device=ranks.device)
+            padded = torch.zeros(rows * ranks.count, *parameter.shape[1:], device=ranks.device)
             parameter.grad = padded[: parameter.shape[0]]
             self._banks.append(
                 _Bank(
                     name=name,
                     parameter=parameter,
                     gradient=padded,
-                    shard=padded if ranks.size == 1 else padded.new_empty(rows, *parameter.shape[1:]),
+                    shard=padded if ranks.count == 1 else padded.new_empty(rows, *parameter.shape[1:]),
                     momentum=torch.zeros(rows, *parameter.shape[1:], dtype=momentum_dtype, device=ranks.device),
                 )
             )
@@ -71,7 +71,7 @@ class ParallelMuon:
 
     def reduce(self) -> None:
         """Start the reduce-scatter of every bank."""
-        if self._ranks.size == 1:
+        if self._ranks.count == 1:
             return
         for bank in self._banks:
             source = bank.gradient.to(self._reduce_dtype)
@@ -85,7 +85,7 @@ class ParallelMuon:
             if bank.pending:
                 work, _, target = bank.pending
                 work.wait()
-                bank.shard.copy_(target).div_(self._ranks.size)
+                bank.shard.copy_(target).div_(self._ranks.count)
                 bank.pending = []
         return torch.stack([bank.shard.float().square().sum() for bank in self._banks]).sum()
 
@@ -96,7 +96,7 @@ class ParallelMuon:
         for bank in self._banks:
             update = muon_direction(bank.shard * clip, bank.momentum, momentum=momentum, config=self._config)
             work = None
-            if self._ranks.size > 1:
+            if self._ranks.count > 1:
                 gathered = update.new_empty(bank.gradient.shape)
                 work = dist.all_gather_into_tensor(gathered, update.contiguous(), async_op=True)
                 update = gathered

@@ -9,42 +9,18 @@ input energy, so that the important ones are rounded while there is still freedo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from evalkit.plumbing.errors import InputError
 from evalkit.train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
 
+_DAMPING = 0.01  # share of the mean diagonal of H that is added to the diagonal
 _DAMPING_RETRIES = 4
+_BLOCK = 128  # columns updated one by one before the rest is updated by one product
 
 
-@dataclass(frozen=True, kw_only=True)
-class GptqConfig:
-    """Options of the column loop.
-
-    Attributes:
-        damping: share of the mean diagonal of H that is added to the diagonal.
-        block_size: columns updated one by one before the rest is updated by one product.
-        activation_order: round in descending order of diag H; otherwise in the order of the columns.
-    """
-
-    damping: float = 0.01
-    block_size: int = 128
-    activation_order: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.damping < 1:
-            raise InputError(f"GPTQ damping {self.damping} is not between 0 and 1")
-        if self.block_size < 1:
-            raise InputError(f"GPTQ block size {self.block_size} is not positive")
-
-
-DEFAULT_CONFIG = GptqConfig()
-
-
-def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config: GptqConfig = DEFAULT_CONFIG) -> Tensor:
+def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int) -> Tensor:
     """Return GPTQ's integers for a matrix whose row steps are fixed.
 
     Args:
@@ -52,7 +28,6 @@ def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config:
         hessian: ``[cols, cols]``, sum or mean of ``x x^T``; its scale does not matter. Not modified.
         step: float16 ``[rows]``.
         bits: width of the integers, which stay in ``[-limit - 1, limit]``.
-        config: damping, block size, order.
 
     Returns:
         int8 ``[rows, cols]``; columns of inputs that were always zero are 0.
@@ -70,15 +45,13 @@ def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int, config:
     diagonal = hessian.diagonal()
     dead = diagonal <= 0
     left[:, dead] = 0
-    order = torch.arange(cols, device=weight.device)
-    if config.activation_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    factor = _inverse_factor(hessian, dead, order, config.damping)
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    factor = _inverse_factor(hessian, dead, order)
     left = left[:, order].contiguous()
     scale = step.float().to(left.device)[:, None]
     quantized = torch.empty_like(left)
-    for start in range(0, cols, config.block_size):
-        stop = min(start + config.block_size, cols)
+    for start in range(0, cols, _BLOCK):
+        stop = min(start + _BLOCK, cols)
         block = left[:, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
@@ -101,9 +74,7 @@ def gptq_search(
     bits: int,
     *,
     min_step: float = 0.0,
-    percentiles: tuple[float, ...] = PERCENTILES,
-    per_row: bool = True,
-    config: GptqConfig = DEFAULT_CONFIG,
+    clips: tuple[float, ...] = PERCENTILES,
 ) -> tuple[Tensor, Tensor]:
     """Round with every candidate clip, and keep what leaves the least output error *after* compensation.
 
@@ -115,9 +86,7 @@ def gptq_search(
         hessian: ``[cols, cols]``, sum or mean of ``x x^T``.
         bits: width of the integers.
         min_step: floor of the step; where it binds for all candidates, there is one to try.
-        percentiles: quantiles of |row| to try as clips.
-        per_row: choose for each row, or one percentile for the whole matrix.
-        config: damping, block size, order.
+        clips: quantiles of |row| to try.
 
     Returns:
         Integers int8 ``[rows, cols]`` and steps float16 ``[rows]``.
@@ -125,12 +94,10 @@ def gptq_search(
     Raises:
         InputError: as :func:`gptq_round`.
     """
-    if not percentiles:
-        raise InputError("the percentile search needs at least one candidate")
     matrix = weight.detach().float()
     rows = matrix.shape[0]
-    steps = torch.stack([row_step(clip, bits, min_step) for clip in row_clips(matrix, percentiles)]).unique(dim=0)
-    values = gptq_round(matrix.repeat(len(steps), 1), hessian, steps.flatten(), bits, config)
+    steps = torch.stack([row_step(clip, bits, min_step) for clip in row_clips(matrix, clips)]).unique(dim=0)
+    values = gptq_round(matrix.repeat(len(steps), 1), hessian, steps.flatten(), bits)
     values = values.view(len(steps), rows, -1)
     errors = torch.stack(
         [
@@ -138,12 +105,12 @@ def gptq_search(
             for value, step in zip(values, steps, strict=True)
         ]
     )  # [candidates, rows]
-    chosen = errors.argmin(dim=0) if per_row else errors.sum(dim=1).argmin().expand(rows)
+    chosen = errors.argmin(dim=0)
     row = torch.arange(rows, device=chosen.device)
     return values[chosen, row].contiguous(), steps[chosen, row]
 
 
-def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor, damping: float) -> Tensor:
+def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the damped, reordered Hessian's inverse, computed in float64."""
     work = hessian.double().clone()
     work[dead, :] = 0
@@ -154,7 +121,7 @@ def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor, damping: float
     work = work[order][:, order]
     for attempt in range(_DAMPING_RETRIES):
         damped = work.clone()
-        damped.diagonal().add_(mean * damping * 10.0**attempt)
+        damped.diagonal().add_(mean * _DAMPING * 10.0**attempt)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if int(failed) == 0:
             inverse = torch.cholesky_inverse(lower)

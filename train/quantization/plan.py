@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from evalkit.artifact.tensors import INT_BITS
 from evalkit.plumbing.errors import InputError
-from evalkit.train.quantization.gptq import DEFAULT_CONFIG, GptqConfig
 from evalkit.train.quantization.rows import INT8_QUANTILE, PERCENTILES, published_min_step
 
 SMALL_ELEMENTS = 65_536  # inclusive: a 512x128 projection is small
@@ -30,7 +28,6 @@ CONTROL_PATTERNS = (
 )
 TABLE_PATTERNS = ("tok_emb.weight", "*embed.weight")
 
-ClipSearch = Literal["quantile", "row", "matrix"]
 Format = str  # int4..int8, float16, bfloat16, float32
 _FLOATS = ("float16", "bfloat16", "float32")
 _INTS = tuple(f"int{bits}" for bits in INT_BITS)
@@ -46,10 +43,7 @@ class TensorRule:
         max_elements: applies to tensors of at most this many elements; 0 for any size.
         last_layers: applies to the last n layers only (names ``blocks.<i>.``); 0 for all. "Late-K" is a rule
             on the key projections with 2.
-        clip: ``quantile`` (one fixed ``quantile`` of each row), ``row`` or ``matrix`` (search
-            ``percentiles``).
-        quantile: the clip where ``clip`` is ``quantile``; 1 is the largest magnitude.
-        percentiles: candidates of the search.
+        clips: quantiles of a row's magnitudes to choose its clip from; 1 is the largest magnitude.
         min_step: floor of the quantisation step; the published systems' hidden floor is ``1 / limit``.
         gptq: compensate rounding with the layer's Hessian where one is given.
     """
@@ -58,19 +52,15 @@ class TensorRule:
     format: Format
     max_elements: int = 0
     last_layers: int = 0
-    clip: ClipSearch = "quantile"
-    quantile: float = 1.0
-    percentiles: tuple[float, ...] = PERCENTILES
+    clips: tuple[float, ...] = (1.0,)
     min_step: float = 0.0
     gptq: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in _INTS + _FLOATS:
             raise InputError(f"format {self.format!r} is none of {', '.join(_INTS + _FLOATS)}")
-        if self.clip not in ("quantile", "row", "matrix"):
-            raise InputError(f"clip search {self.clip!r} is none of quantile, row, matrix")
-        if not 0 < self.quantile <= 1 or not all(0 < p <= 1 for p in self.percentiles):
-            raise InputError(f"clip quantiles must be above 0 and at most 1: {self.quantile}, {self.percentiles}")
+        if not self.clips or not all(0 < clip <= 1 for clip in self.clips):
+            raise InputError(f"the clips {self.clips} of a rule must be quantiles above 0 and at most 1")
         if not 0 <= self.min_step < 65504:
             raise InputError(f"the smallest step {self.min_step} must be at least 0 and fit float16")
         if self.max_elements < 0 or self.last_layers < 0:
@@ -101,13 +91,11 @@ class QuantizationPlan:
         bfloat16_tables: names of tensors that the model holds in bfloat16; all others are float32.
         magnitude_prune: share of the smallest weights of every large matrix that is zeroed before
             quantisation.
-        gptq: options of the column loop.
     """
 
     rules: tuple[TensorRule, ...]
     bfloat16_tables: tuple[str, ...] = TABLE_PATTERNS
     magnitude_prune: float = 0.0
-    gptq: GptqConfig = field(default=DEFAULT_CONFIG)
 
     def __post_init__(self) -> None:
         if not 0 <= self.magnitude_prune < 1:
@@ -145,17 +133,6 @@ class QuantizationPlan:
         )
         return replace(self, rules=(rule, *self.rules))
 
-    def with_step_factor(self, factor: float) -> QuantizationPlan:
-        """Return the plan with the floors of all integer steps multiplied: the knob between size and loss.
-
-        A rule without a floor counts as having the published one, ``1 / limit``.
-        """
-        rules = tuple(
-            replace(r, min_step=factor * (r.min_step or published_min_step(r.bits))) if r.bits else r
-            for r in self.rules
-        )
-        return replace(self, rules=rules)
-
 
 def layer_of(name: str) -> int | None:
     """Return the layer index in ``blocks.<i>.``, or None."""
@@ -183,12 +160,14 @@ def _control(format: Format) -> TensorRule:
 
 def _int8(patterns: tuple[str, ...], gptq: bool = False) -> TensorRule:
     return TensorRule(
-        patterns=patterns, format="int8", quantile=INT8_QUANTILE, min_step=published_min_step(8), gptq=gptq
+        patterns=patterns, format="int8", clips=(INT8_QUANTILE,), min_step=published_min_step(8), gptq=gptq
     )
 
 
 def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
-    return TensorRule(patterns=patterns, format=f"int{bits}", clip="row", min_step=published_min_step(bits), gptq=True)
+    return TensorRule(
+        patterns=patterns, format=f"int{bits}", clips=PERCENTILES, min_step=published_min_step(bits), gptq=True
+    )
 
 
 # What the published systems store, with their hidden floors explicit. How the integers are found is this package's own:
@@ -223,7 +202,7 @@ PLANS: dict[str, QuantizationPlan] = {
             _control("float32"),
             _small("float16"),
             _block(_MLP + _ATTENTION, 6),
-            TensorRule(patterns=_ALL, format="int6", clip="row", min_step=published_min_step(6)),
+            TensorRule(patterns=_ALL, format="int6", clips=PERCENTILES, min_step=published_min_step(6)),
         )
     ),
     "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ from evalkit.train.quantization.plan import SMALL_ELEMENTS
 _QUANTILE_LIMIT = 1 << 24  # torch.quantile refuses more elements
 
 
-def magnitude_prune(weight: Tensor, share: float, small_elements: int = SMALL_ELEMENTS) -> Tensor:
+def magnitude_prune(weight: Tensor, share: float) -> Tensor:
     """Zero the entries of a large matrix that are below its ``share`` quantile of magnitudes (PR333 2%, PR849 3%).
 
-    Tensors that are not matrices or have at most ``small_elements`` elements come back unchanged; ties are kept.
+    Tensors that are not matrices or have at most :data:`SMALL_ELEMENTS` elements come back unchanged; ties are kept.
     """
-    if share <= 0 or weight.ndim != 2 or weight.numel() <= small_elements:
+    if share <= 0 or weight.ndim != 2 or weight.numel() <= SMALL_ELEMENTS:
         return weight
     magnitude = weight.detach().float().abs()
     if magnitude.numel() <= _QUANTILE_LIMIT:
@@ -33,30 +33,25 @@ def magnitude_prune(weight: Tensor, share: float, small_elements: int = SMALL_EL
 
 
 def zeroing_cost(
-    tensor: QuantizedTensor,
-    weight: npt.NDArray[np.float32] | None = None,
-    hessian_diagonal: npt.NDArray[np.float32] | None = None,
-    hessian: npt.NDArray[np.float32] | None = None,
+    tensor: QuantizedTensor, weight: npt.NDArray[np.float32], hessian: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Return how much the squared error grows when an entry becomes 0, float32 of the tensor's shape.
 
-    With the whole Hessian it is exact for each entry alone: ``e H e^T`` grows by ``2 v (e H)_c + v^2 H_cc`` when the
-    value ``v`` in column ``c`` goes. After GPTQ that differs from the diagonal, because the errors of a row hold one
-    another up.
+    With the Hessian it is exact for each entry alone: ``e H e^T`` grows by ``2 v (e H)_c + v^2 H_cc`` when the value
+    ``v`` in column ``c`` goes. After GPTQ that differs from the diagonal, because the errors of a row hold one another
+    up.
 
     Args:
         tensor: the quantised tensor.
-        weight: what it approximates; then the growth is ``w^2 - (w - q s)^2``. Without it, ``(q s)^2``.
-        hessian_diagonal: ``[cols]``, the mean square of each input, which weighs the columns.
-        hessian: ``[cols, cols]``, the mean of ``x x^T``, instead of its diagonal; needs the weight, a matrix.
+        weight: what it approximates.
+        hessian: ``[cols, cols]``, the mean of ``x x^T``, for a matrix; without it, the growth of ``e e^T``.
     """
     value = tensor.dequantize()
-    if hessian is not None and weight is not None:
-        pull = (weight.reshape(value.shape) - value) @ hessian
-        grown: npt.NDArray[np.float32] = value * (2 * pull + value * hessian.diagonal())
-        return grown
-    cost = value * value if weight is None else value * (2 * weight.reshape(value.shape) - value)
-    return cost if hessian_diagonal is None else cost * hessian_diagonal
+    aim = weight.reshape(value.shape)
+    if hessian is None:
+        return value * (2 * aim - value)
+    grown: npt.NDArray[np.float32] = value * (2 * ((aim - value) @ hessian) + value * hessian.diagonal())
+    return grown
 
 
 def zeroing_costs(
@@ -83,33 +78,14 @@ def zeroing_costs(
     return costs
 
 
-@dataclass(frozen=True, kw_only=True)
-class PruningResult:
-    """Outcome of :func:`prune_to_size`.
-
-    Attributes:
-        tensors: the tensors after pruning.
-        zeroed: number of entries set to 0.
-        candidates: number of entries that held +-1.
-        n_bytes: size of the result as the given function measures it.
-        sizes: every size that was measured, by number of zeroed entries.
-    """
-
-    tensors: dict[str, StoredTensor]
-    zeroed: int
-    candidates: int
-    n_bytes: int
-    sizes: dict[int, int]
-
-
 def prune_to_size(
     tensors: Mapping[str, StoredTensor],
     size: Callable[[Mapping[str, StoredTensor]], int],
     target_bytes: int,
     *,
-    costs: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    costs: Mapping[str, npt.NDArray[np.float32]],
     resolution: int = 1,
-) -> PruningResult:
+) -> tuple[dict[str, StoredTensor], int]:
     """Zero as few +-1 integers as meet a size, cheapest first.
 
     The order is that of ascending cost, ties by tensor name and position. The number is found by a
@@ -120,24 +96,23 @@ def prune_to_size(
         tensors: stored tensors; only those of :class:`QuantizedTensor` are touched. Not modified.
         size: bytes of the complete file, code included if that counts.
         target_bytes: the size to meet, in bytes (a megabyte of the cap is 1,000,000).
-        costs: error increase of zeroing each entry by tensor name; ``scale^2`` for tensors without.
+        costs: error increase of zeroing each entry, by the name of a quantised tensor.
         resolution: stop when the answer is known to this many entries; 1 for the exact number.
+
+    Returns:
+        The tensors after pruning, and the number of entries set to 0.
 
     Raises:
         InputError: zeroing every +-1 is not enough.
     """
     names = sorted(n for n, t in tensors.items() if isinstance(t, QuantizedTensor) and t.values.size)
-    costs = costs or {}
     places, keys, starts = [], [], [0]
     for name in names:
         tensor = tensors[name]
         assert isinstance(tensor, QuantizedTensor)
         flat = np.flatnonzero(np.abs(tensor.values.ravel().astype(np.int16)) == 1)
-        cost = costs[name] if name in costs else zeroing_cost(tensor)
-        if cost.shape != tensor.values.shape:
-            raise InputError(f"the zeroing costs of {name!r} have shape {cost.shape}, not {tensor.values.shape}")
         places.append(flat + starts[-1])
-        keys.append(cost.ravel()[flat].astype(np.float32))
+        keys.append(costs[name].ravel()[flat].astype(np.float32))
         starts.append(starts[-1] + tensor.values.size)
     order = (
         np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")]
@@ -173,7 +148,7 @@ def prune_to_size(
         if measure(total) > target_bytes:
             raise InputError(
                 f"zeroing all {total} integers of +-1 leaves {sizes[total]} bytes, above the target of {target_bytes}; "
-                "take larger steps (--floor), or have them searched (--fit)"
+                "have the steps searched (--fit)"
             )
     halve = False
     while high - low > max(1, resolution):
@@ -187,4 +162,4 @@ def prune_to_size(
         else:
             low = middle
         halve = not halve
-    return PruningResult(tensors=pruned(high), zeroed=high, candidates=total, n_bytes=sizes[high], sizes=sizes)
+    return pruned(high), high

@@ -42,18 +42,13 @@ def published_min_step(bits: int) -> float:
     return 1.0 / integer_limit(bits)
 
 
-def row_clip(weight: Tensor, quantile: float = 1.0) -> Tensor:
-    """Return each row's clip, the ``quantile`` of its magnitudes (1 is the largest), float32 ``[rows]``.
+def row_clips(weight: Tensor, quantiles: tuple[float, ...]) -> Tensor:
+    """Return some quantiles of each row's magnitudes (1 is the largest), float32 ``[quantiles, rows]``.
 
     Args:
         weight: ``[rows, ...]``; the rest is flattened.
-        quantile: in (0, 1], linearly interpolated between order statistics.
+        quantiles: in (0, 1], linearly interpolated between order statistics.
     """
-    return row_clips(weight, (quantile,))[0]
-
-
-def row_clips(weight: Tensor, quantiles: tuple[float, ...]) -> Tensor:
-    """Return :func:`row_clip` for several quantiles, float32 ``[quantiles, rows]``; rows are sorted once."""
     magnitude = weight.detach().reshape(weight.shape[0], -1).float().abs()
     if magnitude.shape[1] == 0:
         return magnitude.new_zeros(len(quantiles), magnitude.shape[0])
@@ -89,50 +84,39 @@ def round_to_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
     return (weight.float() / divisor).round().clamp(-limit - 1, limit).to(torch.int8)
 
 
-def quantize_rows(weight: Tensor, bits: int, *, quantile: float = 1.0, min_step: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Quantise each row with one clip rule; returns integers int8 and steps float16 ``[rows]``."""
-    step = row_step(row_clip(weight, quantile), bits, min_step)
-    return round_to_step(weight, step, bits), step
-
-
 def search_clip(
     weight: Tensor,
     bits: int,
     *,
     min_step: float = 0.0,
-    percentiles: tuple[float, ...] = PERCENTILES,
-    per_row: bool = True,
+    clips: tuple[float, ...] = PERCENTILES,
     hessian: Tensor | None = None,
 ) -> Tensor:
-    """Choose the clip among percentiles of |row| by the error that rounding then makes.
+    """Choose each row's clip among quantiles of its magnitudes by the error that rounding then makes.
 
     The error of a row is ``e H e^T`` with ``e`` the rounding error, or ``e e^T`` where no Hessian is given: what the
     layer's output loses, not what the weights lose.
 
     Args:
-        weight: ``[rows, cols]``.
+        weight: ``[rows, ...]``; the rest is flattened.
         bits: width of the integers.
         min_step: floor of the step; where it binds, all candidates are the same.
-        percentiles: candidates in (0, 1].
-        per_row: choose for each row, or one percentile for the whole matrix.
+        clips: candidates in (0, 1].
         hessian: ``[cols, cols]``, sum or mean of ``x x^T`` over the layer's inputs.
 
     Returns:
         The step of every row, float16 ``[rows]``.
     """
-    if not percentiles:
-        raise InputError("the percentile search needs at least one candidate")
     matrix = weight.detach().reshape(weight.shape[0], -1).float()
-    steps, errors = [], []
-    for clip in row_clips(matrix, percentiles):
-        step = row_step(clip, bits, min_step)
-        error = matrix - round_to_step(matrix, step, bits).float() * step.float()[:, None]
-        steps.append(step)
-        errors.append(weighted_row_error(error, hessian))
-    error_table = torch.stack(errors)  # [candidates, rows]
-    if not per_row:
-        return steps[int(error_table.sum(dim=1).argmin())]
-    return torch.stack(steps).gather(0, error_table.argmin(dim=0, keepdim=True))[0]
+    steps = [row_step(clip, bits, min_step) for clip in row_clips(matrix, clips)]
+    if len(steps) == 1:
+        return steps[0]
+    errors = [
+        weighted_row_error(matrix - round_to_step(matrix, step, bits).float() * step.float()[:, None], hessian)
+        for step in steps
+    ]
+    best = torch.stack(errors).argmin(dim=0, keepdim=True)
+    return torch.stack(steps).gather(0, best)[0]
 
 
 def weighted_row_error(error: Tensor, hessian: Tensor | None) -> Tensor:

@@ -28,10 +28,11 @@ def test_a_strangers_forecaster(name: str, code: int, axiom: str | None, tmp_pat
     tokens, _ = BigramSource.invented(32, 1).sample(700, 1, np.random.default_rng(0))
     write_shard(tmp_path / "val_000000.bin", tokens)
     arguments = ["--forecaster", f"{GALLERY / name}.py:make", "--tokens", str(tmp_path / "val_*.bin")]
-    assert run_command(["check", *arguments, "--budget", "6", "--json", str(tmp_path / "out.json")]) == code
+    arguments += ["--max-tokens", "300", "--budget", "inf"]  # all positions, whatever the clock says
+    assert run_command(["check", *arguments, "--json", str(tmp_path / "out.json")]) == code
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["covered"]["audit"]["span"] == 64
-    assert document["verdict"] == "illegal" if code else document["verdict"] != "illegal"
+    assert document["verdict"] == ("illegal" if code else "legal")
     assert axiom is None or axiom in {finding["axiom"] for finding in document["findings"]}
 
 
@@ -82,7 +83,7 @@ def test_decoding_the_first_tokens_is_part_of_a_check(
     assert decode["tokens"] == 80
     assert decode["decoded"] is True
     assert 0 < decode["bits"] <= 1.001 * decode["ledger_bits"] + 64
-    assert document["covered"]["audit"]["span"] == 256
+    assert document["covered"]["audit"]["span"] == 2048
     assert "decoded 80 tokens" in capsys.readouterr().out
 
 

@@ -5,22 +5,26 @@ They are judged as ``evalkit check --forecaster FILE.py:make`` judges a stranger
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evalkit.legality import AuditOptions, audit
+from evalkit.legality.audit import audit
+from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
 GALLERY = Path(__file__).parent / "gallery"
 VIOLATORS = sorted(p.stem for p in GALLERY.glob("[vx]*.py"))
 HONEST = sorted(p.stem for p in GALLERY.glob("h_*.py"))
-BUDGET = 60.0
-"""Far more seconds than the audits of these positions take, so that the clock decides no verdict."""
+BUDGET = math.inf
+"""No clock decides a verdict: how much is done follows from the counts."""
 
-POSITIONS = {"violator": 192, "honest": 32}
-"""Sums over the vocabulary: an unbroken run of 128 and 64 more where a fiction is to be met."""
+POSITIONS = {"violator": 192, "honest": 64}
+"""Sums over the vocabulary, in a span of their own and in the ledger's: an unbroken run of 128 and 64 more where a
+fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
 
 def axiom_of(name: str) -> str:
@@ -48,18 +52,17 @@ def test_violator_is_illegal(name, tmp_path, monkeypatch):
     report = judged(name, tmp_path, monkeypatch)
     assert report.verdict == "illegal", report.summary()
     assert axiom_of(name) in {finding.axiom for finding in report.findings}, report.summary()
-    assert report.seconds < 60
-    report.to_json()
+    json.dumps(report.to_dict(), allow_nan=False)
     for finding in report.findings:
         assert "To see it again" in finding.message
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_twin_is_not_accused(name, tmp_path, monkeypatch):
+def test_honest_twin_becomes_legal(name, tmp_path, monkeypatch):
     report = judged(name, tmp_path, monkeypatch)
-    assert report.findings == [], report.summary()
-    assert report.seconds < 60
-    report.to_json()
+    assert report.findings == (), report.summary()
+    assert report.verdict == "legal", report.summary()
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 def test_sizes_are_right(tmp_path, monkeypatch):

@@ -73,6 +73,13 @@ class Recurrent(nn.Module):
         return self.head(hidden[:, -1:]), state
 
 
+class Stateless:
+    """The same logits everywhere."""
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return torch.zeros(*ids.shape, VOCAB)
+
+
 def _seeded(model: type[nn.Module], **options: Any) -> nn.Module:
     torch.manual_seed(3)
     return model(**options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import any_models as models
@@ -15,6 +17,8 @@ import evalkit
 from evalkit.cli.main import run_command
 from evalkit.network.causality import find_leak
 from evalkit.network.network import Network
+from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.parameters import adapted_names
 
 FILE = Path(models.__file__)
 LENGTH, STRIDE, TOKENS = 64, 16, 300
@@ -107,7 +111,7 @@ def test_evalkits_own_network_gives_the_scores_of_its_artifact(
         ("whole_numbers", "returned torch.int64 numbers; expected floating-point logits"),
         ("not_a_number", "returned NaN in row 0"),
         ("text", "returned str 'logits'; expected logits"),
-        ("with_weights", "weights None do not exist"),
+        ("with_weights", "there are no weights to load"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -169,3 +173,76 @@ def test_a_look_at_other_windows_of_the_batch_is_found() -> None:
 def test_honest_models_pass(make: object, seed: int) -> None:
     model = make().eval()  # type: ignore[operator]
     assert find_leak(Network(model=model, vocab_size=models.VOCAB), 64, torch.device("cpu"), seed=seed) is None
+
+
+@pytest.mark.parametrize("name", ["transformer", "tuple_transformer", "recurrent"])
+@pytest.mark.parametrize("trainable", ["adapters", "all", "scales", "last_blocks_and_scales"])
+def test_any_module_learns_what_has_been_scored(
+    name: str, trainable: str, tokenizer_path: Path, text_path: Path
+) -> None:
+    if name == "recurrent" and trainable == "last_blocks_and_scales":
+        pytest.skip("a model without blocks has no last ones")
+    settings = {"ttt": {"trainable": trainable, "chunk_tokens": "64"}}
+    given = options(tokenizer_path, text_path, module=f"{FILE}:{name}", ttt=True, mixer="hedge", settings=settings)
+    learned = evalkit.score(given)
+    frozen = evalkit.score(options(tokenizer_path, text_path, module=f"{FILE}:{name}", mixer="hedge"))
+    np.testing.assert_allclose(learned.nll[:64], frozen.nll[:64], atol=1e-5)
+    assert np.abs(learned.nll[64:] - frozen.nll[64:]).max() > 1e-5
+    assert learned.to_dict()["ttt_report"]["steps"] > 0
+
+
+def test_adapters_go_where_they_are_told() -> None:
+    model = models.Transformer()
+    assert adapted_names(model, TTTConfig(), models.VOCAB) == ["blocks.0.qkv.weight", "blocks.1.qkv.weight"]
+    assert adapted_names(model, TTTConfig(match=r"\.1\.down$"), models.VOCAB) == ["blocks.1.down.weight"]
+    assert adapted_names(models.Recurrent(), TTTConfig(), models.VOCAB) == ["head.weight"]
+    with pytest.raises(evalkit.InputError, match="matches none of the linear layers"):
+        adapted_names(model, TTTConfig(match="nothing"), models.VOCAB)
+    with pytest.raises(evalkit.InputError, match="expected a regular expression"):
+        TTTConfig(match="(")
+
+
+class Detached(models.Transformer):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return super().forward(ids)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Detached(), "carry no gradient"), (models.Stateless(), "no torch module with weights")],
+    ids=["detached", "function"],
+)
+def test_what_cannot_learn_is_said(model: object, words: str, tokenizer_path: Path, text_path: Path) -> None:
+    with pytest.raises(evalkit.InputError, match=words):
+        evalkit.score(options(tokenizer_path, text_path, module=model, ttt=True))
+
+
+@pytest.mark.parametrize(("name", "verdict", "code"), [("transformer", "legal", 0), ("leaking", "illegal", 3)])
+def test_check_judges_a_module(
+    name: str, verdict: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path
+) -> None:
+    command = ["check", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--max-tokens", "130", "--span", "64", "--budget", "600", "--json", str(tmp_path / "c.json"), "-q"]
+    assert run_command(command) == code
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert report["verdict"] == verdict
+    assert report["covered"]["budget"]["bytes"] == FILE.stat().st_size
+    if verdict == "legal":
+        assert report["covered"]["audit"]["in_child_process"] is True
+    else:
+        assert report["findings"][0]["axiom"] == "causality"
+
+
+@pytest.mark.parametrize("name", ["transformer", "recurrent"])
+def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("Na\u00efve \u4f60\u597d,\r\nhello there, my friend.".encode())
+    model = ["--module", f"{FILE}:{name}"]
+    tokenizer = ["--tokenizer", str(tokenizer_path)]
+    coded, restored = str(tmp_path / "t.evk"), tmp_path / "r.txt"
+    for command in (
+        ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--exact", "--seq-len", "64", *tokenizer],
+        ["decompress", *model, coded, "-o", str(restored), *tokenizer],
+    ):
+        subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True)
+    assert restored.read_bytes() == (tmp_path / "t.txt").read_bytes()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from evalkit.codec.container import Header
 from evalkit.plumbing.errors import InputError
-from evalkit.prequential.loop import DEFAULT_SPAN
+from evalkit.prequential.forecaster import preferred_span
 from evalkit.verbs.session import ScoreOptions, Session, open_model
 
 _STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows")
@@ -38,21 +37,24 @@ def span_of(session: Session) -> int:
     if session.streaming is not None:
         # Blocks that are not kept yet are computed again for every token.
         return session.streaming.block
-    return int(getattr(session.make_forecaster(), "preferred_span", DEFAULT_SPAN))
+    return preferred_span(session.make_forecaster())
 
 
 def stored_options(session: Session) -> dict[str, Any]:
     """Return the options that the decoder needs, with what was resolved in place of what was left open."""
-    values = dataclasses.asdict(session.options)
-    stored = {name: values[name] for name in _STORED}
+    stored: dict[str, Any] = {name: getattr(session.options, name) for name in _STORED}
     stored["settings"] = {section: dict(items) for section, items in session.options.settings.items()}
     stored["tokenizer_sha256"] = session.tokenizer.sha256
     if session.sliding is not None:
-        stored |= {"seq_len": session.sliding.seq_len, "dtype": session.sliding.dtype}
+        dtype = session.sliding.dtype
+        # a module's own type is what "auto" finds, on the decoder's side too
+        stored |= {"seq_len": session.sliding.seq_len, "dtype": "auto" if dtype == "own" else dtype}
     return stored
 
 
-def restored_options(header: Header, artifact: str, tokenizer: str) -> ScoreOptions:
+def restored_options(
+    header: Header, artifact: str | None, tokenizer: str, *, module: str | None = None, weights: str | None = None
+) -> ScoreOptions:
     """Return the encoder's options for the decoder's files.
 
     Raises:
@@ -68,4 +70,12 @@ def restored_options(header: Header, artifact: str, tokenizer: str) -> ScoreOpti
         settings = {str(k): {str(a): str(b) for a, b in v.items()} for k, v in stored["settings"].items()}
     except (KeyError, AttributeError) as error:
         raise InputError(f"the compressed file's options are incomplete: {error}") from None
-    return ScoreOptions(artifact=artifact, tokenizer=tokenizer, text="-", settings=settings, **values)
+    return ScoreOptions(
+        artifact=artifact,
+        module=module,
+        weights=weights,
+        tokenizer=tokenizer,
+        text="-",
+        settings=settings,
+        **values,
+    )
