@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from evalkit.artifact.load import load_artifact as load_artifact
     from evalkit.legality.report import Finding as Finding
     from evalkit.legality.report import LegalityReport as LegalityReport
+    from evalkit.network.state import load_state as load_state
     from evalkit.plumbing.errors import EvalkitError as EvalkitError
     from evalkit.plumbing.errors import InputError as InputError
     from evalkit.prequential.forecaster import Forecaster as Forecaster
@@ -63,6 +64,7 @@ _HOMES = {
     "Scored": "evalkit.report.score_report",
     "score": "evalkit.verbs.score",
     "Tokenizer": "evalkit.tokens.tokenizer",
+    "load_state": "evalkit.network.state",
 }
 
 __all__ = ["__version__", *_HOMES]

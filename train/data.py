@@ -13,7 +13,7 @@ from torch import Tensor
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard
 from evalkit.tokens.stream import TokenStream
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.train.config import DataConfig
 
 _CHECKED_TOKENS = 1_000_000
@@ -111,7 +111,7 @@ class ByteCounter:
     """
 
     def __init__(self, path: Path, vocab_size: int) -> None:
-        tokenizer = Tokenizer(path)
+        tokenizer = open_tokenizer(path)
         if tokenizer.vocab_size != vocab_size:
             raise TokenError(
                 f"tokenizer {path} has {tokenizer.vocab_size} tokens, but the model has {vocab_size}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,9 @@ class TTTConfig:
             ``scales``: vectors only; ``all``; ``adapters``: low-rank corrections of the query and value matrices that
             start from zero in every document.
         blocks: see ``trainable``.
+        match: regular expression over the names of linear layers, which ``adapters`` correct; empty takes the query and
+            value matrices of evalkit's own network, in another the layers whose names speak of attention, and where
+            there are none, all but the head.
         adapter_rank: rank of the adapters.
         schedule: ``constant``; ``inverse_sqrt`` of the number of chunks seen; ``cosine`` over all chunks, which needs
             their number in advance: side information that a decoder must be sent.
@@ -66,6 +70,7 @@ class TTTConfig:
     polyak_decay: float = 0.0
     trainable: Trainable = "adapters"
     blocks: int = 2
+    match: str = ""
     adapter_rank: int = 8
     schedule: Schedule = "constant"
     ramp: float = 1.0
@@ -86,6 +91,8 @@ class TTTConfig:
         _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
         _require(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "at least 0 and below 1")
         _require(self.blocks >= 0, "blocks", self.blocks, "0 or more")
+        _require(not self.match or self.trainable == "adapters", "match", self.match, "empty unless adapters learn")
+        _require(_is_pattern(self.match), "match", self.match, "a regular expression")
         _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
         _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
         _require(0 <= self.frozen_weight < 1, "frozen_weight", self.frozen_weight, "at least 0 and below 1")
@@ -159,6 +166,14 @@ PRESETS: dict[str, Callable[[], TTTConfig]] = {
     "pr1529": partial(sgd_config, learning_rate=1e-2, hash_buckets=16384),
 }
 """What ``--set ttt.preset=NAME`` starts from."""
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

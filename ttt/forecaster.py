@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from evalkit.model.gpt import GPT
+from evalkit.network.network import Network, copied
+from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, target_nll
+from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, as_network, target_nll
 from evalkit.prequential.windows import WindowSpan
 from evalkit.tokens.tokenizer import ByteTable
 from evalkit.ttt.config import TTTConfig
@@ -38,6 +40,19 @@ def mix_with_frozen(logits: Tensor, frozen: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(learned, torch.log_softmax(frozen.double(), dim=-1) + math.log(weight))
 
 
+def _with_table(network: Network, buckets: int) -> Network:
+    """Return the network with an empty table of token pairs beside its embedding; see :func:`with_pair_table`.
+
+    Raises:
+        InputError: the network is not evalkit's own, which alone knows such a table.
+    """
+    if not buckets:
+        return network
+    if not isinstance(network.model, GPT):
+        raise InputError("ttt.hash_buckets adds a table to evalkit's own network; leave it out for another")
+    return replace(network, model=with_pair_table(network.model, buckets))
+
+
 class TTTForecaster:
     """Score-first test-time training around the sliding window.
 
@@ -46,7 +61,7 @@ class TTTForecaster:
     scored with adapters only if the document that it continues began before its chunk.
 
     Args:
-        model: in float32; it is not changed.
+        model: evalkit's own in float32, or any torch module; it is not changed.
         sliding: the windows and the precision of scoring.
         config: what learns and how.
         byte_table: bytes of each target, for the byte-weighted loss.
@@ -57,7 +72,7 @@ class TTTForecaster:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Network,
         sliding: SlidingConfig,
         config: TTTConfig,
         byte_table: ByteTable,
@@ -66,25 +81,27 @@ class TTTForecaster:
         num_chunks: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        model = with_pair_table(model, config.hash_buckets)
         self.config = config
-        self.vocab_size = model.config.vocab_size
+        network = _with_table(as_network(model), config.hash_buckets)
+        self.vocab_size = network.vocab_size
         self.preferred_span = config.chunk_tokens
         self._byte_table = byte_table
         self._document_token = document_token if config.trainable == "adapters" else None
         self._num_chunks = num_chunks
-        self._train_model = deepcopy(model).to(sliding.device)
-        self._sliding = SlidingForecaster(deepcopy(model), sliding, ranks)
+        learning = copied(network)
+        module = learning.require_module("--ttt")
+        module.to(sliding.device).float().eval().requires_grad_(False)
+        self._sliding = SlidingForecaster(copied(network), sliding, ranks)
         self._trainer = Trainer(
-            self._train_model,
-            parameterise(self._train_model, config),
+            learning,
+            parameterise(module, config, network.vocab_size),
             config,
             dtype=sliding.dtype,
             threads=sliding.threads,
             ranks=ranks,
         )
         self._mixes = config.frozen_weight > 0 and config.epochs > 0
-        self._model = model
+        self._network = network
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
         self._initial = {name: value.clone() for name, value in self._trainer.scoring_weights().items()}
@@ -97,7 +114,7 @@ class TTTForecaster:
     @cached_property
     def _frozen(self) -> SlidingForecaster:
         """The network as it came."""
-        return SlidingForecaster(deepcopy(self._model), self._sliding.config, self._sliding.ranks)
+        return SlidingForecaster(copied(self._network), self._sliding.config, self._sliding.ranks)
 
     def next_boundary(self, start: int) -> int:
         """Return where the chunk of ``start`` stops; spans never cross it."""
@@ -280,7 +297,7 @@ class TTTForecaster:
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
-        parameters = dict(self._sliding.model.named_parameters())
+        parameters = dict(self._sliding.module.named_parameters())
         changed = False
         for name, value in weights.items():
             rounded = value.to(parameters[name].dtype)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalkit.model.gpt import GPT
-from evalkit.plumbing.errors import EvalkitError
+from evalkit.network.network import Network
+from evalkit.plumbing.errors import EvalkitError, InputError
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
 from evalkit.ttt.config import TTTConfig
@@ -47,7 +47,7 @@ class Trainer:
     does not depend on the number of threads.
 
     Args:
-        model: supplies the forward pass, in float32; its parameters are overwritten.
+        network: supplies the forward pass, a torch module in float32; its parameters are overwritten.
         parameterisation: what learns.
         config: optimizer, clipping and averaging.
         dtype: ``float32``, or ``bfloat16`` to run matrix products in that (weights and losses stay float32).
@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: GPT,
+        network: Network,
         parameterisation: Parameterisation,
         config: TTTConfig,
         *,
@@ -65,10 +65,11 @@ class Trainer:
         threads: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
-        self.model = model
+        self.network = network
+        self.module = network.require_module("--ttt")
         self.config = config
         self.parameterisation = parameterisation
-        self.device = model.tok_emb.weight.device
+        self.device = next(self.module.parameters()).device
         self._autocast = dtype == "bfloat16"
         self._threads = threads
         self._ranks = ranks or Ranks()
@@ -181,7 +182,7 @@ class Trainer:
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> list[Tensor]:
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self.module.named_parameters())
         for name, value in weights.items():
             parameters[name].copy_(value)
             parameters[name].requires_grad_()
@@ -233,7 +234,7 @@ class Trainer:
         def work(batch: list[Row]) -> tuple[float, list[Tensor]]:
             return self._batch_gradients(batch, total, leaves)
 
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not self.network.thread_safe:
             yield from map(work, batches)
             return
         with one_thread_each(self._threads) as threads, ThreadPoolExecutor(threads) as pool:
@@ -246,7 +247,12 @@ class Trainer:
         first_row = min(int(np.flatnonzero(row.weights)[0]) if row.weights.any() else 0 for row in rows)
         with torch.enable_grad():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-                logits = self.model(inputs, first_row=first_row)
+                logits = self.network.logits(inputs, first_row)
+            if not logits.requires_grad:
+                raise InputError(
+                    f"{self.network.name} cannot be trained: its logits carry no gradient of the weights that learn; "
+                    f"leave out --ttt, or choose others with ttt.trainable"
+                )
             losses = F.cross_entropy(logits.flatten(0, 1), targets[:, first_row:].flatten(), reduction="none")
             loss = (losses * weights[:, first_row:].flatten()).sum() / total
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)

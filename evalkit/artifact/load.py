@@ -59,6 +59,11 @@ class Artifact:
         return {name: tensor.values.shape for name, tensor in self.tensors.items()}
 
     @property
+    def shipped(self) -> tuple[str, ...]:
+        """Files that count as bytes that ship."""
+        return (self.path,)
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of the model."""
         return sum(tensor.values.size for tensor in self.tensors.values())

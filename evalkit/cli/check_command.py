@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from evalkit.cli.options import model_options, score_options, text_options
+from evalkit.cli.options import model_options, require_one, score_options, text_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_json
 
@@ -72,16 +72,15 @@ def command(
         span=span or 0, budget_seconds=budget, max_tokens=max_tokens, decode_tokens=decode, code=code, seed=seed
     )
     if forecaster is not None:
-        if artifact is not None or no_model:
-            raise InputError("--forecaster checks a stranger's code: leave out the artifact and --no-model")
+        if artifact is not None or no_model or options["module"] is not None:
+            raise InputError("--forecaster checks a stranger's code: leave out the artifact, --module and --no-model")
         unused = [option for option in (*options, "decode") if option not in STREAM_OPTIONS and _was_given(option)]
         if unused:
             names = ", ".join(f"--{option.replace('_', '-')}" for option in unused).replace("--settings", "--set")
             raise InputError(f"{names}: for an artifact; a stranger's forecaster is taken as its factory makes it")
         report = _check_stranger(forecaster, how, options)
     else:
-        if artifact is None and not no_model:
-            raise InputError("name the artifact to check, or give --forecaster FILE.py:FACTORY")
+        require_one(artifact, options["module"], no_model=no_model)
         if options["tokenizer"] is None:
             raise InputError("give the artifact's SentencePiece model with --tokenizer")
         report = check_session(open_session(score_options(artifact, options)), how)
@@ -97,12 +96,12 @@ def _was_given(option: str) -> bool:
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
     from evalkit.tokens.stream import open_shards, tokenize_file
-    from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.tokens.tokenizer import open_tokenizer
     from evalkit.verbs.check import check_forecaster
 
     if (options["tokens"] is None) == (options["text"] is None):
         raise InputError("give the stream to check on as either --tokens GLOB or --text FILE")
-    tokenizer = Tokenizer(options["tokenizer"]) if options["tokenizer"] else None
+    tokenizer = open_tokenizer(options["tokenizer"]) if options["tokenizer"] else None
     if options["tokens"] is not None:
         stream = open_shards(options["tokens"])
     elif tokenizer is None:

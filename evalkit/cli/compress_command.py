@@ -7,27 +7,30 @@ from typing import Any
 
 import click
 
-from evalkit.cli.options import model_options, score_options
+from evalkit.cli.options import artifact_and, model_options, score_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_atomically
 
 EXAMPLE = """Example:
 
   evalkit compress final_model.int6.ptz novel.txt -o novel.evk --tokenizer fineweb.model --mixer hedge
+
+  evalkit compress --module model.py:make --weights model.pt novel.txt -o novel.evk --tokenizer bytes
 """
 
 
 @click.command("compress", epilog=EXAMPLE)
-@click.argument("artifact")
-@click.argument("text")
+@click.argument("artifact", required=False)
+@click.argument("text", required=False)
 @click.option("-o", "--output", required=True, metavar="FILE", help="The compressed file.")
 @model_options(tokenizer_required=True)
 @click.option("--exact", is_flag=True, help="Restore every byte, not the text as the tokenizer normalises it.")
-def command(artifact: str, text: str, output: str, exact: bool, **options: Any) -> None:
+def command(artifact: str | None, text: str | None, output: str, exact: bool, **options: Any) -> None:
     """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
     from evalkit.codec import compress_text
     from evalkit.verbs.coding import open_for_coding, span_of, stored_options
 
+    artifact, text = artifact_and(artifact, text, options["module"], "TEXT")
     check_writable(output)
     path = Path(text)
     if not path.is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.options import TOKENIZER_HELP, artifact_and, module_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_atomically
 
@@ -16,21 +17,25 @@ EXAMPLE = """Example:
 
 
 @click.command("decompress", epilog=EXAMPLE)
-@click.argument("artifact")
-@click.argument("file")
+@click.argument("artifact", required=False)
+@click.argument("file", required=False)
+@module_options
 @click.option("-o", "--output", required=True, metavar="TEXT", help="The restored text.")
-@click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model of the tokens.")
-def command(artifact: str, file: str, output: str, tokenizer: str) -> None:
+@click.option("--tokenizer", required=True, metavar="MODEL", help=TOKENIZER_HELP)
+def command(
+    artifact: str | None, file: str | None, module: str | None, weights: str | None, output: str, tokenizer: str
+) -> None:
     """Restore the text that compress wrote to FILE; its options are in the file."""
     from evalkit.codec import decompress_text, read_header
     from evalkit.verbs.coding import open_for_coding, restored_options
 
+    artifact, file = artifact_and(artifact, file, module, "FILE")
     check_writable(output)
     path = Path(file)
     if not path.is_file():
         raise InputError(f"compressed file {file} does not exist or is not a file")
     data = path.read_bytes()
-    session = open_for_coding(restored_options(read_header(data), artifact, tokenizer))
+    session = open_for_coding(restored_options(read_header(data), artifact, tokenizer, module=module, weights=weights))
     raw = decompress_text(
         session.make_forecaster,
         data,

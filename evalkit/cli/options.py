@@ -33,6 +33,22 @@ log_option = click.option(
 ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
 
 
+TOKENIZER_HELP = "SentencePiece .model, Hugging Face tokenizer.json, or the word bytes."
+
+
+def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--module`` and ``--weights``."""
+    decorators = [
+        click.option(
+            "--module",
+            metavar="FILE.py:FACTORY",
+            help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
+        ),
+        click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+    ]
+    return _apply(command, decorators)
+
+
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--tokens`` and ``--text``."""
     decorators = [
@@ -46,8 +62,12 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options that say how an artifact is scored."""
     decorators = [
+        module_options,
         click.option(
-            "--tokenizer", metavar="MODEL", required=tokenizer_required, help="SentencePiece model of the tokens."
+            "--tokenizer",
+            metavar="MODEL",
+            required=tokenizer_required,
+            help=TOKENIZER_HELP,
         ),
         recipe_option,
         source_option,
@@ -125,14 +145,32 @@ def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     return ScoreOptions(artifact=artifact, settings=settings, **values)
 
 
-def require_one(artifact: str | None, no_model: bool) -> str | None:
-    """Return the artifact, or None with ``--no-model``.
+def artifact_and(first: str | None, second: str | None, module: str | None, name: str) -> tuple[str | None, str]:
+    """Return the artifact and the file behind it, of a command that takes ``ARTIFACT FILE`` or ``--module ... FILE``.
 
     Raises:
-        InputError: both or neither were given.
+        InputError: one is missing, or an artifact stands beside a module.
     """
-    if no_model and artifact is not None:
-        raise InputError(f"--no-model scores the online mixer alone; leave out the artifact {artifact}")
-    if not no_model and artifact is None:
-        raise InputError("name the artifact to score, or give --no-model to score the online mixer alone")
-    return artifact
+    if module is None and first is not None and second is not None:
+        return first, second
+    if module is not None and first is not None and second is None:
+        return None, first
+    if module is not None and second is not None:
+        raise InputError(f"{first} and --module {module} are different models: give one of them, and {name}")
+    raise InputError(f"expected ARTIFACT and {name}, or --module FILE.py:FACTORY and {name}")
+
+
+def require_one(artifact: str | None, module: str | None, *, no_model: bool) -> None:
+    """Require exactly one of an artifact, a module, and ``--no-model``.
+
+    Raises:
+        InputError: none or several were given.
+    """
+    given = [name for name in (artifact, module and f"--module {module}", no_model and "--no-model") if name]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(map(str, given))} are different models: give one of them")
+    if not given:
+        raise InputError(
+            "name the artifact to score, give your own model with --module FILE.py:FACTORY, or --no-model for the "
+            "online mixer alone"
+        )

@@ -76,7 +76,8 @@ def command(
             if ranks.rank > 0:
                 LOG.setLevel(QUIET)  # rank 0 speaks for all
             options["device"] = ranks.local(options["device"])
-            session = open_session(score_options(require_one(artifact, no_model), options)).shared_among(ranks)
+            require_one(artifact, options["module"], no_model=no_model)
+            session = open_session(score_options(artifact, options)).shared_among(ranks)
             stack.enter_context(ranks.joined(options["device"]))
         report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)
     if ranks.rank > 0:

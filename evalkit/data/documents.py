@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ def iterate_documents(stream: TokenStream, bos: int) -> Iterator[tuple[int, Ids]
 
     A first document without BOS is what the stream's cut left of it. Memory: one document and one block.
     """
-    held: list[npt.NDArray[np.uint16]] = []
+    held: list[npt.NDArray[Any]] = []
     length = start = 0
     for offset in range(0, len(stream), _BLOCK):
         block = stream.read(offset, min(offset + _BLOCK, len(stream)))
@@ -101,4 +102,4 @@ def document_hash(tokens: Ids) -> int:
     """Return a 64-bit hash of a document's tokens, BOS included or not."""
     import hashlib
 
-    return int.from_bytes(hashlib.blake2b(tokens.astype("<u2").tobytes(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(tokens.astype("<u4").tobytes(), digest_size=8).digest(), "little")

@@ -23,10 +23,10 @@ from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
 from evalkit.tokens.stream import read_documents
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _BATCH_CHARACTERS = 1_000_000
-Encoded = tuple[list[int], list[npt.NDArray[np.uint16]]]
+Encoded = tuple[list[int], list[npt.NDArray[np.int32]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,7 @@ def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
     for path in options.documents:
         if not path.is_file():
             raise TokenError(f"text {path} does not exist or is not a file")
-    tokenizer = Tokenizer(options.tokenizer)
-    if tokenizer.vocab_size > 65536:
-        raise TokenError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} pieces; expected at most 65,536")
+    tokenizer = open_tokenizer(options.tokenizer)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -94,9 +92,10 @@ def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
     return manifest
 
 
-def _write(options: TokenizeOptions, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> dict[str, Any]:
     writers = {
-        split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens) for split in ("val", "train")
+        split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens, tokenizer.vocab_size)
+        for split in ("val", "train")
     }
     counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents)
@@ -153,7 +152,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encoded(batches: Iterable[list[str]], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
+def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: int) -> Iterator[Encoded]:
     """Yield raw sizes and tokens of each batch, in order."""
     if workers == 1:
         yield from (_encode(tokenizer, batch) for batch in batches)
@@ -177,14 +176,14 @@ def _encoded(batches: Iterable[list[str]], tokenizer: Tokenizer, workers: int) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+def _encode(tokenizer: TextTokenizer, texts: list[str]) -> Encoded:
     sizes = [len(text.encode("utf-8")) for text in texts]
-    return sizes, [tokenizer.encode_document(text).astype(np.uint16) for text in texts]
+    return sizes, [tokenizer.encode_document(text) for text in texts]
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_tokenizer(path: str) -> Tokenizer:
-    return Tokenizer(path)
+def _worker_tokenizer(path: str) -> TextTokenizer:
+    return open_tokenizer(path)
 
 
 def _encode_in_worker(path: str, texts: list[str]) -> Encoded:

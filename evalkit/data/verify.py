@@ -21,7 +21,7 @@ from evalkit.plumbing.log import timed
 from evalkit.plumbing.progress import Progress
 from evalkit.tokens.shards import find_shards, open_shard
 from evalkit.tokens.stream import TokenStream, read_documents
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _BLOCK = 2**20
 _MAX_EXAMPLES = 20
@@ -100,7 +100,7 @@ def verify(options: VerifyOptions) -> Verification:
     """
     result = Verification()
     paths = sorted(set(itertools.chain.from_iterable(find_shards(pattern) for pattern in options.shards)))
-    tokenizer = Tokenizer(options.tokenizer) if options.tokenizer else None
+    tokenizer = open_tokenizer(options.tokenizer) if options.tokenizer else None
     splits = {"val": _open(result, [p for p in paths if "val" in p.name])}
     splits["train"] = _open(result, [p for p in paths if "val" not in p.name])
     result.counts["shards"] = {split: len(stream.parts) for split, stream in splits.items()}
@@ -140,7 +140,7 @@ def _open(result: Verification, paths: list[Path]) -> TokenStream:
     return TokenStream(parts=tuple(parts), names=tuple(names))
 
 
-def _check_ids(result: Verification, stream: TokenStream, tokenizer: Tokenizer) -> bool:
+def _check_ids(result: Verification, stream: TokenStream, tokenizer: TextTokenizer) -> bool:
     """Check ids shard by shard; returns whether the stream can be decoded."""
     fine = True
     for part, name in zip(stream.parts, stream.names, strict=True):
@@ -175,7 +175,7 @@ def _check_documents(
     result: Verification,
     split: str,
     stream: TokenStream,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     source: Iterator[str] | None,
     overlap: _Overlap,
     progress: Progress,
@@ -216,7 +216,7 @@ def _check_documents(
         result.counts.setdefault("changed_by_normalisation", {})[split] = changed
 
 
-def _check_source(result: Verification, name: str, raw: str, text: str, tokens: Ids, tokenizer: Tokenizer) -> None:
+def _check_source(result: Verification, name: str, raw: str, text: str, tokens: Ids, tokenizer: TextTokenizer) -> None:
     encoded = np.array([tokenizer.bos_id, *tokenizer.encode(raw)], dtype=np.int64)
     if not np.array_equal(encoded, tokens):
         same = min(len(encoded), len(tokens))

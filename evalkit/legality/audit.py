@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
-from evalkit.legality.childhost import ChildHost
+from evalkit.legality.childhost import ChildFactory, ChildHost
 from evalkit.legality.hosts import Host, Ids, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.outcome import LISTED, Outcome
@@ -22,7 +22,7 @@ from evalkit.legality.subject import Repeatability, Subject
 from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Forecaster
 
-Make = Callable[[], Forecaster] | str
+Make = Callable[[], Forecaster] | str | ChildFactory
 T = TypeVar("T")
 
 
@@ -78,7 +78,7 @@ def _report(
         "stream_tokens": max(stream_tokens, options.stream_tokens),
         "audited_tokens": audited and audited + 1,
         "false_alarm_probability": FALSE_ALARM,
-        "in_child_process": isinstance(make, str),
+        "in_child_process": isinstance(make, str | ChildFactory),
         "findings": dict(sorted(counts.items())),
         "seed": options.seed,
     }
@@ -96,7 +96,7 @@ class _Hosts:
 
     def __init__(self, make: Make, options: AuditOptions) -> None:
         self.make, self.options = make, options
-        self.workers = options.workers if isinstance(make, str) else 1
+        self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
         self.started: list[Host] = []
         self._idle: list[Host] = []
 
@@ -115,7 +115,7 @@ class _Hosts:
     def _start(self) -> Host:
         options = self.options
         host: Host
-        if isinstance(self.make, str):
+        if isinstance(self.make, str | ChildFactory):
             patience = min(options.call_seconds, options.budget_seconds)
             host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
         else:
@@ -148,7 +148,7 @@ class _Audits:
 
     def run(self) -> Iterator[Outcome]:
         """Yield what each audit says; where the first pass fails, no other makes sense."""
-        if not isinstance(self.hosts.make, str):
+        if not isinstance(self.hosts.make, str | ChildFactory):
             late = known.after_warm_up(LocalHost(self.hosts.make), self.stream, self.options)
             if late is not None:
                 yield late

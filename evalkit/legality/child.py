@@ -157,10 +157,10 @@ def checked(result: Any, method: str, shape: tuple[int, ...]) -> np.ndarray:
 class Stranger:
     """One forecaster at a time, the prefix it has observed, and the calls that are made on it."""
 
-    def __init__(self, spec: str, sealed: list[str]) -> None:
+    def __init__(self, spec: str, sealed: list[str], arguments: dict[str, Any]) -> None:
         self.opened: list[str] = []
         watch_files(sealed, self.opened)
-        self.factory = load_factory(spec)
+        self.factory, self.arguments = load_factory(spec), arguments
         self.instance: Any = None
         self.vocab_size = 0
         self.prefix = np.zeros(0, np.int64)
@@ -168,7 +168,7 @@ class Stranger:
     def make(self) -> dict[str, Any]:
         """Build a forecaster in this process and say what it offers."""
         stream = DECOYS.get("int64")  # a local of the caller, for those that walk the frames
-        self.instance = self.factory()
+        self.instance = self.factory(**self.arguments)
         del stream
         self.check_files()
         size = getattr(self.instance, "vocab_size", None)
@@ -296,7 +296,7 @@ def serve(link: socket.socket, spec: str) -> None:
             os._exit(0)
         try:
             if header["do"] == "load":
-                stranger = Stranger(spec, header["sealed"])
+                stranger = Stranger(spec, header["sealed"], header["arguments"])
                 reply: dict[str, Any] = {}
                 values = None
             elif header["do"] == "push":

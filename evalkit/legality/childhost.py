@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,14 @@ BATCH_VALUES = 1 << 22
 """Scores that come back in one message at most: 32 MB."""
 
 
+@dataclass(frozen=True)
+class ChildFactory:
+    """A factory that is called in a child process: its name, and its arguments as JSON holds them."""
+
+    spec: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
 class ChildHost:
     """A stranger's forecaster in a child process that is only sent what it may see.
 
@@ -34,7 +43,7 @@ class ChildHost:
     nothing that an earlier one kept in memory is left.
 
     Args:
-        spec: ``FILE.py:FACTORY`` or ``package.module:FACTORY``.
+        factory: ``FILE.py:FACTORY`` or ``package.module:FACTORY``, with arguments where it takes some.
         call_seconds: How long one call of the forecaster may take.
         stream_files: Files that it must not open.
 
@@ -44,8 +53,12 @@ class ChildHost:
 
     remote = True
 
-    def __init__(self, spec: str, *, call_seconds: float = 30.0, stream_files: Sequence[str] = ()) -> None:
-        self.spec = spec
+    def __init__(
+        self, factory: str | ChildFactory, *, call_seconds: float = 30.0, stream_files: Sequence[str] = ()
+    ) -> None:
+        if isinstance(factory, str):
+            factory = ChildFactory(factory)
+        spec = self.spec = factory.spec
         self.call_seconds = call_seconds
         self.vocab_size = 0
         self.offers: frozenset[str] = frozenset()
@@ -70,7 +83,9 @@ class ChildHost:
         theirs.close()
         try:
             sealed = [child.seal(path) for path in stream_files]
-            self._ask({"do": "load", "sealed": sealed}, patience=max(call_seconds, 60.0))
+            self._ask(
+                {"do": "load", "sealed": sealed, "arguments": dict(factory.arguments)}, patience=max(call_seconds, 60.0)
+            )
         except Fault as fault:
             self.close()
             raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None

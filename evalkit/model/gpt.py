@@ -18,6 +18,7 @@ Each is described in :class:`evalkit.model.config.ModelConfig`. B batch, T or ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -41,8 +42,24 @@ def head_name(config: ModelConfig) -> str:
     return "tok_emb" if config.tie_embeddings else "lm_head"
 
 
+@dataclass
+class Stepping:
+    """A window that is computed token by token: its tokens so far, ``[B, T]``, and their keys and values."""
+
+    ids: Tensor
+    cache: KVCache
+
+
 class GPT(nn.Module):
-    """The model. Parameter names are those of the published state dicts."""
+    """The model. Parameter names are those of the published state dicts.
+
+    Attributes:
+        fed_length: length that the windows of :meth:`step` are fed at when they are computed whole, since rotary tables
+            may depend on it; 0 takes the tokens that are there.
+    """
+
+    fed_length = 0
+    thread_safe = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -242,6 +259,28 @@ class GPT(nn.Module):
             logits = F.linear(self.head_input(x), weight.float())
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.config.vocab_size
+
+    def logits_from(self, ids: Tensor, first_row: int) -> Tensor:
+        """Return the logits of rows ``first_row ..``; see :meth:`forward`."""
+        return self.forward(ids, first_row=first_row)
+
+    def step(self, ids: Tensor, state: Stepping | None) -> tuple[Tensor, Stepping]:
+        """Return the logits of the token after ``ids``, float32 ``[B, 1, vocab_size]``, and what later steps need.
+
+        Args:
+            ids: the window's tokens since ``state``, ``[B, n]``.
+            state: changed in place; None at the window's first token.
+        """
+        state = state or Stepping(ids[:, :0], KVCache(len(self.config.passes)))
+        state.ids = torch.cat([state.ids, ids], dim=1)
+        last = state.ids.shape[1] - 1
+        fed_length = max(self.fed_length, last + 1)
+        return self.forward(state.ids, first_row=last, cache=state.cache, fed_length=fed_length), state
 
     def _value_embedding_scale(self, layer: int) -> Tensor | None:
         if layer not in self.config.value_embed_layers:

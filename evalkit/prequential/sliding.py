@@ -7,19 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evalkit.model.cache import KVCache
 from evalkit.model.gpt import GPT
+from evalkit.network.network import Network
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
+
+_CPU_LOGITS = 1 << 22
+"""Logits held of one batch on a CPU, where a model is not computed by one thread a window: 16 MiB."""
 
 MAX_SEQ_LEN = 1 << 17
 """Longest window in tokens: shorter streams are padded to it, so a slip of the keyboard would ask for all memory."""
@@ -36,7 +40,8 @@ class SlidingConfig:
         batch_windows: windows computed at a time on a GPU. A CPU takes one window a thread, which is as fast and makes
             the scores independent of batches, spans and the number of threads, bit for bit.
         device: ``cpu`` or ``cuda``.
-        dtype: ``float32`` or ``bfloat16``: the matrices; the head is float32 and the losses float64 always.
+        dtype: ``float32`` or ``bfloat16``: the matrices; the head is float32 and the losses float64 always. ``own``
+            leaves a user's module as its factory made it.
         compile: have ``torch.compile`` fuse the forward pass of full batches, whose shapes never change.
         threads: CPU threads; 0 means as many as torch uses.
     """
@@ -56,7 +61,7 @@ class SlidingConfig:
             raise InputError(f"--stride is {self.stride}; expected 1 to --seq-len, which is {self.seq_len}")
         if self.batch_windows < 1:
             raise InputError(f"--batch-windows is {self.batch_windows}; expected at least 1")
-        if self.dtype not in ("float32", "bfloat16"):
+        if self.dtype not in ("float32", "bfloat16", "own"):
             raise InputError(f"--dtype is {self.dtype!r}; expected float32 or bfloat16")
         if self.threads < 0:
             raise InputError(f"--threads is {self.threads}; expected 0 (all) or more")
@@ -71,27 +76,37 @@ class _Stepping:
     """A window that is being extended token by token."""
 
     window_start: int
-    cache: KVCache
-    inputs: npt.NDArray[np.int64] | None = None
+    inputs: npt.NDArray[np.int64]
+    state: Any
 
 
 class SlidingForecaster:
     """Scores every position with the first window that reaches it; learns nothing.
 
     Args:
-        model: moved to the device and rounded to the type of the configuration.
+        model: moved to the device and rounded to the type of the configuration; any model behind a
+            :class:`~evalkit.network.network.Network`, or evalkit's own.
         config: windows and precision.
         ranks: the processes that share the windows; each of them gets all logits, in the order of the stream.
     """
 
-    def __init__(self, model: GPT, config: SlidingConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: GPT | Network, config: SlidingConfig, ranks: Ranks | None = None) -> None:
         self.config = config
         self.ranks = ranks or Ranks()
         self.device = torch.device(config.device)
-        self.model = model.to(self.device).to_compute_dtype(getattr(torch, config.dtype))
-        self.vocab_size = model.config.vocab_size
-        self._forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self.network = placed(model, config)
+        self.vocab_size = self.network.vocab_size
+        self._compiled = self.network.compiled() if config.compile else self.network
         self._stepping: _Stepping | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module, whose weights test-time training replaces.
+
+        Raises:
+            InputError: the model is no torch module.
+        """
+        return self.network.require_module("--ttt")
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
@@ -123,22 +138,22 @@ class SlidingForecaster:
         position = len(prefix)
         window_start = window_of(position, self.config.seq_len, self.config.stride)
         inputs = np.asarray(prefix[window_start:], dtype=np.int64)
+        if not self.network.can_step:
+            window = WindowSpan(window_start, position, position + 1)
+            with torch.inference_mode():
+                return self._compute(prefix, [window])
         cached = self._stepping
-        known = cached.inputs if cached is not None and cached.window_start == window_start else None
-        if (
-            cached is None
-            or known is None
-            or not np.array_equal(known, inputs[: len(known)])
-            or len(known) == len(inputs)
-        ):
-            cached = _Stepping(window_start, KVCache(len(self.model.config.passes)))
-        ids = torch.from_numpy(inputs)[None].to(self.device)
+        known = cached.inputs if cached is not None and cached.window_start == window_start else inputs[:0]
+        if cached is None or not len(known) or not np.array_equal(known, inputs[: len(known)]):
+            known = inputs[:0]
+        if len(known) == len(inputs):
+            known = inputs[:0]  # a state cannot be taken back by a token
+        state = cached.state if cached is not None and len(known) else None
+        new = torch.from_numpy(inputs[len(known) :])[None].to(self.device)
         with torch.inference_mode(), one_thread_each(self.config.threads):
-            logits = self.model(ids, first_row=len(inputs) - 1, cache=cached.cache, fed_length=self.config.seq_len)
-        cached.inputs = inputs
-        self._stepping = cached
-        row: Tensor = logits[0]
-        return row
+            logits, state = self.network.step(new, state)
+        self._stepping = _Stepping(window_start, inputs, state)
+        return logits
 
     def next_distribution(self, prefix: Tokens) -> Nats:
         """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``; see :meth:`next_logits`."""
@@ -177,13 +192,13 @@ class SlidingForecaster:
         return self.device.type == "cpu"
 
     def _run(self, tokens: Tokens, batches: list[list[WindowSpan]]) -> Iterator[Tensor]:
-        """Yield the logits of each batch, in order; on a CPU, threads take a batch each."""
+        """Yield the logits of each batch, in order; on a CPU, threads take a batch each where the model allows it."""
 
         def compute(batch: list[WindowSpan]) -> Tensor:
             with torch.inference_mode():
                 return self._compute(tokens, batch)
 
-        if self._on_cpu:
+        if self._in_threads:
             with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
                 yield from pool.map(compute, batches)
         else:
@@ -200,21 +215,20 @@ class SlidingForecaster:
             def compute(window: WindowSpan) -> Tensor:
                 with torch.inference_mode():
                     ids = gather_windows(tokens, [window], self.config.seq_len)
-                    logits: Tensor = self.model(torch.from_numpy(ids).to(self.device))
-                    return logits
+                    return self.network.logits(torch.from_numpy(ids).to(self.device))
 
             return torch.cat(list(pool.map(compute, windows)))
 
     def _compute(self, tokens: Tokens, batch: list[WindowSpan]) -> Tensor:
         """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
-        seq_len = self.config.seq_len
+        seq_len = self.config.seq_len if self.network.pads else _fed_length(batch[0])
         # All rows of the first window, the last stride of others: the same shapes wherever a span happens to end.
         whole = batch[0].window_start == 0
-        first_row = 0 if whole else seq_len - self.config.stride
+        first_row = 0 if whole else self.config.seq_len - self.config.stride
         ids = to_device(gather_windows(tokens, batch, seq_len), self.device)
         # A compilation is for one shape; the first window and what is left at the end are not worth one of their own.
         full = len(batch) == self._batch_size and not whole
-        logits: Tensor = (self._forward if full else self.model)(ids, first_row=first_row)
+        logits = (self._compiled if full else self.network).logits(ids, first_row)
         pieces = [
             logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
             for b, span in enumerate(batch)
@@ -222,19 +236,55 @@ class SlidingForecaster:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @property
+    def _in_threads(self) -> bool:
+        """Whether windows are computed side by side, one thread each; else one batch after another, on all threads."""
+        return self._on_cpu and self.network.thread_safe
+
+    @property
     def _batch_size(self) -> int:
-        return 1 if self._on_cpu else self.config.batch_windows
+        if self._in_threads:
+            return 1
+        if not self._on_cpu:
+            return self.config.batch_windows
+        return max(1, min(self.config.batch_windows, _CPU_LOGITS // (self.config.seq_len * self.vocab_size)))
 
     def _batches(self, start: int, stop: int) -> Iterator[list[WindowSpan]]:
         """Group windows into batches; the first window, which scores all its rows, stands alone."""
         batch: list[WindowSpan] = []
         for span in plan_windows(start, stop, self.config.seq_len, self.config.stride):
+            if batch and not self.network.pads and _fed_length(batch[0]) != _fed_length(span):
+                yield batch
+                batch = []
             batch.append(span)
             if len(batch) == self._batch_size or span.window_start == 0:
                 yield batch
                 batch = []
         if batch:
             yield batch
+
+
+def placed(model: GPT | Network, config: SlidingConfig) -> Network:
+    """Return a model on its device, in its type and in evaluation mode, behind the interface that is scored."""
+    network = as_network(model)
+    module = network.module
+    if module is not None:
+        module.to(config.device).eval()
+        if isinstance(module, GPT):
+            module.to_compute_dtype(torch.float32 if config.dtype == "own" else getattr(torch, config.dtype))
+            module.fed_length = config.seq_len
+        elif config.dtype != "own":
+            module.to(getattr(torch, config.dtype))
+    return network
+
+
+def as_network(model: GPT | Network) -> Network:
+    """Return a model behind the interface that is scored."""
+    return Network(model=model, vocab_size=model.vocab_size) if isinstance(model, GPT) else model
+
+
+def _fed_length(span: WindowSpan) -> int:
+    """Return the inputs that a window needs for the positions that it scores."""
+    return span.stop - 1 - span.window_start
 
 
 @contextmanager

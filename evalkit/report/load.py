@@ -16,7 +16,7 @@ from evalkit.legality.report import LegalityReport
 from evalkit.plumbing.errors import InputError
 from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
@@ -138,7 +138,7 @@ def find_token_scores(saved: SavedReport) -> Path | None:
 
 def open_report_stream(
     saved: SavedReport, *, tokens: str | None = None, tokenizer: str | None = None
-) -> tuple[TokenStream, Tokenizer]:
+) -> tuple[TokenStream, TextTokenizer]:
     """Open the stream and the tokenizer that a report names, and check that they are the ones.
 
     Args:
@@ -150,7 +150,7 @@ def open_report_stream(
         InputError: they are missing, or are others.
     """
     named, names = saved.report.tokenizer, saved.report.tokens.names
-    model = Tokenizer(tokenizer or named.path)
+    model = open_tokenizer(tokenizer or named.path)
     if named.sha256 != model.sha256:
         raise InputError(f"tokenizer {model.path} is not the one of {saved.path}; name the right one with --tokenizer")
     if tokens is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.report.load import TokenScores
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 PASSAGE_TOKENS = 320
 _MAX_PENDING = 4  # a UTF-8 character has at most 4 bytes
@@ -38,7 +38,7 @@ def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
 
 
 def passage_spans(
-    scores: TokenScores, tokens: npt.NDArray[Any], tokenizer: Tokenizer, start: int, stop: int
+    scores: TokenScores, tokens: npt.NDArray[Any], tokenizer: TextTokenizer, start: int, stop: int
 ) -> list[list[Any]]:
     """Return ``[text, nats, tokens]`` for each token of a passage; tokens that share a character are joined.
 

@@ -21,6 +21,15 @@ from evalkit.prequential.ledger import bits_per_byte
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileIdentity:
+    """A file that a module stands on: its path, hash and size."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtifactIdentity:
     """The artifact that was scored.
 
@@ -31,6 +40,7 @@ class ArtifactIdentity:
         format: layout, as ``evalkit inspect`` names it.
         compression: of the container.
         parameters: how many numbers the model has.
+        files: of a user's module: its code and its weights.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("cap_headroom_bytes",)
@@ -41,6 +51,7 @@ class ArtifactIdentity:
     format: str
     compression: str
     parameters: int
+    files: tuple[FileIdentity, ...] = ()
 
     @property
     def cap_headroom_bytes(self) -> int:

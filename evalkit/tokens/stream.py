@@ -18,7 +18,7 @@ import numpy.typing as npt
 from evalkit.plumbing.errors import TokenError
 from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import find_shards, open_shard
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _BLOCK = 2**20
 _ZSTD_PIECE = 4096  # inflated at a time, which bounds what one step can make of it
@@ -41,16 +41,21 @@ class TokenStream:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Little-endian uint16, or uint32 where a part has wider tokens."""
+        return np.dtype("<u4" if any(part.dtype.itemsize > 2 for part in self.parts) else "<u2")
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return a copy of the tokens in ``[start, stop)``."""
         pieces = []
         offset = 0
         for part in self.parts:
             low, high = max(start - offset, 0), min(stop - offset, len(part))
             if low < high:
-                pieces.append(np.asarray(part[low:high], dtype=np.uint16))
+                pieces.append(np.asarray(part[low:high], dtype=self.dtype))
             offset += len(part)
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=self.dtype)
 
     def truncated(self, length: int) -> TokenStream:
         """Return the first ``length`` tokens as a stream; what the raw text's bytes would be is no longer known."""
@@ -65,14 +70,14 @@ class TokenStream:
         return TokenStream(parts=tuple(parts), names=tuple(names), raw_bytes=None)
 
     def sha256(self) -> str:
-        """Hash of all tokens as little-endian uint16."""
+        """Hash of all tokens, little-endian."""
         digest = hashlib.sha256()
         for part in self.parts:
             for start in range(0, len(part), _BLOCK):
-                digest.update(np.ascontiguousarray(part[start : start + _BLOCK], dtype="<u2").tobytes())
+                digest.update(np.ascontiguousarray(part[start : start + _BLOCK], dtype=self.dtype).tobytes())
         return digest.hexdigest()
 
-    def validate(self, tokenizer: Tokenizer) -> None:
+    def validate(self, tokenizer: TextTokenizer) -> None:
         """Check every token against the tokenizer.
 
         The unknown token stands for text that is lost, and counts no bytes. A tokenizer with byte fallback never writes
@@ -118,7 +123,7 @@ def open_shards(pattern: str) -> TokenStream:
     return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
 
 
-def tokenize_file(path: str | Path, tokenizer: Tokenizer) -> TokenStream:
+def tokenize_file(path: str | Path, tokenizer: TextTokenizer) -> TokenStream:
     """Tokenise a text file (one document) or documents in JSON lines (``{"text": ...}``), BOS before each document.
 
     A name that ends in ``.zst`` is inflated on the fly.
@@ -126,13 +131,12 @@ def tokenize_file(path: str | Path, tokenizer: Tokenizer) -> TokenStream:
     Raises:
         TokenError: the file cannot be read as UTF-8 text, or a document needs the unknown token.
     """
-    if tokenizer.vocab_size > 65536:
-        raise TokenError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} pieces; expected at most 65,536")
+    token = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
     raw_bytes = 0
     pieces = []
     for text in read_documents(path):
         raw_bytes += len(text.encode("utf-8"))
-        pieces.append(tokenizer.encode_document(text).astype(np.uint16))
+        pieces.append(tokenizer.encode_document(text).astype(token))
     if not pieces:
         raise TokenError(f"{path} holds no documents")
     return TokenStream(parts=(np.concatenate(pieces),), names=(str(path),), raw_bytes=raw_bytes)
@@ -235,22 +239,23 @@ class VisibleTokens:
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
+        self._dtype = stream.dtype
         self._file = tempfile.TemporaryFile(prefix="evalkit-")  # noqa: SIM115
         self._released = 0
 
-    def up_to(self, stop: int) -> npt.NDArray[np.uint16]:
+    def up_to(self, stop: int) -> npt.NDArray[Any]:
         """Release tokens up to ``stop`` and return ``[0, stop)`` as a read-only array."""
         while self._released < stop:
             upper = min(self._released + _BLOCK, stop)
-            self._file.write(self._stream.read(self._released, upper).astype("<u2").tobytes())
+            self._file.write(self._stream.read(self._released, upper).astype(self._dtype).tobytes())
             self._released = upper
         self._file.flush()
         if self._released != stop:
             # A resumed or repeated span: never hand out more than was asked for.
             self._released = stop
-            os.ftruncate(self._file.fileno(), 2 * stop)
-            self._file.seek(2 * stop)
-        return np.memmap(self._file, dtype="<u2", mode="r", shape=(stop,))
+            os.ftruncate(self._file.fileno(), self._dtype.itemsize * stop)
+            self._file.seek(self._dtype.itemsize * stop)
+        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(stop,))
 
     def close(self) -> None:
         """Remove the file."""

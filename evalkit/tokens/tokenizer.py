@@ -1,8 +1,13 @@
-"""A SentencePiece tokenizer and the bytes that its tokens stand for."""
+"""What a tokenizer offers, the bytes that tokens stand for, and the SentencePiece kind.
+
+:func:`open_tokenizer` opens every kind that ``--tokenizer`` takes: a SentencePiece ``.model``, a Hugging Face
+``tokenizer.json``, or the word ``bytes``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +25,8 @@ _SPACE_MARK = "▁"
 class ByteTable:
     """Bytes of text that a target token stands for, by the challenge's rule.
 
-    A piece counts the UTF-8 bytes of its text without the leading space mark; the space counts one byte unless the
-    token before it is a control, unknown or unused one. Byte-fallback pieces count 1; control, unknown and unused
+    A piece counts the UTF-8 bytes of its text without the leading space mark; the leading space counts one byte unless
+    the token before it is a control, unknown or unused one. Byte-fallback pieces count 1; control, unknown and unused
     pieces count 0.
 
     Attributes:
@@ -41,18 +46,75 @@ class ByteTable:
         return counts
 
 
-class Tokenizer:
-    """A SentencePiece model read from a file.
+class TextTokenizer(ABC):
+    """Text to token ids and back, and the bytes of each token.
 
     Attributes:
-        path: the file.
-        sha256: of the file's bytes.
-        vocab_size: number of pieces.
+        path: the file, or the word ``bytes``.
+        sha256: identity of the vocabulary: the hash of the file's bytes.
+        vocab_size: number of token ids.
         bos_id: id that opens each document, or -1.
-        unk_id: id of the unknown token.
+        unk_id: id of the unknown token, or -1.
         byte_table: bytes of each token.
         has_byte_fallback: whether any text can be tokenised without the unknown token.
     """
+
+    path: str
+    sha256: str
+    vocab_size: int
+    bos_id: int
+    unk_id: int
+    byte_table: ByteTable
+    has_byte_fallback: bool
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without BOS."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids; control tokens vanish."""
+
+    @abstractmethod
+    def normalize(self, text: str) -> str:
+        """Return the text as the tokenizer sees it."""
+
+    def encode_document(self, text: str) -> npt.NDArray[np.int32]:
+        """Return BOS and the ids of one document, as the challenge's exporter joins them.
+
+        Raises:
+            TokenError: the tokenizer has no BOS, or the text needs the unknown token.
+        """
+        if self.bos_id < 0:
+            raise TokenError(f"tokenizer {self.path} has no BOS token, which opens every document")
+        ids = np.array([self.bos_id, *self.encode(text)], dtype=np.int32)
+        if self.unk_id >= 0 and (ids == self.unk_id).any():
+            raise TokenError(
+                f"tokenizer {self.path} cannot write some of the text without its unknown token "
+                f"({'it has no byte-fallback pieces' if not self.has_byte_fallback else 'byte fallback failed'})"
+            )
+        return ids
+
+
+def open_tokenizer(name: str | Path) -> TextTokenizer:
+    """Open what ``--tokenizer`` names.
+
+    Raises:
+        TokenError: there is no such file, it is of no known kind, or its bytes cannot be counted.
+    """
+    if str(name) == "bytes":
+        from evalkit.tokens.raw_bytes import ByteTokenizer
+
+        return ByteTokenizer()
+    if str(name).endswith(".json"):
+        from evalkit.tokens.hugging_face import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(name)
+    return Tokenizer(name)
+
+
+class Tokenizer(TextTokenizer):
+    """A SentencePiece model read from a file."""
 
     def __init__(self, path: str | Path) -> None:
         import sentencepiece
@@ -88,28 +150,12 @@ class Tokenizer:
             else:
                 piece = sp.id_to_piece(token)
                 has_space[token] = piece.startswith(_SPACE_MARK)
-                base[token] = len(piece.removeprefix(_SPACE_MARK).encode("utf-8"))
+                base[token] = len(piece.removeprefix(_SPACE_MARK).replace(_SPACE_MARK, " ").encode("utf-8"))
         return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without BOS."""
         ids: list[int] = self._processor.encode(text)
-        return ids
-
-    def encode_document(self, text: str) -> npt.NDArray[np.int32]:
-        """Return BOS and the ids of one document, as the challenge's exporter joins them.
-
-        Raises:
-            TokenError: the tokenizer has no BOS, or the text needs the unknown token.
-        """
-        if self.bos_id < 0:
-            raise TokenError(f"tokenizer {self.path} has no BOS token, which opens every document")
-        ids = np.array([self.bos_id, *self.encode(text)], dtype=np.int32)
-        if self.unk_id >= 0 and (ids == self.unk_id).any():
-            raise TokenError(
-                f"tokenizer {self.path} cannot write some of the text without its unknown token "
-                f"({'it has no byte-fallback pieces' if not self.has_byte_fallback else 'byte fallback failed'})"
-            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -12,9 +12,12 @@ import numpy as np
 from evalkit.codec import compress, decompress
 from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
+from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
+from evalkit.network.causality import Leak
+from evalkit.network.factory import ModuleSource
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
@@ -77,7 +80,9 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
         bos=session.tokenizer.bos_id,
     )
     make = _no_arguments(session.make_forecaster)
-    report = audit(make, tokens, options)
+    leak = session.find_leak()
+    # A leak convicts: nothing that the audits could find would change the verdict.
+    report = _of_leak(leak) if leak is not None else audit(_audited(session) or make, tokens, options)
     for name, facts in report.covered.items():
         LOG.debug("audit %s: %s", name, facts)
     LOG.debug("audits took %.2f s", report.seconds)
@@ -85,7 +90,7 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     with timed("counted bytes again"):
         report = _with(report, "bytes", *_recount(session))
     if session.artifact is not None:
-        report = _with(report, "budget", *budget([session.artifact.path, *how.code]))
+        report = _with(report, "budget", *budget([*session.artifact.shipped, *how.code]))
     if how.decode_tokens:
         with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
             report = _with(report, "decode", *_decode(session, make, how.decode_tokens, preferred_span(forecaster)))
@@ -178,6 +183,26 @@ def _decode(session: Session, make: Callable[[], Any], count: int, span: int) ->
             )
         )
     return findings, covered
+
+
+def _audited(session: Session) -> ChildFactory | None:
+    """Return the module of a session as a stranger in a child process; None for evalkit's own code."""
+    source, window = session.artifact, session.sliding
+    if not isinstance(source, ModuleSource) or not source.files or window is None or window.device != "cpu":
+        return None  # a model object cannot be sent anywhere, and a GPU cannot be shared with a forked copy
+    from evalkit.verbs.served import child_factory
+
+    return child_factory(session)
+
+
+def _of_leak(leak: Leak) -> LegalityReport:
+    finding = Finding(
+        axiom="causality",
+        position=leak.row + 1,
+        evidence={"nats": leak.nats, "distance": leak.distance, "tolerance": leak.tolerance},
+        message=f"{leak.message[0].upper()}{leak.message[1:]}.",
+    )
+    return LegalityReport(findings=(finding,), covered={"module causality": {"row": leak.row, "nats": leak.nats}})
 
 
 def _no_arguments(make: Callable[[], Any]) -> Callable[[], Any]:

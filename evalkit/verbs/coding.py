@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from evalkit.codec.container import Header
@@ -43,29 +42,40 @@ def span_of(session: Session) -> int:
 
 def stored_options(session: Session) -> dict[str, Any]:
     """Return the options that the decoder needs, with what was resolved in place of what was left open."""
-    values = dataclasses.asdict(session.options)
-    stored = {name: values[name] for name in _STORED}
+    stored: dict[str, Any] = {name: getattr(session.options, name) for name in _STORED}
     stored["settings"] = session.settings()  # a decoder has no script: it gets what the script told
     stored["tokenizer_sha256"] = session.tokenizer.sha256
     if session.sliding is not None:
-        stored |= {"seq_len": session.sliding.seq_len, "dtype": session.sliding.dtype}
+        dtype = session.sliding.dtype
+        # a module's own type is what "auto" finds, on the decoder's side too
+        stored |= {"seq_len": session.sliding.seq_len, "dtype": "auto" if dtype == "own" else dtype}
     return stored
 
 
-def restored_options(header: Header, artifact: str, tokenizer: str) -> ScoreOptions:
+def restored_options(
+    header: Header, artifact: str | None, tokenizer: str, *, module: str | None = None, weights: str | None = None
+) -> ScoreOptions:
     """Return the encoder's options for the decoder's files.
 
     Raises:
         InputError: the header lacks an option, or the tokenizer is another one.
     """
-    from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.tokens.tokenizer import open_tokenizer
 
     stored = header.options
-    if Tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
+    if open_tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
         raise InputError(f"the file was compressed with another tokenizer than {tokenizer}")
     try:
         values = {name: stored[name] for name in _STORED}
         settings = {str(k): {str(a): str(b) for a, b in v.items()} for k, v in stored["settings"].items()}
     except (KeyError, AttributeError) as error:
         raise InputError(f"the compressed file's options are incomplete: {error}") from None
-    return ScoreOptions(artifact=artifact, tokenizer=tokenizer, text="-", settings=settings, **values)
+    return ScoreOptions(
+        artifact=artifact,
+        module=module,
+        weights=weights,
+        tokenizer=tokenizer,
+        text="-",
+        settings=settings,
+        **values,
+    )

@@ -13,7 +13,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import write_shard
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
 VOCAB_SIZE = 1024
@@ -84,7 +84,7 @@ def prepare_data(out: Path) -> tuple[Path, Path]:
     data.mkdir(parents=True, exist_ok=True)
     path = out / "tokenizer.model"
     write_atomically(path, model.getvalue())
-    tokenizer = Tokenizer(path)
+    tokenizer = open_tokenizer(path)
     for name, texts in (("train", training), ("val", validation)):
         tokens = np.concatenate([tokenizer.encode_document(text) for text in texts])
         write_shard(data / f"demo_{name}_000000.bin", tokens)

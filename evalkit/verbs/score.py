@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from evalkit.network.causality import Leak
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.profiling import Profile
@@ -18,7 +19,7 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
-from evalkit.report.score_report import ArtifactIdentity, Scored, TokenizerIdentity, TokensIdentity
+from evalkit.report.score_report import ArtifactIdentity, FileIdentity, Scored, TokenizerIdentity, TokensIdentity
 from evalkit.verbs.session import ScoreOptions, Session, open_session
 
 _CHECKPOINT_SECONDS = 30.0
@@ -43,6 +44,9 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     if session.ranks is not None and resume is not None:
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
+    leak = session.find_leak()
+    if leak is not None:
+        LOG.warning("%s", leak.message)
     forecaster: Any = session.make_forecaster(profile)
     if session.options.reliability:
         if profile is not None:
@@ -87,7 +91,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         progress.close()
     seconds = time.monotonic() - started
     LOG.debug("scored %s positions in %.2f s", f"{len(ledger) - resumed_at:,}", seconds)
-    report = _report(session, ledger, forecaster, seconds, len(ledger) - resumed_at)
+    report = _report(session, ledger, forecaster, leak, seconds, len(ledger) - resumed_at)
     if folder:
         folder.remove()
     return report if profile is None else dataclasses.replace(report, profile=profile.to_dict())
@@ -119,10 +123,12 @@ def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
         return None
 
 
-def _report(session: Session, ledger: Ledger, forecaster: Any, seconds: float, scored: int) -> Scored:
+def _report(
+    session: Session, ledger: Ledger, forecaster: Any, leak: Leak | None, seconds: float, scored: int
+) -> Scored:
     options, artifact, resolved, window = session.options, session.artifact, session.resolved, session.sliding
     found: dict[str, Any] = to_json(report_of(forecaster))
-    because = found.get("illegal_because")
+    because = leak.message if leak is not None else found.get("illegal_because")
     return Scored(
         artifact=None
         if artifact is None
@@ -133,6 +139,10 @@ def _report(session: Session, ledger: Ledger, forecaster: Any, seconds: float, s
             format=artifact.format,
             compression=artifact.compression,
             parameters=artifact.num_parameters,
+            files=tuple(
+                FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes)
+                for file in getattr(artifact, "files", ())
+            ),
         ),
         recipe=options.recipe or (artifact.recognise() if artifact else None),
         config=resolved.config.to_dict() if resolved else None,

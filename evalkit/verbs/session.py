@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from evalkit.artifact.infer import NOT_INFERABLE, ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.artifact.recognition import shown
+from evalkit.network.factory import ModuleSource, of_object, open_module
+from evalkit.network.network import Network, model_vocabulary, model_window
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
@@ -25,10 +27,12 @@ from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.source import read_source_of
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
+    from evalkit.model.gpt import GPT
+    from evalkit.network.causality import Leak
     from evalkit.plumbing.profiling import Profile
     from evalkit.plumbing.ranks import Ranks
     from evalkit.prequential.forecaster import Forecaster
@@ -37,9 +41,11 @@ if TYPE_CHECKING:
     from evalkit.ttt.config import TTTConfig
     from evalkit.ttt.forecaster import TTTForecaster
 
-    Network: TypeAlias = SlidingForecaster | StreamingForecaster | TTTForecaster
+    NetworkForecaster: TypeAlias = SlidingForecaster | StreamingForecaster | TTTForecaster
 
 _LARGE_MODEL = 10_000_000
+
+MAX_MIXER_VOCABULARY = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,10 @@ class ScoreOptions:
     """What to score, with what, and how; the command line's options under the same names.
 
     Attributes:
-        artifact: path of the artifact, or None for the online mixer alone.
+        artifact: path of the artifact; or
+        module: a user's model, ``FILE.py:FACTORY`` or ``package.module:FACTORY``, or from Python the model itself
+            (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
+        weights: file or folder that the factory of ``module`` is called with.
         tokenizer: path of the SentencePiece model.
         tokens: glob of token shards; or
         text: path of a text or of documents in JSON lines.
@@ -55,7 +64,7 @@ class ScoreOptions:
         source: path of the training script that made the artifact, to read its settings from; never executed.
         log: path of the log of its run, which goes before the script's defaults.
         settings: ``--set`` overrides by section: ``model``, ``mixer``, ``ttt``.
-        seq_len: window in tokens; None takes the recipe's.
+        seq_len: window in tokens; None takes the recipe's, or the module's.
         stride: distance between windows in tokens.
         limit_tokens: score at most this many tokens; 0 scores all.
         mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
@@ -70,7 +79,9 @@ class ScoreOptions:
             report; 0 samples none. Scores stay the same.
     """
 
-    artifact: str | None
+    artifact: str | None = None
+    module: str | Any | None = None
+    weights: str | None = None
     tokenizer: str
     tokens: str | None = None
     text: str | None = None
@@ -95,7 +106,17 @@ class ScoreOptions:
             raise InputError("give what to score as either --tokens GLOB or --text FILE")
         if self.mixer not in MIXERS:
             raise InputError(f"--mixer is {self.mixer!r}; expected {', '.join(MIXERS)}")
-        if self.artifact is None and (self.mixer != "hedge" or self.ttt):
+        if self.artifact is not None and self.module is not None:
+            raise InputError(f"give either the artifact {self.artifact} or --module, not both")
+        if self.weights is not None and self.module is None:
+            raise InputError("--weights goes with --module, whose factory is called with them")
+        if self.module is not None and (self.source is not None or self.log is not None):
+            raise InputError("--source and --log say how an artifact is read; a module says it itself: leave them out")
+        if self.module is not None and self.recipe is not None:
+            raise InputError("--recipe says how an artifact is read; a module says that itself: leave it out")
+        if self.module is not None and self.context == "streaming":
+            raise InputError("--context streaming is for artifacts, whose keys and values evalkit knows")
+        if not self.has_model and (self.mixer != "hedge" or self.ttt):
             raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
         if self.context not in CONTEXTS:
             raise InputError(f"--context is {self.context!r}; expected {' or '.join(CONTEXTS)}")
@@ -109,10 +130,15 @@ class ScoreOptions:
             raise InputError(f"--reliability is {self.reliability}; expected 0 (none) or more positions")
         self._refuse_idle_settings()
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a network, and not the online mixer alone."""
+        return self.artifact is not None or self.module is not None
+
     def _refuse_idle_settings(self) -> None:
         """Refuse settings that would change nothing: they mean that an option was forgotten."""
         idle = {
-            "model": self.artifact is None and "there is no model",
+            "model": self.artifact is None and "there is no artifact whose settings it could be",
             "mixer": self.mixer != "hedge" and "add --mixer hedge",
             "ttt": not self.ttt and self.mixer != "published" and "add --ttt",
             "streaming": self.context != "streaming" and "add --context streaming",
@@ -137,7 +163,7 @@ class Session:
         options: what was asked for.
         tokenizer: of the stream.
         stream: the tokens to score.
-        artifact: the model's file; None for the online mixer alone.
+        artifact: the model's file, or a user's module; None for the online mixer alone.
         resolved: the model's configuration, and where each value came from.
         sliding: how windows are laid and computed; None without a model.
         streaming: how much of the past is kept; None unless the context is ``streaming``.
@@ -147,9 +173,9 @@ class Session:
     """
 
     options: ScoreOptions
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     stream: TokenStream
-    artifact: Artifact | None
+    artifact: Artifact | ModuleSource | None
     resolved: ResolvedConfig | None
     sliding: SlidingConfig | None
     streaming: StreamingConfig | None
@@ -185,8 +211,25 @@ class Session:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """Number of token ids that probabilities are given for."""
+        if isinstance(self.artifact, ModuleSource):
+            return model_vocabulary(self.artifact.model, self.tokenizer.vocab_size, self.artifact.path)
         return self.tokenizer.vocab_size
+
+    def find_leak(self) -> Leak | None:
+        """Return where a user's module looks ahead, by a quick test; None where it does not, or is evalkit's own."""
+        if not isinstance(self.artifact, ModuleSource) or self.sliding is None:
+            return None
+        import torch
+
+        from evalkit.network.causality import find_leak
+        from evalkit.prequential.sliding import placed
+
+        network = placed(self._module_network(self.artifact), self.sliding)
+        return find_leak(network, self.sliding.seq_len, torch.device(self.sliding.device))
+
+    def _module_network(self, source: ModuleSource) -> Network:
+        return Network(model=source.model, vocab_size=self.vocab_size, name=f"the model {source.path}")
 
     def make_forecaster(self, profile: Profile | None = None) -> Forecaster:
         """Return a forecaster that has learned nothing; with a profile, one that times itself."""
@@ -243,14 +286,19 @@ class Session:
         mixer.score(tokens, 1, 3, known, known, None if known is None else -known)
         mixer.commit(3)
 
-    def _make_network(self) -> Network | None:
-        if self.artifact is None or self.resolved is None or self.sliding is None:
+    def _make_network(self) -> NetworkForecaster | None:
+        if self.artifact is None or self.sliding is None:
             return None
-        model = self.artifact.build(self.resolved.config)
-        if self.streaming is not None:
-            from evalkit.prequential.streaming import StreamingForecaster
+        model: GPT | Network
+        if isinstance(self.artifact, ModuleSource):
+            model = self._module_network(self.artifact)
+        else:
+            assert self.resolved is not None
+            model = self.artifact.build(self.resolved.config)
+            if self.streaming is not None:
+                from evalkit.prequential.streaming import StreamingForecaster
 
-            return StreamingForecaster(model, self.streaming)
+                return StreamingForecaster(model, self.streaming)
         if self.ttt is None:
             from evalkit.prequential.sliding import SlidingForecaster
 
@@ -334,7 +382,11 @@ def open_model(options: ScoreOptions) -> Session:
     Raises:
         InputError: something is missing, damaged, or does not fit.
     """
-    artifact = resolved = sliding = None
+    artifact: Artifact | ModuleSource | None = None
+    resolved = sliding = None
+    if options.module is not None:
+        named = isinstance(options.module, str)
+        artifact = open_module(options.module, options.weights) if named else of_object(options.module)
     if options.artifact is not None:
         artifact = load_artifact(options.artifact)
         source = read_source_of(artifact, options.source, options.log)
@@ -342,19 +394,19 @@ def open_model(options: ScoreOptions) -> Session:
         LOG.debug("artifact: %s, %s, %s", artifact.path, artifact.format, artifact.compression)
         for name, value in resolved.config.to_dict().items():
             LOG.debug("model.%s = %s (from %s)", name, value, resolved.origins[name])
-    tokenizer = Tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer)
     if resolved is not None and resolved.config.vocab_size != tokenizer.vocab_size:
         raise TokenError(
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model {resolved.config.vocab_size}: "
             f"wrong artifact or wrong --tokenizer"
         )
-    made_with = artifact.metadata.get("tokenizer_sha256") if artifact is not None else None
+    made_with = artifact.metadata.get("tokenizer_sha256") if isinstance(artifact, Artifact) else None
     if artifact is not None and made_with and made_with != tokenizer.sha256:
         raise TokenError(
             f"{artifact.path} was exported with another tokenizer (sha256 {made_with[:12]}) than {tokenizer.path} "
             f"({tokenizer.sha256[:12]}): its ids would stand for other text"
         )
-    if artifact is not None and resolved is not None:
+    if artifact is not None:
         sliding = _sliding_config(options, artifact, resolved)
     return Session(
         options=options,
@@ -364,28 +416,36 @@ def open_model(options: ScoreOptions) -> Session:
         resolved=resolved,
         sliding=sliding,
         streaming=_streaming_config(options, sliding),
-        mixer=_mixer_config(options, tokenizer),
+        mixer=_mixer_config(options, tokenizer, artifact),
         ttt=_ttt_config(options),
     )
 
 
-def _sliding_config(options: ScoreOptions, artifact: Artifact, resolved: ResolvedConfig) -> SlidingConfig:
+def _sliding_config(
+    options: ScoreOptions, artifact: Artifact | ModuleSource, resolved: ResolvedConfig | None
+) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
     seq_len, origin = options.seq_len, "--seq-len"
-    if seq_len is None:
+    if seq_len is None and isinstance(artifact, ModuleSource):
+        asked = model_window(artifact.model, artifact.path)
+        seq_len, origin = (2048, "the default") if asked is None else (asked, "the module")
+    elif seq_len is None and isinstance(artifact, Artifact):
         name = options.recipe or artifact.recognise()
         if stored := artifact.metadata.get("recipe", {}).get("seq_len"):
             seq_len, origin = int(stored), "the artifact"
-        elif resolved.seq_len:
+        elif resolved is not None and resolved.seq_len:
             seq_len, origin = resolved.seq_len, str(options.source)
         elif name:
             seq_len, origin = load_recipe(name).seq_len, f"recipe {name}"
         else:
             seq_len, origin = 2048, "the default"
     LOG.debug("windows: %d tokens (from %s), a new one every %d", seq_len, origin, options.stride)
+    assert seq_len is not None
     dtype, why = options.dtype, "--dtype"
-    if dtype == "auto":
+    if dtype == "auto" and isinstance(artifact, ModuleSource) and not artifact.is_own:
+        dtype, why = "own", "the module's own"
+    elif dtype == "auto":
         large, fast = artifact.num_parameters >= _LARGE_MODEL, has_fast_bfloat16(options.device)
         dtype = "bfloat16" if large and fast else "float32"
         why = f"{artifact.num_parameters:,} parameters, {'fast' if fast else 'slow'} bfloat16 on this {options.device}"
@@ -416,16 +476,26 @@ def _streaming_config(options: ScoreOptions, sliding: SlidingConfig | None) -> S
     return configured(config, options.settings.get("streaming", {}), "streaming")
 
 
-def _mixer_config(options: ScoreOptions, tokenizer: Tokenizer) -> MixerConfig | None:
+def _mixer_config(
+    options: ScoreOptions, tokenizer: TextTokenizer, artifact: Artifact | ModuleSource | None
+) -> MixerConfig | None:
     if options.mixer != "hedge":
         return None
     from evalkit.mixers import best_config, default_config
 
-    has_network = options.artifact is not None
+    has_network = artifact is not None
+    vocab_size = tokenizer.vocab_size
+    if isinstance(artifact, ModuleSource):
+        vocab_size = model_vocabulary(artifact.model, vocab_size, artifact.path)
+    if vocab_size > MAX_MIXER_VOCABULARY:
+        raise InputError(
+            f"--mixer hedge keeps counts for vocabularies of at most {MAX_MIXER_VOCABULARY:,}; this one has "
+            f"{vocab_size:,}: score without it"
+        )
     preset, settings = _preset(options, "mixer", "default" if has_network else "best", ("default", "best"))
     make = best_config if preset == "best" else default_config
     document_token = tokenizer.bos_id if tokenizer.bos_id >= 0 else None
-    return configured(make(tokenizer.vocab_size, network=has_network, document_token=document_token), settings, "mixer")
+    return configured(make(vocab_size, network=has_network, document_token=document_token), settings, "mixer")
 
 
 def _ttt_config(options: ScoreOptions) -> TTTConfig | None:

@@ -58,8 +58,8 @@ def test_compiled_batches_give_the_numbers_of_single_windows(
     shapes = []
     config = SlidingConfig(seq_len=64, stride=16, batch_windows=4, compile=True)
     forecaster = SlidingForecaster(model(), config)
-    compiled = forecaster._forward
-    forecaster._forward = lambda ids, first_row: shapes.append(ids.shape) or compiled(ids, first_row=first_row)
+    compiled = forecaster._compiled.logits
+    forecaster._compiled.logits = lambda ids, first_row: shapes.append(ids.shape) or compiled(ids, first_row)
     np.testing.assert_allclose(forecaster.score(tokens, 1, 300), expected, atol=1e-5)
     assert shapes == [(4, 64)] * 3  # of 15 windows after the first; what is left is not compiled
 

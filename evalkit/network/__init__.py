@@ -1,0 +1,1 @@
+"""Anybody's model behind one interface: load it, check what it returns, test that it does not look ahead."""

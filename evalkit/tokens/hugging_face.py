@@ -1,0 +1,145 @@
+"""A Hugging Face ``tokenizer.json``: byte-level BPE, and pieces with a space mark and byte fallback.
+
+The bytes of a token are read off its own string: in a byte-level vocabulary every character stands for one byte; in
+the other kind the mark U+2581 stands for a space and ``<0x41>`` for the byte 0x41. Other decoders (WordPiece, say) do
+not restore the text, so bytes cannot be counted and they are refused.
+
+The map from bytes to characters is that of GPT-2 (Radford et al., 2019): printable bytes stand for themselves, the
+others for the characters from U+0100 on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalkit.plumbing.errors import TokenError
+from evalkit.tokens.tokenizer import ByteTable, TextTokenizer
+
+_SPACE_MARK = "▁"
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>", "<|startoftext|>", "[CLS]", "<|im_start|>")
+
+
+class HuggingFaceTokenizer(TextTokenizer):
+    """A ``tokenizer.json``; needs the extra ``evalkit[hf]``.
+
+    The token that opens a document is the one that the file's post-processor puts first, else the first of the usual
+    names (``<s>``, ``<|begin_of_text|>``, ``<|endoftext|>``, ...) that the vocabulary has.
+
+    Raises:
+        TokenError: the file is missing or damaged, or its bytes cannot be counted.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError:
+            raise TokenError(f"tokenizer {path} needs Hugging Face's tokenizers: pip install 'evalkit[hf]'") from None
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise TokenError(f"tokenizer {path} does not exist or is not a file")
+        content = Path(path).read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        try:
+            self._backend: Any = Backend.from_str(content.decode("utf-8"))
+            description = json.loads(content)
+        except Exception as error:  # the library raises bare exceptions
+            raise TokenError(f"{path} is not a Hugging Face tokenizer.json ({error})") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocab_size = int(self._backend.get_vocab_size(with_added_tokens=True))
+        pieces = {int(id_): str(piece) for piece, id_ in self._backend.get_vocab(with_added_tokens=True).items()}
+        if sorted(pieces) != list(range(self.vocab_size)):
+            raise TokenError(f"the ids of tokenizer {path} are not 0 to {self.vocab_size - 1:,} without gaps")
+        special = {int(token["id"]): bool(token.get("special")) for token in description.get("added_tokens") or ()}
+        self.bos_id = self._find_bos(description, pieces)
+        unknown = (description.get("model") or {}).get("unk_token")
+        self.unk_id = next((id_ for id_, piece in pieces.items() if unknown is not None and piece == unknown), -1)
+        kinds = set(_kinds(description.get("decoder")))
+        self._is_byte_level = "ByteLevel" in kinds
+        if not self._is_byte_level and not kinds & {"Metaspace", "ByteFallback"} and not _replaces_mark(description):
+            raise TokenError(
+                f"tokenizer {path} decodes by {', '.join(sorted(kinds)) or 'nothing'}, which does not give back the "
+                f"text; bytes can be counted for byte-level tokenizers and for pieces with the space mark"
+            )
+        self.has_byte_fallback = self._is_byte_level or any(map(_BYTE_PIECE.fullmatch, pieces.values()))
+        self.byte_table = self._build_byte_table(pieces, special)
+
+    def _find_bos(self, description: dict[str, Any], pieces: dict[int, str]) -> int:
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        if len(full) > len(bare) and full[0] != bare[0]:
+            return int(full[0])
+        by_name = {piece: id_ for id_, piece in pieces.items()}
+        special = {str(t["content"]) for t in description.get("added_tokens") or () if t.get("special")}
+        return next((by_name[name] for name in _BOS_NAMES if name in by_name and name in special), -1)
+
+    def _build_byte_table(self, pieces: dict[int, str], special: dict[int, bool]) -> ByteTable:
+        base = np.zeros(self.vocab_size, dtype=np.int32)
+        has_space = np.zeros(self.vocab_size, dtype=np.bool_)
+        is_boundary = np.zeros(self.vocab_size, dtype=np.bool_)
+        known = frozenset(_byte_characters())
+        for token, piece in pieces.items():
+            if special.get(token) or token == self.unk_id:
+                is_boundary[token] = True
+            elif token in special:  # added as plain text
+                base[token] = len(piece.encode("utf-8"))
+            elif self._is_byte_level:
+                if not known.issuperset(piece):
+                    raise TokenError(f"tokenizer {self.path}: piece {piece!r} is not written in byte-level characters")
+                base[token] = len(piece)
+            elif _BYTE_PIECE.fullmatch(piece):
+                base[token] = 1
+            else:
+                has_space[token] = piece.startswith(_SPACE_MARK)
+                base[token] = len(piece.removeprefix(_SPACE_MARK).replace(_SPACE_MARK, " ").encode("utf-8"))
+        return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without BOS."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids; special tokens vanish."""
+        text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        return text
+
+    def normalize(self, text: str) -> str:
+        """Return the text as the tokenizer sees it."""
+        normalizer = self._backend.normalizer
+        if normalizer is None:
+            return text
+        normalized = str(normalizer.normalize_str(text))
+        return normalized if self._is_byte_level else normalized.replace(_SPACE_MARK, " ")
+
+
+def _kinds(decoder: Any) -> Iterator[str]:
+    """Yield the types of a decoder and of those inside it."""
+    if isinstance(decoder, dict):
+        yield str(decoder.get("type"))
+        for inner in decoder.get("decoders") or ():
+            yield from _kinds(inner)
+
+
+def _replaces_mark(description: dict[str, Any]) -> bool:
+    """Whether the decoder turns the space mark into a space."""
+    return _SPACE_MARK in json.dumps(description.get("decoder"), ensure_ascii=False)
+
+
+def _byte_characters() -> Iterator[str]:
+    """Yield the characters that stand for the bytes 0 to 255 in a byte-level vocabulary."""
+    shifted = 256
+    for byte in range(256):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
+            yield chr(byte)
+        else:
+            yield chr(shifted)
+            shifted += 1

@@ -1,0 +1,248 @@
+"""Any module is scored like evalkit's own network: exactly, causally, and with a sentence where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import any_models as models
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import evalkit
+from evalkit.cli.main import run_command
+from evalkit.network.causality import find_leak
+from evalkit.network.network import Network
+from evalkit.ttt.config import TTTConfig
+from evalkit.ttt.parameters import adapted_names
+
+FILE = Path(models.__file__)
+LENGTH, STRIDE, TOKENS = 64, 16, 300
+
+
+def naive(model: nn.Module, tokens: np.ndarray) -> np.ndarray:
+    """Score every position with the first window that reaches it, one window at a time, in plain float32."""
+    nll, scored, start = [], 1, 0
+    while scored < len(tokens):
+        stop = min(start + LENGTH + 1, len(tokens))
+        inputs = torch.tensor(tokens[start : stop - 1].astype(np.int64))
+        if getattr(model, "pad", True):
+            inputs = torch.nn.functional.pad(inputs, (0, LENGTH - len(inputs)))
+        with torch.no_grad():
+            out = model(inputs[None])
+        logits = (out[0] if isinstance(out, tuple) else out)[0].double()
+        rows = torch.log_softmax(logits, -1)
+        nll += [-float(rows[p - 1 - start, int(tokens[p])]) for p in range(scored, stop)]
+        scored, start = stop, start + STRIDE
+    return np.array(nll)
+
+
+def options(tokenizer_path: Path, text_path: Path, **more: object) -> evalkit.ScoreOptions:
+    given = {
+        "tokenizer": str(tokenizer_path),
+        "text": str(text_path),
+        "seq_len": LENGTH,
+        "stride": STRIDE,
+        "limit_tokens": TOKENS,
+    }
+    return evalkit.ScoreOptions(**(given | more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["transformer", "tuple_transformer", "recurrent"])
+def test_scores_are_those_of_a_naive_loop(name: str, tokenizer_path: Path, text_path: Path) -> None:
+    session = evalkit.open_session(options(tokenizer_path, text_path, module=f"{FILE}:{name}"))
+    report = evalkit.score(session.options)
+    expected = naive(getattr(models, name)().eval(), session.stream.read(0, TOKENS + 1))
+    assert report.nll.shape == expected.shape
+    np.testing.assert_allclose(report.nll, expected, atol=1e-5)
+    batched = evalkit.score(options(tokenizer_path, text_path, module=f"{FILE}:{name}", batch_windows=1))
+    np.testing.assert_allclose(batched.nll, expected, atol=1e-5)
+
+
+def test_a_model_object_and_a_window_of_its_own(tokenizer_path: Path, text_path: Path) -> None:
+    named = evalkit.score(options(tokenizer_path, text_path, module=f"{FILE}:transformer", seq_len=None))
+    held = evalkit.score(options(tokenizer_path, text_path, module=models.transformer(), seq_len=None))
+    assert (named.seq_len, held.seq_len) == (64, 64)
+    np.testing.assert_array_equal(named.nll, held.nll)
+
+
+def test_the_report_names_code_and_weights(tokenizer_path: Path, text_path: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    torch.save({"module._orig_mod." + k: v for k, v in models.transformer().state_dict().items()}, weights)
+    spec = f"{FILE}:with_weights"
+    report = evalkit.score(options(tokenizer_path, text_path, module=spec, weights=str(weights)))
+    plain = evalkit.score(options(tokenizer_path, text_path, module=f"{FILE}:transformer"))
+    np.testing.assert_array_equal(report.nll, plain.nll)
+    artifact = report.to_dict()["artifact"]
+    assert artifact["format"] == "module"
+    assert artifact["bytes"] == FILE.stat().st_size + weights.stat().st_size
+    assert [file["path"] for file in artifact["files"]] == [str(FILE), str(weights)]
+    assert artifact["sha256"] != plain.to_dict()["artifact"]["sha256"]
+
+
+def test_evalkits_own_network_gives_the_scores_of_its_artifact(
+    tiny_artifact: Path, tokenizer_path: Path, text_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from evalkit.artifact.load import load_artifact\n"
+        "def make(weights):\n"
+        "    artifact = load_artifact(weights)\n"
+        "    return artifact.build(artifact.resolve('pr849').config)\n"
+    )
+    module = f"{tmp_path / 'own.py'}:make"
+    own = evalkit.score(options(tokenizer_path, text_path, module=module, weights=str(tiny_artifact)))
+    artifact = evalkit.score(options(tokenizer_path, text_path, artifact=str(tiny_artifact), recipe="pr849"))
+    assert own.ledger_sha256 == artifact.ledger_sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "has no callable named 'nowhere'"),
+        ("none", "the factory returned None; expected a model"),
+        ("raising", "the factory raised ValueError: no such checkpoint (any_models.py, line"),
+        ("failing", "failed on ids of shape"),
+        ("wrong_shape", "expected [1, 64, 384]"),
+        ("wrong_vocabulary", "another vocabulary than the tokenizer's"),
+        ("whole_numbers", "returned torch.int64 numbers; expected floating-point logits"),
+        ("not_a_number", "returned NaN in row 0"),
+        ("text", "returned str 'logits'; expected logits"),
+        ("with_weights", "there are no weights to load"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    name: str, words: str, tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--seq-len", "64", "--limit-tokens", "100", "--json", str(tmp_path / "r.json"), "-q"]
+    assert run_command(command) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--weights", "nowhere.pt"], "--weights nowhere.pt does not exist"),
+        (["--weights", str(FILE)], "the factory takes no argument; leave out --weights"),
+        (["--no-model"], "are different models: give one of them"),
+        (["--recipe", "pr849"], "leave it out"),
+        (["--context", "streaming"], "--context streaming is for artifacts"),
+        (["--set", "model.rope_base=1"], "would change nothing here"),
+    ],
+)
+def test_options_that_do_not_go_with_a_module(
+    extra: list[str], words: str, tokenizer_path: Path, text_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", "--module", f"{FILE}:transformer", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    assert run_command([*command, *extra]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_look_ahead_is_found_before_the_first_window(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", "--module", f"{FILE}:leaking", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    assert run_command([*command, "--limit-tokens", "100", "--json", str(tmp_path / "r.json")]) == 0
+    assert "not causal" in capsys.readouterr().err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["legal"] is False
+    assert "a token 1 ahead" in report["illegal_because"]
+
+
+class AcrossTheBatch(models.Transformer):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids.max(0, keepdim=True).values).expand(ids.shape[0], -1, -1)
+
+
+def test_a_look_at_other_windows_of_the_batch_is_found() -> None:
+    torch.manual_seed(0)
+    leak = find_leak(Network(model=AcrossTheBatch(), vocab_size=models.VOCAB), 64, torch.device("cpu"))
+    assert leak is not None
+    assert leak.distance == 0
+
+
+@pytest.mark.parametrize("make", [models.transformer, models.recurrent, models.tuple_transformer])
+@pytest.mark.parametrize("seed", range(5))
+def test_honest_models_pass(make: object, seed: int) -> None:
+    model = make().eval()  # type: ignore[operator]
+    assert find_leak(Network(model=model, vocab_size=models.VOCAB), 64, torch.device("cpu"), seed=seed) is None
+
+
+@pytest.mark.parametrize("name", ["transformer", "tuple_transformer", "recurrent"])
+@pytest.mark.parametrize("trainable", ["adapters", "all", "scales", "last_blocks_and_scales"])
+def test_any_module_learns_what_has_been_scored(
+    name: str, trainable: str, tokenizer_path: Path, text_path: Path
+) -> None:
+    if name == "recurrent" and trainable == "last_blocks_and_scales":
+        pytest.skip("a model without blocks has no last ones")
+    settings = {"ttt": {"trainable": trainable, "chunk_tokens": "64"}}
+    given = options(tokenizer_path, text_path, module=f"{FILE}:{name}", ttt=True, mixer="hedge", settings=settings)
+    learned = evalkit.score(given)
+    frozen = evalkit.score(options(tokenizer_path, text_path, module=f"{FILE}:{name}", mixer="hedge"))
+    np.testing.assert_allclose(learned.nll[:64], frozen.nll[:64], atol=1e-5)
+    assert np.abs(learned.nll[64:] - frozen.nll[64:]).max() > 1e-5
+    assert learned.to_dict()["ttt_report"]["steps"] > 0
+
+
+def test_adapters_go_where_they_are_told() -> None:
+    model = models.Transformer()
+    assert adapted_names(model, TTTConfig(), models.VOCAB) == ["blocks.0.qkv.weight", "blocks.1.qkv.weight"]
+    assert adapted_names(model, TTTConfig(match=r"\.1\.down$"), models.VOCAB) == ["blocks.1.down.weight"]
+    assert adapted_names(models.Recurrent(), TTTConfig(), models.VOCAB) == ["head.weight"]
+    with pytest.raises(evalkit.InputError, match="matches none of the linear layers"):
+        adapted_names(model, TTTConfig(match="nothing"), models.VOCAB)
+    with pytest.raises(evalkit.InputError, match="expected a regular expression"):
+        TTTConfig(match="(")
+
+
+class Detached(models.Transformer):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return super().forward(ids)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Detached(), "carry no gradient"), (models.Stateless(), "no torch module with weights")],
+    ids=["detached", "function"],
+)
+def test_what_cannot_learn_is_said(model: object, words: str, tokenizer_path: Path, text_path: Path) -> None:
+    with pytest.raises(evalkit.InputError, match=words):
+        evalkit.score(options(tokenizer_path, text_path, module=model, ttt=True))
+
+
+@pytest.mark.parametrize(("name", "verdict", "code"), [("transformer", "legal", 0), ("leaking", "illegal", 3)])
+def test_check_judges_a_module(
+    name: str, verdict: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path
+) -> None:
+    command = ["check", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--max-tokens", "130", "--span", "64", "--budget", "600", "--json", str(tmp_path / "c.json"), "-q"]
+    assert run_command(command) == code
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert report["verdict"] == verdict
+    assert report["covered"]["budget"]["bytes"] == FILE.stat().st_size
+    if verdict == "legal":
+        assert report["covered"]["audit"]["in_child_process"] is True
+    else:
+        assert report["findings"][0]["axiom"] == "causality"
+
+
+@pytest.mark.parametrize("name", ["transformer", "recurrent"])
+def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("Na\u00efve \u4f60\u597d,\r\nhello there, my friend.".encode())
+    model = ["--module", f"{FILE}:{name}"]
+    tokenizer = ["--tokenizer", str(tokenizer_path)]
+    coded, restored = str(tmp_path / "t.evk"), tmp_path / "r.txt"
+    for command in (
+        ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--exact", "--seq-len", "64", *tokenizer],
+        ["decompress", *model, coded, "-o", str(restored), *tokenizer],
+    ):
+        subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True)
+    assert restored.read_bytes() == (tmp_path / "t.txt").read_bytes()
