@@ -18,7 +18,14 @@ from evalkit.cli.reference import reference
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"(?P<mark><!-- not run[^>]*-->\s*)?^```console\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
-RUN = ["data.md", "forecasters.md", "python.md", "scaling.md", pytest.param("tutorial.md", marks=pytest.mark.slow)]
+RUN = [
+    "data.md",
+    "forecasters.md",
+    "python.md",
+    "scaling.md",
+    "your-own-model.md",
+    pytest.param("tutorial.md", marks=pytest.mark.slow),
+]
 """Pages whose console blocks run as they stand, each page in a folder of its own."""
 
 
