@@ -39,11 +39,13 @@ def command(
     blurb: str,
     date: str | None,
 ) -> None:
-    """Make the submission folder DIR from reports: submission.json, README.md, log, code, sizes."""
+    """Make the submission folder DIR from reports: submission.json, README.md, log, code, sizes; then verify it."""
     from datetime import UTC, datetime
 
     from evalkit.report.load import read_report
     from evalkit.verbs.submit import SubmitOptions, submit
+    from evalkit.verify.text import as_text
+    from evalkit.verify.verify import verify_folder
 
     values = submit(
         [read_report(path) for path in reports],
@@ -73,3 +75,4 @@ def command(
             ]
         )
     )  # fmt: skip
+    click.echo("\n" + as_text(verify_folder(Path(folder))))

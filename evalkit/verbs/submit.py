@@ -19,7 +19,7 @@ from typing import Any
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
-from evalkit.plumbing.table import format_pairs, format_table
+from evalkit.plumbing.table import format_table
 from evalkit.report.load import SavedReport, read_check
 from evalkit.report.score_report import ArtifactIdentity, ScoreReport
 from evalkit.verbs.compare import require_same_tokens
@@ -98,7 +98,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
         partial.mkdir(parents=True)
         write_json(partial / "submission.json", values)
         (partial / "README.md").write_text(readme(values, runs, options), encoding="utf-8")
-        (partial / "evalkit.log").write_text(_log(runs), encoding="utf-8")
+        (partial / "evalkit.log").write_text(_log(runs, code_bytes), encoding="utf-8")
         for i, run in enumerate(runs):
             write_json(partial / f"score-{i + 1}.json", _without_folders(run).to_dict())
         for path in (*options.code, *options.logs):
@@ -214,29 +214,29 @@ def _blurb(run: _Run) -> str:
     return f"{'; '.join(parts)}; {run.artifact.format}, {run.artifact.compression}."
 
 
-def _log(runs: Sequence[_Run]) -> str:
-    blocks = [
-        format_pairs(
+def _log(runs: Sequence[_Run], code_bytes: int) -> str:
+    """Return what the runs printed, in the lines that logs of the challenge have, so that tools can read them."""
+    blocks = []
+    for i, run in enumerate(runs):
+        report = run.report
+        blocks.append(
             [
-                ("run", str(i + 1)),
-                ("artifact", f"{run.artifact.sha256} ({run.artifact.bytes:,} bytes)"),
-                ("tokens", f"{run.report.tokens_scored:,}, sha256 {run.report.tokens.sha256}"),
-                ("tokenizer", run.report.tokenizer.sha256),
-                ("val_loss", f"{run.report.val_loss:.8f}"),
-                ("val_bpb", f"{run.report.bpb:.8f}"),
-                ("seconds", f"{run.report.seconds:.1f}"),
-                ("ledger", run.report.ledger_sha256),
-                ("verdict", run.report.verdict or "not checked"),
-                ("versions", json.dumps(run.report.versions)),
+                f"val_loader: run {i + 1} sha256:{report.tokens.sha256} tokens:{report.tokens_scored}",
+                f"tokenizer: sha256:{report.tokenizer.sha256}",
+                f"artifact: sha256:{run.artifact.sha256}",
+                f"Serialized model: {run.artifact.bytes} bytes",
+                f"Code size: {code_bytes} bytes",
+                f"Total submission size: {run.artifact.bytes + code_bytes} bytes",
+                f"final val_loss:{report.val_loss:.8f} val_bpb:{report.bpb:.8f} eval_time:{report.seconds:.1f}s",
+                f"ledger: sha256:{report.ledger_sha256}",
+                f"verdict: {report.verdict or 'not checked'}",
+                f"versions: {json.dumps(report.versions)}",
             ]
         )
-        for i, run in enumerate(runs)
-    ]
     if len(runs) > 1:
         bits = [run.report.bpb for run in runs]
-        summary = [("mean val_bpb", f"{statistics.fmean(bits):.8f}"), ("sd", f"{statistics.stdev(bits):.8f}")]
-        blocks.append(format_pairs(summary))
-    return "\n\n".join(blocks) + "\n"
+        blocks.append([f"mean of {len(runs)} runs {statistics.fmean(bits):.8f}, sd {statistics.stdev(bits):.8f}"])
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
 
 
 def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:

@@ -12,6 +12,7 @@ import pytest
 from evalkit.cli.main import run_command
 from evalkit.legality.report import Finding
 from evalkit.report.load import read_report, read_token_scores
+from evalkit.verify.verify import verify_folder
 from tests.evalkit.reports import check_of, write_check, write_report
 
 
@@ -30,7 +31,9 @@ def arguments(folder: Path, reports: list[str], *more: str) -> list[str]:
     return ["submit", str(folder), *named, "--name", "Nine layers", "--author", "Ada", "--github-id", "ada", *more]
 
 
-def test_folder_has_what_the_challenge_asks_for(seeds: list[str], tmp_path: Path) -> None:
+def test_folder_has_what_the_challenge_asks_for(
+    seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = tmp_path / "train_gpt.py"
     code.write_text("print('train')\n")
     log = tmp_path / "train.log"
@@ -56,6 +59,10 @@ def test_folder_has_what_the_challenge_asks_for(seeds: list[str], tmp_path: Path
     assert f"{values['bytes_total']:,}" in readme
     everything = "".join(path.read_text() for path in folder.iterdir())
     assert str(tmp_path.parent) not in everything  # no paths of this machine
+    claims = {claim.claim: claim.status for claim in verify_folder(folder).claims}
+    assert (claims["score"], claims["files"]) == ("holds", "holds")
+    assert claims["coverage"] == "contradicted"  # a few thousand tokens are not the validation set
+    assert "verdict  contradicted" in capsys.readouterr().out  # verify ends the command
 
 
 def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str], tmp_path: Path, capsys) -> None:
