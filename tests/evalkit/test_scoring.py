@@ -156,7 +156,7 @@ def test_ctrl_c_then_resume_on_the_command_line(
     options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EVALKIT_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr("evalkit.prequential.loop.DEFAULT_SPAN", 100)
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
     expected = score(options)
     arguments = [
         "score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,

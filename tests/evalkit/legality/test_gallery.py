@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ POSITIONS = {"violator": 192, "honest": 64}
 fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
 
+SLOW = {"x_reach_collector": 8}
+"""Positions of those that search all of their memory in every call."""
+
+
 def axiom_of(name: str) -> str:
     """Return the axiom that the docstring of a violator names first."""
     head = (GALLERY / f"{name}.py").read_text().splitlines()[0].lower()
@@ -37,8 +42,10 @@ def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tokens
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
-    positions = POSITIONS["honest" if name in HONEST else "violator"]
+    slow = name in SLOW
+    positions = SLOW[name] if slow else POSITIONS["honest" if name in HONEST else "violator"]
     options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
+    options = replace(options, offsets=SLOW[name], max_tokens=160) if slow else options
     return audit(f"{GALLERY / name}.py:make", stream, options)
 
 

@@ -158,7 +158,7 @@ def test_the_seconds_cut_an_audit_and_the_counts_decide_the_rest() -> None:
     """Two audits without a clock are the same audit."""
     tokens = np.random.default_rng(0).integers(0, V, 900)
     options = AuditOptions(span=300, budget_seconds=math.inf, positions=4, offsets=16)
-    first, second = (audit(Learns, tokens, replace(options)).as_dict() for _ in range(2))
+    first, second = (audit(Learns, tokens, replace(options)).to_dict() for _ in range(2))
     for report in (first, second):
         report.pop("seconds")
         for facts in report["covered"].values():
