@@ -147,8 +147,9 @@ def _traits(found: Mapping[str, Any]) -> Traits:
 
 
 def alike(traits: Traits) -> list[System]:
-    """Return the published systems with the same features, at whatever size."""
-    return [system for system in published_systems() if traits_of_config(system.config).features == traits.features]
+    """Return the published systems with the same features, at whatever size, by their numbers."""
+    found = [s for s in published_systems() if traits_of_config(s.config).features == traits.features]
+    return sorted(found, key=lambda system: (len(system.name), system.name))
 
 
 def candidates(shapes: Shapes, tensors: Mapping[str, StoredTensor]) -> list[System]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from evalkit.model.infer import infer_from_shapes, resolve_config
 
+from evalkit.artifact.infer import infer_from_shapes, resolve_config
 from evalkit.model.cache import KVCache
 from evalkit.model.config import ModelConfig
 from evalkit.model.embedding import WindowSmear

@@ -139,7 +139,7 @@ def test_settings_are_grouped_and_the_last_wins() -> None:
         ("ttt", {}, "add --ttt"),
         ("mixer", {"ttt": True}, "add --mixer hedge"),
         ("streaming", {}, "add --context streaming"),
-        ("model", {"artifact": None, "mixer": "hedge"}, "there is no model"),
+        ("model", {"artifact": None, "mixer": "hedge"}, "there is no artifact"),
     ],
 )
 def test_settings_that_would_change_nothing_are_refused(section: str, more: dict[str, Any], words: str) -> None:
