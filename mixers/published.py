@@ -27,8 +27,8 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
 ILLEGAL_BECAUSE = (
-    "the entropy expert assigns exp(-H) to whatever token occurs, "
-    "so the mixture sums to more than 1 over the vocabulary"
+    "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
+    "probabilities sum to more than 1"
 )
 TRIGRAM_ROWS, FOURGRAM_ROWS = 65536, 32768
 WARM_UP_TOKENS = 10000
@@ -56,7 +56,14 @@ class PublishedMixer:
     Attributes:
         log_weights: float32[6], unnormalised, in the order of ``EXPERTS``.
         tokens_counted: tokens given to ``observe_chunk`` so far, border tokens twice.
+        experts: names of the experts.
+        warm_up_tokens: tokens to count before anything but the network has a say.
+        illegal_because: why no decoder can follow.
     """
+
+    experts = EXPERTS
+    warm_up_tokens = WARM_UP_TOKENS
+    illegal_because = ILLEGAL_BECAUSE
 
     def __init__(self, vocab_size: int, eta: float = 0.1) -> None:
         if vocab_size < 2:

@@ -12,13 +12,6 @@ from torch import Tensor
 from evalkit.prequential.forecaster import Nats, Tokens, report_of
 from evalkit.prequential.windows import WindowSpan, plan_windows
 
-WARM_UP_TOKENS = 10_000
-EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
-ILLEGAL_BECAUSE = (
-    "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
-    "probabilities sum to more than 1"
-)
-
 
 class WindowNetwork(Protocol):
     """A network that gives the logits of whole windows."""
@@ -57,7 +50,7 @@ class PublishedMixedForecaster:
         self._chunk_tokens = chunk_tokens
         self._kept_weights = mixer.log_weights.copy()
         # The mixer scores with the network alone until it has counted 10,000 tokens, which it does a chunk at a time.
-        self.warm_up_tokens = -(-WARM_UP_TOKENS // chunk_tokens) * chunk_tokens
+        self.warm_up_tokens = -(-mixer.warm_up_tokens // chunk_tokens) * chunk_tokens
 
     def next_boundary(self, start: int) -> int:
         """Return where the chunk of ``start`` stops."""
@@ -82,8 +75,8 @@ class PublishedMixedForecaster:
     def report(self) -> dict[str, Any]:
         """Return the mixer's weights, why its scores are not code lengths, and the network's report."""
         return {
-            "mixer_report": {"experts": list(EXPERTS), "weights": self.mixer.weights},
-            "illegal_because": ILLEGAL_BECAUSE,
+            "mixer_report": {"experts": list(self.mixer.experts), "weights": self.mixer.weights},
+            "illegal_because": self.mixer.illegal_because,
             **report_of(self.network),
         }
 

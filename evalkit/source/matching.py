@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from evalkit.artifact.infer import NOT_INFERABLE
 from evalkit.source.interpret import Object, Stuck
 from evalkit.source.reference import Reference, rotary_table
 from evalkit.source.symbols import Node, Tensor, first_difference
@@ -42,33 +43,12 @@ def match_model(trace: Trace) -> Match:
         settings = known | options
         ours = Reference(trace.interpreter.graph, settings, LENGTH).logits()
         if ours is trace.result:
-            found = {name: settings[name] for name in _REPORTED if name in settings}
+            found = {name: settings[name] for name in NOT_INFERABLE if name in settings}
             if not found["xsa_last_n"]:
                 found.pop("xsa_form")
             return Match(settings=found, difference=rotary_difference, lines=shown)
         difference = difference or first_difference(ours, trace.result)
     return Match(settings={}, difference=difference, lines=shown)
-
-
-_REPORTED = (
-    "activation",
-    "leaky_slope",
-    "logit_softcap",
-    "ln_scale",
-    "rope_base",
-    "rope_dims",
-    "rope_train_len",
-    "rope_table",
-    "xsa_last_n",
-    "xsa_form",
-    "value_embed_layers",
-    "layer_order",
-    "parallel_form",
-    "parallel_start",
-    "attention_gate_scale",
-    "attention_gate_source",
-    "smear_reset_token",
-)
 
 
 def _known(trace: Trace) -> tuple[dict[str, Any], Node | None]:
