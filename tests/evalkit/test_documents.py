@@ -210,14 +210,12 @@ def test_the_report_says_which_number_it_is(options: ScoreOptions) -> None:
     "change",
     [
         {},
-        {"mixer": "hedge"},
-        {"ttt": True, "settings": {"ttt": {"chunk_tokens": "64"}}},
+        {"mixer": "hedge", "ttt": True, "settings": {"ttt": {"chunk_tokens": "64"}}},
         {"ttt": True, "settings": {"ttt": {"preset": "full", "chunk_tokens": "128"}}},
     ],
 )
 def test_it_is_legal_and_decodes(options: ScoreOptions, change: dict[str, Any]) -> None:
-    how = CheckOptions(max_tokens=500, budget_seconds=3, decode_tokens=200)
-    report = check(replace(options, **change), how)
+    report = check(replace(options, **change), CheckOptions(max_tokens=300, budget_seconds=2, decode_tokens=70))
     assert report.verdict != "illegal", report.findings
     assert report.covered["decode"]["decoded"]
     assert report.covered["subject"]["context"] == "documents"
