@@ -94,7 +94,8 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             type=click.Choice(CONTEXTS),
             default="sliding",
             show_default=True,
-            help="sliding windows; or streaming: keys and values are kept, another number, many times faster.",
+            help="What a token may depend on: sliding windows of the stream; documents: of its own document alone; "
+            "streaming: keys and values are kept, many times faster. Each is another number.",
         ),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option(

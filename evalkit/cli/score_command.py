@@ -111,6 +111,8 @@ def describe(report: ScoreReport) -> str:
         ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes"),
         ("val_loss", f"{report.val_loss:.6f} nats per token"),
     ]
+    if report.unknown_tokens:
+        rows.append(("unknown", f"{report.unknown_tokens:,} tokens of text that is lost, which count no bytes"))
     if report.bpb_raw is not None:
         raw = f"{report.bytes_raw:,} bytes before normalisation: {report.bpb_raw:.6f} bits per raw byte"
         rows.append(("raw text", raw))
@@ -130,8 +132,10 @@ def describe(report: ScoreReport) -> str:
 
 
 def _describe_window(report: ScoreReport) -> str:
-    sliding = report.context == "sliding"
-    how = f"stride {report.stride}" if sliding else "streaming: keys and values are kept"
+    if report.context == "streaming":
+        how = "streaming: keys and values are kept"
+    else:
+        how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
     return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
 
 

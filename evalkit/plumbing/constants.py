@@ -8,7 +8,7 @@ SIZE_CAP = 16_000_000
 MIXERS = ("none", "hedge", "published")
 """Choices of ``--mixer``."""
 
-CONTEXTS = ("sliding", "streaming")
+CONTEXTS = ("sliding", "documents", "streaming")
 """Choices of ``--context``."""
 
 SECTIONS = ("model", "mixer", "ttt", "streaming")

@@ -95,7 +95,7 @@ class ScoreReport:
         seq_len: window in tokens.
         device: of the model.
         dtype: of its matrices.
-        context: ``sliding`` or ``streaming``.
+        context: ``sliding``, ``documents`` or ``streaming``.
         mixer: ``none``, ``hedge`` or ``published``.
         ttt: whether the model trained on what had been scored.
         settings: ``--set`` overrides by section.
@@ -114,6 +114,8 @@ class ScoreReport:
         ttt_config: every setting of it.
         reliability: counts of the reliability curve.
         profile: where the time went.
+        unknown_tokens: of the stream, those that stand for text which the tokenizer cannot write: they cost nats
+            and count no bytes. None where there are none.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("legal", "val_loss", "bpb", "bpb_raw", "network_bpb")
@@ -152,6 +154,7 @@ class ScoreReport:
     ttt_config: Mapping[str, Any] | None = None
     reliability: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
+    unknown_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:

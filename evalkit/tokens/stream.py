@@ -69,6 +69,11 @@ class TokenStream:
                 left -= len(part)
         return TokenStream(parts=tuple(parts), names=tuple(names), raw_bytes=None)
 
+    def count(self, token: int) -> int:
+        """Return how often a token occurs."""
+        blocks = (part[i : i + _BLOCK] for part in self.parts for i in range(0, len(part), _BLOCK))
+        return sum(int(np.count_nonzero(block == token)) for block in blocks)
+
     def sha256(self) -> str:
         """Hash of all tokens, little-endian."""
         digest = hashlib.sha256()
@@ -82,7 +87,8 @@ class TokenStream:
 
         The unknown token stands for text that is lost, and counts no bytes. A tokenizer with byte fallback never writes
         it, so there it is an error. One without writes it for every character that it lacks, and published systems are
-        scored on such streams: there it is a warning, since the score is of a text with holes.
+        scored on such streams: there it is a warning, and a field of the report, since the score is of a text with
+        holes.
 
         Raises:
             TokenError: an id is outside the vocabulary or is an unknown token that this tokenizer cannot have written,

@@ -175,6 +175,7 @@ def _report(
         ttt_report=found.get("ttt_report"),
         ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
         reliability=found.get("reliability"),
+        unknown_tokens=session.stream.count(session.tokenizer.unk_id) or None,
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
         nll=ledger.scores(),
         num_bytes=ledger.bytes(),
