@@ -156,6 +156,8 @@ class ScoreReport:
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:
             raise ValueError("tokens_scored and bytes_scored must be whole numbers above 0")
+        if self.nats < 0:
+            raise ValueError(f"nats is {self.nats:g}; a score is at least 0")
         if (self.verdict == "illegal") != (self.illegal_because is not None):
             raise ValueError(f"the verdict is {self.verdict}, illegal_because is {self.illegal_because!r:.60}")
 

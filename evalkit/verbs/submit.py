@@ -7,6 +7,7 @@ val_bpb, bytes_total, bytes_code), and the runs it averages. Sizes are those of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_table
 from evalkit.report.load import SavedReport, read_check
 from evalkit.report.score_report import ArtifactIdentity, ScoreReport
-from evalkit.verbs.compare import require_same_tokens
+from evalkit.verbs.compare import is_same_run, require_same_tokens
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
 
@@ -249,6 +250,9 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if files and len(files) != len(reports):
             raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
+    for one, other in itertools.combinations(reports, 2):
+        if is_same_run(one, other):
+            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     runs = []
     for i, saved in enumerate(reports):
         report, artifact = saved.report, saved.report.artifact
