@@ -114,6 +114,7 @@ class ScoreReport:
         ttt_config: every setting of it.
         reliability: counts of the reliability curve.
         profile: where the time went.
+        command: the command line that repeats the score, word by word; None where the model was an object of Python's.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("legal", "val_loss", "bpb", "bpb_raw", "network_bpb")
@@ -152,6 +153,7 @@ class ScoreReport:
     ttt_config: Mapping[str, Any] | None = None
     reliability: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
+    command: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:
