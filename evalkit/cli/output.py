@@ -11,6 +11,7 @@ import inspect
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,15 +35,24 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def speaking() -> Iterator[None]:
-    """Have the logger write to stderr, at first at the normal level; afterwards everything is as before."""
-    handler, level = _Stderr(), LOG.level
+    """Have the logger write to stderr, at first at the normal level; afterwards everything is as before.
+
+    Warnings of libraries speak to programmers: they are shown with ``--verbose`` alone.
+    """
+    handler, level, show = _Stderr(), LOG.level, warnings.showwarning
     LOG.addHandler(handler)
     LOG.setLevel(NORMAL)
+    warnings.showwarning = _tell_warning
     try:
         yield
     finally:
+        warnings.showwarning = show
         LOG.removeHandler(handler)
         LOG.setLevel(level)
+
+
+def _tell_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    LOG.debug("warning of a library: %s: %s (%s, line %d)", category.__name__, message, filename, lineno)
 
 
 def shows_tracebacks() -> bool:

@@ -116,6 +116,7 @@ class ScoreReport:
         profile: where the time went.
         unknown_tokens: of the stream, those that stand for text which the tokenizer cannot write: they cost nats
             and count no bytes. None where there are none.
+        command: the command line that repeats the score, word by word; None where the model was an object of Python's.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("legal", "val_loss", "bpb", "bpb_raw", "network_bpb")
@@ -155,10 +156,13 @@ class ScoreReport:
     reliability: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
     unknown_tokens: int | None = None
+    command: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:
             raise ValueError("tokens_scored and bytes_scored must be whole numbers above 0")
+        if self.nats < 0:
+            raise ValueError(f"nats is {self.nats:g}; a score is at least 0")
         if (self.verdict == "illegal") != (self.illegal_because is not None):
             raise ValueError(f"the verdict is {self.verdict}, illegal_because is {self.illegal_because!r:.60}")
 

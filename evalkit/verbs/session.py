@@ -359,7 +359,7 @@ class Session:
             "ttt": self.options.ttt,
             "context": self.options.context,
             "reliability": self.options.reliability,
-            "settings": {section: dict(values) for section, values in self.options.settings.items()},
+            "settings": {section: dict(values) for section, values in self.options.settings.items() if values},
         }
 
 
