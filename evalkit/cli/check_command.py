@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from evalkit.cli.options import model_options, require_one, score_options, text_options
+from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_json
 
@@ -38,7 +38,7 @@ EXAMPLE = """Examples:
 @click.option("--span", type=int, help="Positions scored at a time (default: as score; a stranger's forecaster: 64).")
 @click.option("--budget", type=float, default=45.0, show_default=True, help="Seconds that the audits may take.")
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
-@click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
+@code_option
 @click.option("--max-tokens", type=int, default=8192, show_default=True, help="Length of the stream that is audited.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")

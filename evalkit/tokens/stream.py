@@ -124,8 +124,18 @@ class TokenStream:
 
 
 def open_shards(pattern: str) -> TokenStream:
-    """Open the shards that a glob matches as one stream."""
+    """Open the shards that a glob matches as one stream.
+
+    Raises:
+        TokenError: a shard cannot be opened, or one holds the bytes of another's tokens, to judge by their names.
+    """
     paths = find_shards(pattern)
+    for path in paths:
+        if path.with_name(path.name.replace("_bytes_", "_", 1)) in set(paths) - {path}:
+            raise TokenError(
+                f"{pattern} matches {path.name}, which by its name holds the bytes of tokens, not tokens: name it with "
+                f"--token-bytes, or give a narrower glob"
+            )
     return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
 
 

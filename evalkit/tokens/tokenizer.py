@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,18 @@ class ByteTable:
         space = self.has_space[targets] & ~self.is_boundary[previous]
         counts: npt.NDArray[np.int32] = self.base[targets] + space.astype(np.int32)
         return counts
+
+    def count_span(self, tokens: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Return the bytes of ``tokens[start:stop]``, int32."""
+        return self.count(tokens[start - 1 : stop - 1], tokens[start:stop])
+
+
+class ByteCounts(Protocol):
+    """What says how many bytes of text the tokens of a stream stand for: a tokenizer's table, or a sidecar."""
+
+    def count_span(self, tokens: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Return the bytes of ``tokens[start:stop]``, int32; ``start`` is at least 1."""
+        ...
 
 
 class TextTokenizer(ABC):

@@ -71,7 +71,7 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     warm_up = warm_up_tokens(forecaster)
     needed = max(how.max_tokens, warm_up + 1 + LATE_TOKENS if warm_up else 0)
     tokens = session.stream.read(0, min(len(session.stream), needed)).astype(np.int64)
-    counted = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
+    counted = session.num_bytes.count_span(tokens, 1, len(tokens))
     options = _audit_options(
         how,
         len(session.stream),
@@ -88,9 +88,10 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     LOG.debug("audits took %.2f s", report.seconds)
     report = replace(report, covered={**report.covered, "subject": session.subject()})
     with timed("counted bytes again"):
-        report = _with(report, "bytes", *_recount(session))
+        report = _recounted(report, session)
     if session.artifact is not None:
-        report = _with(report, "budget", *budget([*session.artifact.shipped, *how.code]))
+        code = (*how.code, *(file.path for file in session.code))
+        report = _with(report, "budget", *budget([*session.artifact.shipped, *code]))
     if how.decode_tokens:
         with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
             report = _with(report, "decode", *_decode(session, make, how.decode_tokens, preferred_span(forecaster)))
@@ -136,6 +137,18 @@ def _audit_options(
         bytes_per_token=bytes_per_token,
         bos=max(bos, 0),
     )
+
+
+def _recounted(report: LegalityReport, session: Session) -> LegalityReport:
+    """Return the report with what another count of the bytes says."""
+    sidecar = session.sidecar
+    if sidecar is None:
+        return _with(report, "bytes", *_recount(session))
+    facts = {"token_bytes_sha256": sidecar.sha256, "documents": sidecar.documents}
+    if sidecar.documents is not None:  # compared with the text when it was opened, or there would be no session
+        return report.with_(covered={"bytes": facts})
+    gap = "the bytes are those that --token-bytes says; without the original (--text) they were compared with nothing"
+    return report.with_(covered={"bytes": facts}, uncovered=[gap])
 
 
 def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
