@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.cli.options import limit_tokens_option, stride_option, training_options, ttt_option
-from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.settings import split_settings
 
 EXAMPLE = """Example:
@@ -40,7 +40,9 @@ EXAMPLE = """Example:
     help="Score a second time, with online experts mixed in.",
 )
 @ttt_option
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds for each legality check; 0: none.")
+@click.option(
+    "--budget", type=float, default=BUDGET_SECONDS, show_default=True, help="Most seconds of a check; 0: none."
+)
 @click.option("--decode", type=int, default=0, metavar="N", help="Compress and decompress N tokens in each check.")
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
 def command(
@@ -66,6 +68,7 @@ def command(
     enforce_cap: bool,
 ) -> int:
     """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
+    from evalkit.verbs.check import CheckOptions
     from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_pipeline
 
     variants: list[tuple[str, bool]] = [("none", False)]
@@ -89,8 +92,7 @@ def command(
                 fit=fit,
                 limit_tokens=limit_tokens,
                 variants=tuple(variants),
-                check_seconds=budget,
-                decode_tokens=decode,
+                check=CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None,
                 stride=stride,
             ),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,10 +45,10 @@ class PipelineOptions:
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
-        check_seconds: budget of the legality audit of each variant; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of the check.
+        check: how to check the score of each variant; None leaves it out.
         stride: of the windows.
         dtype: of scoring.
+        threads: of scoring on CPUs; 0 for all.
     """
 
     recipe: str
@@ -67,10 +67,10 @@ class PipelineOptions:
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
-    check_seconds: float = 60.0
-    decode_tokens: int = 0
+    check: CheckOptions | None = field(default_factory=CheckOptions)
     stride: int = 64
     dtype: str = "auto"
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,17 +195,16 @@ def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bo
             mixer=mixer,
             ttt=ttt,
             dtype=options.dtype,
+            threads=options.threads,
         )
     )
     scored = score_session(session).without_scores()
-    if options.check_seconds:
+    if options.check is not None:
         LOG.info("checking %s", name)
-        check = check_session(
-            session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
-        )
+        check = check_session(session, options.check)
         write_json(options.out / f"check-{name}.json", check.to_dict())
         scored = scored.checked(check)
-        for finding in check.findings[:3]:
+        for finding in check.findings[:1]:
             LOG.info("  %s: %s", finding.axiom, finding.message)
         for gap in check.uncovered[:3]:
             LOG.info("  not covered: %s", gap)
