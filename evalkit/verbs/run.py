@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,10 +45,10 @@ class PipelineOptions:
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
-        check_seconds: budget of the legality audit of each variant; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of the check.
+        check: how to check the score of each variant; None leaves it out.
         stride: of the windows.
         dtype: of scoring.
+        threads: of scoring on CPUs; 0 for all.
     """
 
     recipe: str
@@ -67,10 +67,10 @@ class PipelineOptions:
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
-    check_seconds: float = 60.0
-    decode_tokens: int = 0
+    check: CheckOptions | None = field(default_factory=CheckOptions)
     stride: int = 64
     dtype: str = "auto"
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +168,7 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
         stride=options.stride,
         limit_tokens=options.limit_tokens,
         dtype=options.dtype,
+        threads=options.threads,
     )
     scoring = {k: v for k, v in (options.settings or {}).items() if k not in training}
     stages = {
@@ -176,22 +177,20 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
             variant,
             by_section(scoring, ("mixer", "ttt")),
             options.out,
-            check_seconds=options.check_seconds,
-            decode_tokens=options.decode_tokens,
+            options.check,
         )
         for variant in options.variants
     }
     return _written(RunReport(recipe=options.recipe, export=exported.to_dict(), stages=stages), options.out)
 
 
-def run_module(options: ScoreOptions, out: Path, *, check_seconds: float = 60.0, decode_tokens: int = 0) -> RunReport:
+def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = None) -> RunReport:
     """Score and check a user's module: alone, and with mixer and test-time training where ``options`` ask for them.
 
     Args:
         options: what to score and how.
         out: folder for the reports.
-        check_seconds: budget of each legality audit; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of each check.
+        check: how to check the score of each variant; None leaves it out.
 
     Raises:
         InputError: an input is unusable.
@@ -199,10 +198,7 @@ def run_module(options: ScoreOptions, out: Path, *, check_seconds: float = 60.0,
     variants = dict.fromkeys([("none", False), (options.mixer, options.ttt)])
     plain = replace(options, mixer="none", ttt=False, settings={})
     stages = {
-        variant_name(*variant): _score_variant(
-            plain, variant, options.settings, out, check_seconds=check_seconds, decode_tokens=decode_tokens
-        )
-        for variant in variants
+        variant_name(*variant): _score_variant(plain, variant, options.settings, out, check) for variant in variants
     }
     return _written(RunReport(recipe=None, export=None, stages=stages), out)
 
@@ -239,9 +235,7 @@ def _score_variant(
     variant: tuple[str, bool],
     settings: Mapping[str, Mapping[str, str]],
     out: Path,
-    *,
-    check_seconds: float,
-    decode_tokens: int,
+    check: CheckOptions | None,
 ) -> ScoreReport:
     mixer, ttt = variant
     used = {"mixer": mixer != "none", "ttt": ttt}
@@ -250,14 +244,14 @@ def _score_variant(
     LOG.info("scoring %s", name)
     session = open_session(replace(plain, mixer=mixer, ttt=ttt, settings=chosen))
     scored = score_session(session).without_scores()
-    if check_seconds:
+    if check is not None:
         LOG.info("checking %s", name)
-        check = check_session(session, CheckOptions(budget_seconds=check_seconds, decode_tokens=decode_tokens))
-        write_json(out / f"check-{name}.json", check.to_dict())
-        scored = scored.checked(check)
-        for finding in check.findings[:3]:
+        checked = check_session(session, check)
+        write_json(out / f"check-{name}.json", checked.to_dict())
+        scored = scored.checked(checked)
+        for finding in checked.findings[:1]:
             LOG.info("  %s: %s", finding.axiom, finding.message)
-        for gap in check.uncovered[:3]:
+        for gap in checked.uncovered[:3]:
             LOG.info("  not covered: %s", gap)
     write_json(out / f"score-{name}.json", scored.to_dict())
     return scored
