@@ -18,6 +18,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from evalkit.cli.paths import checked_paths
 from evalkit.plumbing.log import LOG
 
 QUIET, NORMAL, VERBOSE, TRACEBACKS = logging.WARNING, logging.INFO, logging.DEBUG, 1
@@ -104,7 +105,7 @@ def _long_name(option: click.Option) -> str:
 
 
 def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell where the values of options came from, and in the end how long the command took."""
+    """Look at the paths first; tell where the values of options came from, and in the end how long it took."""
 
     @functools.wraps(callback)
     def telling(*arguments: Any, **values: Any) -> Any:
@@ -119,7 +120,7 @@ def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
                 LOG.debug("%s %s (%s)", name, _shown(context.params.get(parameter.name or "")), where)
         began = time.monotonic()
         try:
-            return callback(*arguments, **values)
+            return callback(*arguments, **checked_paths(context, values))
         finally:
             LOG.debug("%s took %.2f s", context.command_path, time.monotonic() - began)
 

@@ -58,7 +58,7 @@ class ScoreOptions:
             (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
         weights: file or folder that the factory of ``module`` is called with.
         tokenizer: path of the SentencePiece model.
-        tokens: glob of token shards; or
+        tokens: glob of token shards, or several; or
         text: path of a text or of documents in JSON lines.
         recipe: recipe name; None recognises the artifact.
         source: path of the training script that made the artifact, to read its settings from; never executed.
@@ -83,7 +83,7 @@ class ScoreOptions:
     module: str | Any | None = None
     weights: str | None = None
     tokenizer: str
-    tokens: str | None = None
+    tokens: str | tuple[str, ...] | None = None
     text: str | None = None
     recipe: str | None = None
     source: str | None = None
