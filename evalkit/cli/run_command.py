@@ -104,7 +104,7 @@ def command(
     With --module your own model, which is there already, is scored and checked.
     """
     from evalkit.verbs.check import CheckOptions
-    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_glob
+    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
     from evalkit.verbs.session import ScoreOptions
 
     check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
@@ -117,7 +117,7 @@ def command(
         variants.append((mixer, ttt))
     try:
         if module is not None:
-            shards = tokens or (None if of_module["text"] else validation_glob(Path(data)))
+            shards = tokens or (None if of_module["text"] else validation_shards(Path(data)))
             options = ScoreOptions(
                 tokenizer=tokenizer,
                 tokens=shards,

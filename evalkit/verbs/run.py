@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.errors import EvalkitError
-from evalkit.plumbing.files import write_json
+from evalkit.plumbing.errors import EvalkitError, InputError
+from evalkit.plumbing.files import in_order, write_json
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.plumbing.typed_json import to_json
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.shards import NAMES, split_of
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
@@ -164,7 +165,7 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
     score = ScoreOptions(
         artifact=str(artifact),
         tokenizer=str(options.tokenizer),
-        tokens=options.tokens or validation_glob(options.data),
+        tokens=options.tokens or validation_shards(options.data),
         stride=options.stride,
         limit_tokens=options.limit_tokens,
         dtype=options.dtype,
@@ -257,8 +258,15 @@ def _score_variant(
     return scored
 
 
-def validation_glob(data: Path) -> str:
-    """Return a glob of the validation shards in a folder or below it."""
-    found = sorted(data.rglob("*val*.bin"))
-    folder = found[0].parent if found else data
-    return str(folder / "*val*.bin")
+def validation_shards(data: Path) -> tuple[str, ...]:
+    """Return the validation shards in or below a data folder, as :func:`evalkit.tokens.shards.split_of` tells them.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted((p for p in data.rglob("*") if p.name.endswith(NAMES) and split_of(p) == "val"), key=in_order)
+    if not found:
+        raise InputError(
+            f"data folder {data} holds no validation shard such as x_val_000000.bin; name one with --tokens"
+        )
+    return tuple(str(path) for path in found if path.parent == found[0].parent)

@@ -28,7 +28,8 @@ from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.source import read_source_of
 from evalkit.tokens.sidecar import Sidecar, audited, open_with_sidecar
-from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ScoreOptions:
             (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
         weights: file or folder that the factory of ``module`` is called with.
         tokenizer: path of the SentencePiece model.
-        tokens: glob of token shards; or
+        tokens: glob of token shards, or several; or
         text: path of a text or of documents in JSON lines. Beside ``tokens`` and ``token_bytes`` it is the original
             that the bytes are compared with.
         token_bytes: glob of shards that say how many bytes of the original text each token stands for; None counts
@@ -91,7 +92,7 @@ class ScoreOptions:
     module: str | Any | None = None
     weights: str | None = None
     tokenizer: str
-    tokens: str | None = None
+    tokens: str | tuple[str, ...] | None = None
     text: str | None = None
     token_bytes: str | None = None
     code: tuple[str, ...] = ()
