@@ -10,7 +10,7 @@ from typing import Any
 from evalkit.source import plain
 from evalkit.source.fstrings import MARK
 from evalkit.source.plain import BUILTINS, items_of, truth
-from evalkit.source.symbols import Tensor
+from evalkit.source.symbols import Graph, Tensor
 from evalkit.source.tensors import Tensors
 from evalkit.source.values import (
     MAX_NUMBER,
@@ -31,10 +31,12 @@ class Expressions(ABC):
     Attributes:
         globals: the script's own names.
         tensors: what is done with tensors.
+        graph: what they are computed by.
     """
 
     globals: dict[str, Any]
     tensors: Tensors
+    graph: Graph
 
     @abstractmethod
     def _step(self, node: ast.AST) -> None:
