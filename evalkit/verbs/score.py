@@ -229,6 +229,7 @@ def _report(
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
         network_nats=found.get("network_nats"),
+        network_stream=found.get("network_stream"),
         mixer_report=found.get("mixer_report"),
         mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
         ttt_report=found.get("ttt_report"),

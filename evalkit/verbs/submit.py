@@ -253,9 +253,6 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if files and len(files) != len(reports):
             raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
-    for one, other in itertools.combinations(reports, 2):
-        if is_same_run(one, other):
-            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     runs = []
     for i, saved in enumerate(reports):
         report, artifact = saved.report, saved.report.artifact
@@ -278,4 +275,7 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if (hashlib.sha256(data).hexdigest(), len(data)) != (artifact.sha256, artifact.bytes):
             raise InputError(f"{path} is not the artifact that {saved.path} scored (its SHA-256 is another)")
         runs.append(_Run(report=report, artifact=artifact))
+    for one, other in itertools.combinations(reports, 2):
+        if is_same_run(one, other):
+            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     return runs

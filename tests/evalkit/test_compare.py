@@ -11,8 +11,9 @@ import pytest
 
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
+from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
-from evalkit.verbs.compare import clustered_mean, compare_reports, compare_tokens, compare_values
+from evalkit.verbs.compare import compare_reports, compare_tokens, compare_values
 from tests.evalkit.reports import write_report
 
 
@@ -59,6 +60,20 @@ def test_clustered_mean_worked_out_by_hand() -> None:
     assert half == pytest.approx(4.30265273 * error)  # t of 0.975 with 2 degrees of freedom
     assert p == pytest.approx(0.5 + (1.5 / error) / (2 * math.sqrt(2 + (1.5 / error) ** 2)))
     assert clustered_mean(np.array([1.0]), np.array([2.0])) == (0.5, None, None)
+
+
+def test_intervals_of_groups_are_those_of_each_group_alone(rng: np.random.Generator) -> None:
+    values, weights = rng.uniform(1, 2, 300), rng.integers(1, 5, 300)
+    clusters, groups = rng.integers(0, 9, 300), rng.integers(0, 3, 300)
+    groups[clusters == 4] = 1
+    groups[(groups == 2) & (clusters != 7)] = 0  # a single document fills the last group
+    halves = interval_halves(values, weights, clusters, groups, 4)
+    assert halves[2:] == [None, None]
+    for group in (0, 1):
+        here = [(groups == group) & (clusters == c) for c in range(9)]
+        here = [mask for mask in here if mask.any()]
+        alone = clustered_mean(np.array([values[m].sum() for m in here]), np.array([weights[m].sum() for m in here]))
+        assert halves[group] == pytest.approx(alone[1])
 
 
 def test_one_token_of_a_document_counts_less_than_it_would_alone(rng: np.random.Generator) -> None:

@@ -93,6 +93,7 @@ def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str
     assert "is not the artifact" in refused(*["--artifact", str(other)] * 3)
     values = json.loads(Path(seeds[0]).read_text()) | {"stride": 17}
     (tmp_path / "x.json").write_text(json.dumps(values))
+    assert "are one run; name each run once" in refused(reports=[seeds[0], seeds[1], seeds[0]])
     assert "differ in stride" in refused(reports=[seeds[0], str(tmp_path / "x.json")])
     (tmp_path / "README.md").write_text("x")
     assert "different file names" in refused("--code", str(tmp_path / "README.md"))
