@@ -19,7 +19,7 @@ EXAMPLE = """Examples:
 
 
 @click.command("report", epilog=EXAMPLE)
-@click.argument("reports", metavar="REPORT.json [OTHER.json]", nargs=-1, required=True)
+@click.argument("reports", metavar="REPORT.json", nargs=-1, required=True)
 @click.option("--nll", multiple=True, metavar="FILE.npz", help="Per-token file, one a report (default: beside it).")
 @click.option("--check", metavar="CHECK.json", help="What evalkit check --json wrote.")
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")

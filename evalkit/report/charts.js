@@ -44,6 +44,11 @@
     for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) out.push(Math.abs(t) < step * 1e-9 ? 0 : t);
     return out;
   }
+  function logTicks(low, high) {
+    const decades = [0, 1, 2, 3, 4, 5, 6, 7].map(e => 10 ** e), inside = t => t >= low && t <= high;
+    const coarse = decades.filter(inside), fine = decades.flatMap(t => [t, 2 * t, 5 * t]).filter(inside);
+    return coarse.length > 2 ? coarse : fine.length > 1 ? fine : ticks(low, high, 3);
+  }
   function short(x) {
     const a = Math.abs(x);
     if (a >= 1e6) return +(x / 1e6).toPrecision(3) + "M";
@@ -68,7 +73,7 @@
       host.append(svg("line", { class: "gridline", x1: L, x2: width - Rt, y1: Y(t), y2: Y(t) }));
       host.append(svg("text", { x: L - 7, y: Y(t) + 4, "text-anchor": "end" }, short(t)));
     }
-    const xs = o.logX ? [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7].filter(t => t >= x0 && t <= x1) : ticks(x0, x1, Math.max(2, Math.floor(width / 110)));
+    const xs = o.logX ? logTicks(x0, x1) : ticks(x0, x1, Math.max(2, Math.floor(width / 110)));
     for (const t of xs) host.append(svg("text", { x: X(t), y: H - B + 16, "text-anchor": "middle" }, short(t)));
     host.append(svg("line", { class: "axis", x1: L, x2: width - Rt, y1: H - B, y2: H - B }));
     host.append(svg("text", { x: width - Rt, y: H - 3, "text-anchor": "end" }, o.xName), svg("text", { x: 0, y: 12 }, o.yName));

@@ -19,7 +19,7 @@
 
   // Along the stream, with what else scored it
   if (D.stream) {
-    const others = Object.entries(D.stream.others), own = R.mixer !== "none" ? "mixture" : R.ttt ? "with test-time training" : "the score";
+    const others = Object.entries(D.stream.others), own = R.mixer !== "none" ? "the mixture" : R.ttt ? "the trained network" : "the score";
     const pieces = "Thin: each of equal pieces of the stream; thick: everything up to there. Position 0 is given, not scored.";
     grid.append(wide(section("Along the stream", `Bits per byte. ${pieces}`,
       lines("bits per byte along the stream", D.stream.position, [
@@ -28,7 +28,7 @@
         ...others.map(([name, o], i) => ({ name: `${name}, up to here`, y: o.running, color: color(i + 1), width: 2 }))],
       { xName: "token", yName: "bits per byte", from: 0, height: 270 }),
       ...(others.length ? [el("h3", { textContent: "The difference" }),
-        el("p", { class: "why", textContent: `What ${own === "the score" ? "it" : own} saves: bits per byte of the other less its own; above 0 it helps.` }),
+        el("p", { class: "why", textContent: `What ${own} saves: bits per byte of the other less its own; above 0 it helps.` }),
         lines("difference along the stream", D.stream.position, others.flatMap(([name, o], i) => [
           { name: `${name}, this piece`, y: minus(o.local, D.stream.local), color: color(i + 1), width: 1.1, opacity: 0.55 },
           { name: `${name}, up to here`, y: minus(o.running, D.stream.running), color: color(i + 1), width: 2.4 }]),
@@ -61,7 +61,7 @@
   if (D.mixer) {
     const m = D.mixer, name = m.method === "hedge" ? "Hedge" : m.method;
     if (m.weights.length > 1) grid.append(section("Weights of the experts over time", `Mean weight that the mixture (${name}) gave each expert since the point before.`,
-      lines("expert weights", m.weights.map(r => r[0]), m.names.map((n, i) => ({ name: n, y: m.weights.map(r => r[i + 1]) })), { xName: "token", yName: "weight", zero: true, top: 1, height: 260 })));
+      lines("expert weights", m.weights.map(r => r[0]), m.names.map((n, i) => ({ name: n, y: m.weights.map(r => r[i + 1]) })), { xName: "token", yName: "weight", from: 0, zero: true, top: 1, height: 260 })));
     grid.append(section("Gain of each expert", "Bits per byte that the mixture would have lost had the expert been left out at every token, its weight shared by the others. Gains of experts that stand in for each other do not add up.",
       bars(m.experts.map(e => ({ name: e.name, value: e.gain })), v => Math.abs(v) < 5e-6 ? "0" : (v > 0 ? "+" : "\u2212") + Math.abs(v).toFixed(5)),
       el("details", {}, el("summary", { textContent: "Each expert alone" }),
