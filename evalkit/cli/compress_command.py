@@ -32,7 +32,7 @@ EXAMPLE = """Example:
 def command(artifact: str | None, text: str | None, output: str, exact: bool, **options: Any) -> None:
     """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
     from evalkit.codec import compress_text
-    from evalkit.verbs.coding import open_for_coding, span_of, stored_options
+    from evalkit.verbs.coding import announce_rate, open_for_coding, span_of, stored_options
 
     artifact, text = artifact_and(artifact, text, options["module"], "TEXT")
     check_writable(output)
@@ -41,9 +41,11 @@ def command(artifact: str | None, text: str | None, output: str, exact: bool, **
         raise InputError(f"text {text} does not exist or is not a file")
     score = score_options(artifact, options | {"tokens": None, "text": text, "limit_tokens": 0})
     session = open_for_coding(score)
+    raw = path.read_bytes()
+    announce_rate(session, len(session.tokenizer.encode(raw.decode("utf-8", "replace"))))
     coded = compress_text(
         session.make_forecaster,
-        path.read_bytes(),
+        raw,
         session.tokenizer.encode,
         session.tokenizer.decode,
         bos=session.tokenizer.bos_id,

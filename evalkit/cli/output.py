@@ -14,11 +14,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
 
+from evalkit.cli.paths import checked_paths
 from evalkit.plumbing.log import LOG
 
 QUIET, NORMAL, VERBOSE, TRACEBACKS = logging.WARNING, logging.INFO, logging.DEBUG, 1
@@ -51,7 +52,14 @@ def speaking() -> Iterator[None]:
         LOG.setLevel(level)
 
 
-def _tell_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     LOG.debug("warning of a library: %s: %s (%s, line %d)", category.__name__, message, filename, lineno)
 
 
@@ -114,7 +122,7 @@ def _long_name(option: click.Option) -> str:
 
 
 def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell where the values of options came from, and in the end how long the command took."""
+    """Look at the paths first; tell where the values of options came from, and in the end how long it took."""
 
     @functools.wraps(callback)
     def telling(*arguments: Any, **values: Any) -> Any:
@@ -129,7 +137,7 @@ def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
                 LOG.debug("%s %s (%s)", name, _shown(context.params.get(parameter.name or "")), where)
         began = time.monotonic()
         try:
-            return callback(*arguments, **values)
+            return callback(*arguments, **checked_paths(context, values))
         finally:
             LOG.debug("%s took %.2f s", context.command_path, time.monotonic() - began)
 

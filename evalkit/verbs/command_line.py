@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evalkit.verbs.session import ScoreOptions, Session
 
-_NAMES_A_FILE = {"--module", "--weights", "--tokenizer", "--token-bytes", "--tokens", "--text", "--source", "--log"}
+_NAMES_A_FILE = {
+    "--module",
+    "--weights",
+    "--tokenizer",
+    "--token-bytes",
+    "--tokens",
+    "--text",
+    "--source",
+    "--log",
+    "--code",
+}
 """Options of ``score`` whose value is, or begins with, the path of a file."""
 
 _ALWAYS = {"stride", "mixer", "dtype"}
@@ -40,7 +50,11 @@ def _words(options: ScoreOptions) -> list[str]:
         is_default = value == field.default and field.name not in _ALWAYS
         if field.name in ("artifact", "settings") or value is None or value is False or is_default:
             continue
-        words += [name] if value is True else [name, str(value)]
+        if value is True:
+            words.append(name)
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [name, str(item)]
     for section, values in options.settings.items():
         for key, value in values.items():
             words += ["--set", f"{section}.{key}={value}"]

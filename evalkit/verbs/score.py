@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from evalkit.network.causality import Leak
+from evalkit.network.factory import SourceFile
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.profiling import Profile
@@ -21,7 +22,14 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
-from evalkit.report.score_report import ArtifactIdentity, FileIdentity, Scored, TokenizerIdentity, TokensIdentity
+from evalkit.report.score_report import (
+    ArtifactIdentity,
+    FileIdentity,
+    Scored,
+    TokenBytesIdentity,
+    TokenizerIdentity,
+    TokensIdentity,
+)
 from evalkit.verbs.command_line import score_words
 from evalkit.verbs.session import ScoreOptions, Session, open_session
 
@@ -108,7 +116,7 @@ def score_session(
         run_prequential(
             forecaster,
             session.stream,
-            session.tokenizer.byte_table,
+            session.num_bytes,
             ledger,
             span=session.preferred_span,
             after_span=after_span,
@@ -182,6 +190,10 @@ def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
         return None
 
 
+def _identities(files: Iterable[SourceFile]) -> tuple[FileIdentity, ...]:
+    return tuple(FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes) for file in files)
+
+
 def _report(
     session: Session, ledger: Ledger, forecaster: Any, leak: Leak | None, seconds: float, scored: int
 ) -> Scored:
@@ -198,15 +210,18 @@ def _report(
             format=artifact.format,
             compression=artifact.compression,
             parameters=artifact.num_parameters,
-            files=tuple(
-                FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes)
-                for file in getattr(artifact, "files", ())
-            ),
+            files=_identities(getattr(artifact, "files", ())),
+            code=_identities(session.code),
         ),
         recipe=options.recipe or (artifact.recognise() if artifact else None),
         config=resolved.config.to_dict() if resolved else None,
         config_origins=resolved.origins if resolved else None,
         tokens=TokensIdentity(names=tuple(session.stream.names), sha256=session.stream.sha256()),
+        token_bytes=None
+        if session.sidecar is None
+        else TokenBytesIdentity(
+            names=session.sidecar.counts.names, sha256=session.sidecar.sha256, documents=session.sidecar.documents
+        ),
         tokenizer=TokenizerIdentity(path=session.tokenizer.path, sha256=session.tokenizer.sha256),
         tokens_scored=len(ledger),
         bytes_scored=ledger.num_bytes,
@@ -235,6 +250,7 @@ def _report(
         ttt_report=found.get("ttt_report"),
         ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
         reliability=found.get("reliability"),
+        unknown_tokens=session.stream.count(session.tokenizer.unk_id) or None,
         command=score_words(session),
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
         nll=ledger.scores(),

@@ -15,6 +15,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
+from evalkit.tokens.shards import write_shard
 from evalkit.verbs.score import score, score_session
 from evalkit.verbs.session import ScoreOptions, open_session
 from tests.evalkit.conftest import write_tiny
@@ -232,6 +233,21 @@ def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
     wide, narrow = score(options), score(replace(options, dtype="bfloat16"))
     assert narrow.bpb == pytest.approx(wide.bpb, rel=5e-3)
     assert (narrow.nll != wide.nll).any()
+
+
+def test_unknown_tokens_are_in_the_report(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalkit.tokens.tokenizer import open_tokenizer
+
+    tokenizer = open_tokenizer(options.tokenizer)
+    monkeypatch.setattr(tokenizer, "has_byte_fallback", False)  # else such a stream is an error
+    monkeypatch.setattr("evalkit.verbs.session.open_tokenizer", lambda path: tokenizer)
+    assert "unknown_tokens" not in score(replace(options, limit_tokens=50)).to_dict()
+    write_shard(tmp_path / "val_000000.bin", np.array([1, 50, 3, 60, 3, 61]))
+    report = score(replace(options, text=None, tokens=str(tmp_path / "val_*.bin")))
+    assert report.to_dict()["unknown_tokens"] == 2
+    assert report.num_bytes[[1, 3]].tolist() == [0, 0]
 
 
 def test_report_and_dump_follow_the_contract(options: ScoreOptions, tmp_path: Path) -> None:
