@@ -270,9 +270,9 @@ class QatConfig:
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
         soft_alpha_end: sharpness at the end of the run.
-        grid_pull: exponent of the course on which weights are drawn to the grid: each step shrinks their distance to
-            the nearest grid point so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the
-            end of the run. Larger is later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
+        grid_pull: how late weights are pulled to the grid. Each step shrinks their distance to the nearest grid point,
+            so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the end of the run. Larger is
+            later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
         crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker:
             inert).

@@ -1,4 +1,7 @@
-"""A block of the GPT: residual mixing, attention and MLP, in one stream or in two lanes."""
+"""A block of the GPT: residual mixing, attention and MLP, in one stream or in two lanes.
+
+Letters: x is the residual stream, x0 what it was after the embedding, h a lane, n an input after its norm.
+"""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ def along_both(scores: TokenScores, baseline: TokenScores) -> dict[str, Any]:
     return along_stream(scores, {"baseline": {"tokens": 1, "nats": baseline.nll}})
 
 
-def _equal_edges(n: int) -> npt.NDArray[np.int64]:
-    return np.unique(np.linspace(0, n, min(_BINS, n) + 1).astype(np.int64))
+def _equal_edges(num_tokens: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, num_tokens, min(_BINS, num_tokens) + 1).astype(np.int64))
 
 
 def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:

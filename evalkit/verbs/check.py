@@ -63,6 +63,10 @@ class CheckOptions:
 def check(options: ScoreOptions, how: CheckOptions | None = None) -> LegalityReport:
     """Check what ``evalkit score`` with the same options would report.
 
+    Args:
+        options: what would be scored.
+        how: how far to go, and within what time.
+
     Raises:
         InputError: an input is unusable.
     """
