@@ -151,7 +151,8 @@ def _describe_window(report: ScoreReport) -> str:
         how = "streaming: keys and values are kept"
     else:
         how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
-    return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
+    dtype = "its own number type" if report.dtype == "own" else report.dtype
+    return f"{report.seq_len} tokens, {how}, {dtype} on {report.device}"
 
 
 def describe_config(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:

@@ -112,7 +112,10 @@ class Network:
         except (EvalkitError, MemoryError):
             raise
         except Exception as error:
-            raise InputError(f"{self.name} failed on ids of shape {list(ids.shape)}: {describe(error)}") from error
+            raise InputError(
+                f"{self.name} failed on ids of shape {list(ids.shape)}: {describe(error)}; if it takes fewer tokens at "
+                f"a time, give its window with --seq-len"
+            ) from error
 
     def _checked(self, returned: Any, ids: Tensor, rows: int, call: str) -> Tensor:
         logits = returned
