@@ -68,7 +68,7 @@ class _Run:
 
 
 def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, Any]:
-    """Write the folder; returns what is in ``submission.json``.
+    """Write the folder; returns what is in ``submission.json``, and ``score_again``, the command line of each run.
 
     Raises:
         InputError: reports are of different systems or texts, an artifact is not the one that was scored, a check says
@@ -111,7 +111,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
         raise InputError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return values
+    return {**values, "score_again": [score_again(run.report) for run in runs]}
 
 
 def _submission(runs: Sequence[_Run], options: SubmitOptions, code_bytes: int) -> dict[str, Any]:
@@ -274,6 +274,11 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         data = path.read_bytes()
         if (hashlib.sha256(data).hexdigest(), len(data)) != (artifact.sha256, artifact.bytes):
             raise InputError(f"{path} is not the artifact that {saved.path} scored (its SHA-256 is another)")
+        if options.artifacts:  # it may have another name by now
+            artifact, words = replace(artifact, path=str(path)), report.command
+            if words is not None and not words[2].startswith("-"):
+                words = (*words[:2], str(path), *words[3:])
+            report = replace(report, artifact=artifact, command=words)
         runs.append(_Run(report=report, artifact=artifact))
     for one, other in itertools.combinations(reports, 2):
         if is_same_run(one, other):

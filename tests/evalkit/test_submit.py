@@ -121,6 +121,11 @@ def test_the_printed_line_scores_it_again_to_the_last_bit(
     assert str(tmp_path.parent) not in line
     for word in ("--mixer hedge", "--ttt", "--set ttt.chunk_tokens=256", "--seq-len 128", "--stride 64"):
         assert word in line
+    renamed = tmp_path / "renamed.evk"
+    shutil.copy(report.artifact.path, renamed)
+    other = arguments(tmp_path / "other", [str(scored[0])], "--artifact", str(renamed))
+    assert run_command(other) == 0
+    assert f"score again  {line.replace(Path(report.artifact.path).name, 'renamed.evk')}" in capsys.readouterr().out
     files.mkdir()
     for path in (Path(report.artifact.path), shard, tokenizer_path):
         shutil.copy(path, files)
