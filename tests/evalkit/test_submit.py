@@ -137,8 +137,9 @@ def test_the_printed_line_scores_it_again_to_the_last_bit(
 
 @pytest.mark.parametrize("change", [
     {"limit_tokens": 300}, {"stride": 32}, {"dtype": "bfloat16"}, {"context": "streaming"}, {"seq_len": None},
-    {"mixer": "hedge", "settings": {"mixer": {"eta": "0.5"}}}, {"recipe": "pr849"}, {"threads": 2}, {"batch_windows": 3},
-    {"tokens": None, "text": "a folder/a text.txt"}, {"reliability": 5}, {"artifact": None, "mixer": "hedge"},
+    {"mixer": "hedge", "settings": {"mixer": {"eta": "0.5"}}}, {"recipe": "pr849"}, {"threads": 2},
+    {"batch_windows": 3}, {"tokens": None, "text": "a folder/a text.txt"}, {"reliability": 5},
+    {"artifact": None, "mixer": "hedge"},
 ])  # fmt: skip
 def test_every_option_of_a_run_is_in_its_line(
     change: dict[str, Any], tiny_artifact: Path, tokenizer_path: Path, scored: tuple[Path, Path],
