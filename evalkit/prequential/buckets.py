@@ -19,7 +19,7 @@ class BucketSums:
 
     def __init__(self) -> None:
         self._size, self._count = FIRST_BUCKET, 0
-        self._sums = np.zeros(0)
+        self._sums: npt.NDArray[np.float64] = np.zeros(0)
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
         """Take the next values, float64 ``[n]``."""
@@ -28,7 +28,7 @@ class BucketSums:
             padded = np.append(self._sums, np.zeros(len(self._sums) % 2))
             self._sums, self._size = padded.reshape(-1, 2).sum(axis=1), 2 * self._size
         bucket = np.arange(self._count, end) // self._size
-        sums = np.bincount(bucket, weights=values, minlength=len(self._sums)) if len(values) else self._sums * 0.0
+        sums = np.bincount(bucket, weights=values, minlength=len(self._sums)).astype(np.float64)
         sums[: len(self._sums)] += self._sums
         self._sums, self._count = sums, end
 
