@@ -168,7 +168,7 @@ def _artifact_bytes(artifact: ArtifactIdentity | None, left_out: list[str]) -> l
 
 def _mixer(report: ScoreReport) -> dict[str, Any] | None:
     mixer = report.mixer_report
-    if mixer is None or not mixer.get("experts"):
+    if mixer is None or report.mixer == "published" or not mixer.get("experts"):
         return None
     per_byte = 1.0 / math.log(2) / report.bytes_scored
     names = list(mixer["experts"])

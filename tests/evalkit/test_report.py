@@ -265,6 +265,13 @@ def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_pat
         assert part in out
 
 
+def test_the_page_of_the_published_mixer(scored: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = {"mixer": "published", "mixer_report": {"experts": ["neural", "unigram"], "weights": [0.9, 0.1]}}
+    (tmp_path / "p.json").write_text(json.dumps(json.loads(scored[0].read_text()) | weights))
+    assert run_command(["report", str(tmp_path / "p.json"), "-o", str(tmp_path / "p.html")]) == 0
+    assert data_of((tmp_path / "p.html").read_text())["mixer"] is None
+
+
 def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     saved = read_report(scored[0])
     scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
