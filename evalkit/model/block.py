@@ -69,7 +69,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.attn_scale = nn.Parameter(torch.ones(d))
         self.mlp_scale = nn.Parameter(torch.ones(d))
-        self.resid_mix = nn.Parameter(torch.stack([torch.ones(d), torch.zeros(d)]))
+        self.resid_mix = nn.Parameter(torch.ones(2, d))
+        self.resid_mix.data[1].zero_()
         self.lambda_v: nn.Parameter | None = None
         if config.value_residual == "x0":
             self.lambda_v = nn.Parameter(torch.zeros(1))
