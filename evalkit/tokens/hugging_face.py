@@ -104,7 +104,9 @@ class HuggingFaceTokenizer(TextTokenizer):
         texts = decoded_pieces(self._backend.decode_batch, spelled, is_boundary | is_byte | added)
         table = byte_table(texts, is_byte=is_byte, is_boundary=is_boundary)
         return ByteTable(
-            base=np.where(added & ~is_boundary, [len(text.encode("utf-8")) for text in texts], table.base).astype(np.int32),
+            base=np.where(added & ~is_boundary, [len(text.encode("utf-8")) for text in texts], table.base).astype(
+                np.int32
+            ),
             has_space=table.has_space & ~added,
             is_boundary=is_boundary,
         )

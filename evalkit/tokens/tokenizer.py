@@ -48,6 +48,10 @@ class ByteTable:
         counts: npt.NDArray[np.int32] = self.base[targets] + space.astype(np.int32)
         return counts
 
+    def total(self, tokens: npt.NDArray[Any]) -> int:
+        """Return the bytes of ``tokens[1:]``."""
+        return int(self.count(tokens[:-1], tokens[1:]).sum(dtype=np.int64))
+
 
 class TextTokenizer(ABC):
     """Text to token ids and back, and the bytes of each token.
@@ -192,9 +196,7 @@ def decoded_pieces(
     return texts
 
 
-def byte_table(
-    texts: list[str], *, is_byte: npt.NDArray[np.bool_], is_boundary: npt.NDArray[np.bool_]
-) -> ByteTable:
+def byte_table(texts: list[str], *, is_byte: npt.NDArray[np.bool_], is_boundary: npt.NDArray[np.bool_]) -> ByteTable:
     """Return the table of a vocabulary whose pieces begin with a space where a word does.
 
     Args:

@@ -1,9 +1,9 @@
 """Bytes of text behind tokens, told without the byte table and without believing the decoder.
 
-A tokenizer can write and read back the same thing wrongly: a vocabulary without a piece for a lone space writes the mark
-U+2581 as three byte tokens, and its decoder gives the mark back, three bytes for one. So the decoder is asked about
-texts that are known: whatever it adds to them is no text. Where a stream's own text is not at hand, texts are drawn from
-the vocabulary, encoded, and the bytes that the table counts compared with those that they have.
+A tokenizer can write and read back the same thing wrongly: a vocabulary without a piece for a lone space writes the
+mark U+2581 as three byte tokens, and its decoder gives the mark back, three bytes for one. So the decoder is asked
+about texts that are known: whatever it adds to them is no text. Where a stream's own text is not at hand, texts are
+drawn from the vocabulary, encoded, and the bytes that the table counts compared with those that they have.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 
 from evalkit.codec import compress, decompress
 from evalkit.legality.audit import audit
-from evalkit.legality.bytes import budget, recount
+from evalkit.legality.bytes import budget, recount_stream
 from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
 from evalkit.legality.options import AuditOptions
@@ -29,8 +29,6 @@ DECODE_SLACK_SHARE = 1e-3
 
 STRANGERS_SPAN = 64
 """Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
-
-_RECOUNT_TOKENS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,8 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     LOG.debug("audits took %.2f s", report.seconds)
     report = replace(report, covered={**report.covered, "subject": session.subject()})
     with timed("counted bytes again"):
-        report = _with(report, "bytes", *_recount(session))
+        findings, covered, doubts = recount_stream(session.stream, session.tokenizer)
+        report = _with(report, "bytes", findings, covered).with_(uncovered=doubts)
     if session.artifact is not None:
         report = _with(report, "budget", *budget([*session.artifact.shipped, *how.code]))
     if how.decode_tokens:
@@ -136,13 +135,6 @@ def _audit_options(
         bytes_per_token=bytes_per_token,
         bos=max(bos, 0),
     )
-
-
-def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
-    """Count the bytes again from the decoded text; of a very long stream, from its first two million tokens."""
-    tokens = session.stream.read(0, min(len(session.stream), _RECOUNT_TOKENS)).astype(np.int64)
-    claimed = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
-    return recount(tokens, claimed, session.tokenizer.decode, bos=session.tokenizer.bos_id)
 
 
 def _decode(session: Session, make: Callable[[], Any], count: int, span: int) -> tuple[list[Finding], dict[str, Any]]:

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from evalkit.legality.bytes import require_honest_bytes
 from evalkit.network.causality import Leak
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
@@ -44,6 +45,7 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     if session.ranks is not None and resume is not None:
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
     started = time.monotonic()
+    require_honest_bytes(session.stream, session.tokenizer)
     leak = session.find_leak()
     if leak is not None:
         LOG.warning("%s", leak.message)
