@@ -1,6 +1,6 @@
 """Fetch shards and tokenizer from a dataset repository of the Hugging Face hub: pinned to a commit, hashes checked.
 
-The transfer is huggingface_hub's (``snapshot_download``, which does not fetch again what has arrived). The hub publishes a
+The transfer is huggingface_hub's (``snapshot_download``, which does not fetch twice what has arrived). The hub gives a
 hash of every file at every commit: SHA-256 of large files, git's blob hash of small ones. The first download resolves
 the revision to a commit and writes both down in ``manifest.json``; later ones stay with that commit. A file takes its
 place only when its hash is right.
