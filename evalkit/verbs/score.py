@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from evalkit.legality.bytes import require_honest_bytes
 from evalkit.network.causality import Leak
 from evalkit.network.factory import SourceFile
 from evalkit.plumbing.errors import InputError
@@ -74,6 +75,7 @@ def score_session(
             )
         resume = None
     started = time.monotonic()
+    require_honest_bytes(session.stream, session.tokenizer)
     leak = session.find_leak()
     if leak is not None:
         LOG.warning("%s", leak.message)
