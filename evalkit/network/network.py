@@ -134,7 +134,8 @@ class Network:
             )
         if not logits.is_floating_point():
             raise InputError(f"{self.name}: {call} returned {logits.dtype} numbers; expected floating-point logits")
-        return logits.float()
+        # a view of a weight asks for its gradient even where none are kept
+        return logits.float() if torch.is_grad_enabled() else logits.detach().float()
 
 
 def copied(network: Network) -> Network:
