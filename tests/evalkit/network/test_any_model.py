@@ -127,6 +127,33 @@ def test_what_does_not_fit_is_one_sentence(
     assert not (tmp_path / "r.json").exists()
 
 
+def test_weights_that_do_not_fit_are_one_line(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(models.transformer().state_dict(), tmp_path / "w.pt")
+    command = ["score", "--module", f"{FILE}:with_narrow_weights", "--weights", str(tmp_path / "w.pt")]
+    assert run_command([*command, "--text", str(text_path), "--tokenizer", str(tokenizer_path)]) == 2
+    error = capsys.readouterr().err
+    assert "the factory raised RuntimeError: Error(s) in loading state_dict" in error
+    assert "size mismatch" in error
+    assert error.count("\n") == 1
+
+
+def test_logits_may_be_a_view_of_a_weight(tokenizer_path: Path, text_path: Path) -> None:
+    report = evalkit.score(options(tokenizer_path, text_path, module=models.constant(), seq_len=None))
+    np.testing.assert_allclose(report.nll, np.log(models.VOCAB))
+    learned = evalkit.score(
+        options(
+            tokenizer_path,
+            text_path,
+            module=models.constant(),
+            ttt=True,
+            settings={"ttt": {"trainable": "all", "chunk_tokens": "64"}},
+        )
+    )
+    assert learned.bpb < report.bpb
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -167,6 +194,12 @@ def test_a_look_at_other_windows_of_the_batch_is_found() -> None:
     leak = find_leak(Network(model=AcrossTheBatch(), vocab_size=models.VOCAB), 64, torch.device("cpu"))
     assert leak is not None
     assert leak.distance == 0
+
+
+def test_what_outlives_a_call_is_found(tokenizer_path: Path, text_path: Path) -> None:
+    report = evalkit.score(options(tokenizer_path, text_path, module=models.counting()))
+    assert report.legal is False
+    assert "at a second call with the same ids" in str(report.illegal_because)
 
 
 @pytest.mark.parametrize("make", [models.transformer, models.recurrent, models.tuple_transformer])
