@@ -56,13 +56,16 @@ class Leak:
         return f"{what} (rounding explains {self.tolerance:g}): no decoder could follow"
 
 
-def find_leak(network: Network, seq_len: int, device: torch.device, *, seed: int = 0) -> Leak | None:
+def find_leak(
+    network: Network, seq_len: int, device: torch.device, *, ids_below: int | None = None, seed: int = 0
+) -> Leak | None:
     """Return the first leak that a few forward passes show, or None.
 
     Args:
         network: the model.
         seq_len: window in tokens.
         device: of the model.
+        ids_below: ids are drawn below this, where the tokenizer has fewer than the model's logits are wide.
         seed: of ids and rows.
 
     Raises:
@@ -71,7 +74,7 @@ def find_leak(network: Network, seq_len: int, device: torch.device, *, seed: int
     generator = torch.Generator().manual_seed(seed)
 
     def draw(rows: int) -> torch.Tensor:
-        return torch.randint(0, network.vocab_size, (1, rows), generator=generator)
+        return torch.randint(0, ids_below or network.vocab_size, (1, rows), generator=generator)
 
     def rows_of(ids: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

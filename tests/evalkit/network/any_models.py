@@ -181,3 +181,17 @@ class Counting(Transformer):
 
 def counting() -> nn.Module:
     return _seeded(Counting)
+
+
+class Masked(Transformer):
+    """Rules out ids that the tokenizer does not have."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        return torch.cat([logits, torch.full((*ids.shape, 8), float("-inf"))], dim=-1)
+
+    vocab_size = VOCAB + 8
+
+
+def masked() -> nn.Module:
+    return _seeded(Masked)

@@ -209,6 +209,14 @@ def test_honest_models_pass(make: object, seed: int) -> None:
     assert find_leak(Network(model=model, vocab_size=models.VOCAB), 64, torch.device("cpu"), seed=seed) is None
 
 
+def test_ids_that_a_model_rules_out_cost_nothing(tokenizer_path: Path, text_path: Path) -> None:
+    plain = evalkit.score(options(tokenizer_path, text_path, module=models.transformer()))
+    masked = evalkit.score(options(tokenizer_path, text_path, module=models.masked()))
+    np.testing.assert_allclose(masked.nll, plain.nll, atol=1e-9)
+    mixed = evalkit.score(options(tokenizer_path, text_path, module=models.masked(), mixer="hedge"))
+    assert np.isfinite(mixed.nll).all()
+
+
 @pytest.mark.parametrize("name", ["transformer", "tuple_transformer", "recurrent"])
 @pytest.mark.parametrize("trainable", ["adapters", "all", "scales", "last_blocks_and_scales"])
 def test_any_module_learns_what_has_been_scored(
@@ -302,19 +310,27 @@ def test_code_that_ships_is_counted_once_and_named(
     assert "--code nowhere.py does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "code"), [("transformer", 0), ("leaking", 3)])
+@pytest.mark.parametrize(("name", "budget", "code"), [("transformer", "0", 0), ("leaking", "1", 3)])
 def test_run_scores_and_checks_without_training(
-    name: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    budget: str,
+    code: int,
+    tokenizer_path: Path,
+    text_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     command = ["run", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    command += ["--limit-tokens", "100", "--mixer", "hedge", "--budget", "0.1", "--out", str(out), "-q"]
+    command += ["--limit-tokens", "100", "--mixer", "hedge", "--budget", budget, "--out", str(out), "-q"]
     assert run_command(command) == code
     report = json.loads((out / "report.json").read_text())
     assert list(report["stages"]) == ["sliding", "sliding-mixer"]
     assert report["artifact"]["path"] == f"{FILE}:{name}"
     assert report["stages"]["sliding"] == json.loads((out / "score-sliding.json").read_text())
-    assert json.loads((out / "check-sliding-mixer.json").read_text())["covered"]["subject"]["mixer"] == "hedge"
+    if code:
+        check = json.loads((out / "check-sliding-mixer.json").read_text())
+        assert (check["verdict"], check["covered"]["subject"]["mixer"]) == ("illegal", "hedge")
     capsys.readouterr()
     assert run_command([*command, "--steps", "3"]) == 2
     assert "--steps: a module is not trained; leave it out" in capsys.readouterr().err
