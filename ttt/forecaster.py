@@ -345,7 +345,7 @@ class TTTForecaster:
         """One row that ends with the chunk and weighs only the chunk's positions in the present document."""
         if first_position >= stop:
             return []
-        begin = max(stop - 1 - self._sliding.config.seq_len, 0)
+        begin = max(stop - 1 - self._sliding.config.seq_len, self._sliding.context_start(tokens, stop - 1))
         return [self._row(tokens, begin, stop - 1, first_position)]
 
     def _row(self, tokens: Tokens, first: int, last: int, learn_from: int) -> Row:

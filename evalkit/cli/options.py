@@ -57,10 +57,22 @@ def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _apply(command, decorators)
 
 
+def _none_one_or_several(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> str | tuple[str, ...] | None:
+    return values[0] if len(values) == 1 else values or None
+
+
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--tokens``, ``--text`` and ``--token-bytes``."""
     decorators = [
-        click.option("--tokens", metavar="GLOB", help="Token shards to score (quote the glob)."),
+        click.option(
+            "--tokens",
+            metavar="GLOB",
+            multiple=True,
+            callback=_none_one_or_several,
+            help="Token shards to score (quote the glob); may be given several times.",
+        ),
         click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
         token_bytes_option,
         limit_tokens_option,
@@ -103,7 +115,8 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             type=click.Choice(CONTEXTS),
             default="sliding",
             show_default=True,
-            help="sliding windows; or streaming: keys and values are kept, another number, many times faster.",
+            help="What a token may depend on: sliding windows of the stream; documents: of its own document alone; "
+            "streaming: keys and values are kept, many times faster. Each is another number.",
         ),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option(

@@ -17,7 +17,7 @@ from evalkit.cli.options import (
     training_options,
     ttt_option,
 )
-from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
@@ -63,7 +63,9 @@ EXAMPLE = """Examples:
     help="Score a second time, with online experts mixed in.",
 )
 @ttt_option
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds for each legality check; 0: none.")
+@click.option(
+    "--budget", type=float, default=BUDGET_SECONDS, show_default=True, help="Most seconds of a check; 0: none."
+)
 @click.option("--decode", type=int, default=0, metavar="N", help="Compress and decompress N tokens in each check.")
 @click.option("--device", default="cpu", show_default=True, help="With --module: cpu or cuda.")
 @click.option(
@@ -101,9 +103,11 @@ def command(
 
     With --module your own model, which is there already, is scored and checked.
     """
-    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_glob
+    from evalkit.verbs.check import CheckOptions
+    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
     from evalkit.verbs.session import ScoreOptions
 
+    check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
     module = of_module["module"]
     if (module is None) == (recipe is None):
         raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
@@ -113,7 +117,7 @@ def command(
         variants.append((mixer, ttt))
     try:
         if module is not None:
-            shards = tokens or (None if of_module["text"] else validation_glob(Path(data)))
+            shards = tokens or (None if of_module["text"] else validation_shards(Path(data)))
             options = ScoreOptions(
                 tokenizer=tokenizer,
                 tokens=shards,
@@ -124,7 +128,7 @@ def command(
                 ttt=ttt,
                 **of_module,
             )
-            report = run_module(options, Path(out), check_seconds=budget, decode_tokens=decode)
+            report = run_module(options, Path(out), check)
         else:
             assert recipe is not None
             report = run_pipeline(
@@ -144,8 +148,7 @@ def command(
                     fit=fit,
                     limit_tokens=limit_tokens,
                     variants=tuple(variants),
-                    check_seconds=budget,
-                    decode_tokens=decode,
+                    check=check,
                     stride=stride,
                 ),
             )

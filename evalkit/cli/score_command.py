@@ -80,7 +80,13 @@ def command(
             require_one(artifact, options["module"], no_model=no_model)
             session = open_session(score_options(artifact, options)).shared_among(ranks)
             stack.enter_context(ranks.joined(options["device"]))
-        report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)
+        outputs = {"--json": json_path, "--dump-nll": nll_path, "--enforce-cap": enforce_cap, "--profile": profiled}
+        report = score_session(
+            session,
+            resume=resume if resume or ranks.count == 1 else None,
+            profile=profile,
+            outputs=[word for name, given in outputs.items() if given for word in (name, given) if word is not True],
+        )
     if ranks.rank > 0:
         return 0  # rank 0 reports
     if json_path:
@@ -98,25 +104,16 @@ def command(
 
 
 def describe(report: ScoreReport) -> str:
-    """Return the report as two columns for a terminal."""
-    rows = []
-    if report.artifact:
-        a = report.artifact
-        code = f" with {a.shipped_bytes - a.bytes:,} of code" if a.code else ""
-        cap = f"{abs(a.cap_headroom_bytes):,} {'under' if a.cap_headroom_bytes >= 0 else 'over'} the cap"
-        compressed = "" if a.format == "module" else f", {a.compression}"
-        rows += [
-            ("artifact", f"{a.path} ({a.shipped_bytes:,} bytes{code}, {cap})"),
-            ("format", f"{a.format}{compressed}, {a.parameters:,} parameters"),
-        ]
-        if report.config and report.config_origins:
-            rows.append(("config", describe_config(report.config, report.config_origins)))
-        rows.append(("window", _describe_window(report)))
-    rows += [
-        ("mixer, ttt", f"{report.mixer}, {'on' if report.ttt else 'off'}"),
-        ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes{_describe_bytes(report)}"),
+    """Return the report as two columns for a terminal, the number first."""
+    legal = f"no: {report.illegal_because}" if report.legal is False else "not checked (evalkit check)"
+    rows = [
+        ("bpb", f"{report.bpb:.6f} bits per byte"),
         ("val_loss", f"{report.val_loss:.6f} nats per token"),
+        ("legal", legal),
+        ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes{_describe_bytes(report)}"),
     ]
+    if report.unknown_tokens:
+        rows.append(("unknown", f"{report.unknown_tokens:,} tokens of text that is lost, which count no bytes"))
     if report.bpb_raw is not None:
         raw = f"{report.bytes_raw:,} bytes before normalisation: {report.bpb_raw:.6f} bits per raw byte"
         rows.append(("raw text", raw))
@@ -126,10 +123,16 @@ def describe(report: ScoreReport) -> str:
     if gain and gain["bpb"] is not None:
         between = ", 95% {:.5f} to {:.5f}".format(*gain["interval_95"]) if gain["interval_95"] else ""
         rows.append(("ttt gain", f"{gain['bpb']:.5f} bits per byte{between}, {gain['documents']:,} documents"))
-    legal = f"no: {report.illegal_because}" if report.legal is False else "not checked (evalkit check)"
+    if report.artifact is not None:
+        a = report.artifact
+        code = f" with {a.shipped_bytes - a.bytes:,} of code" if a.code else ""
+        cap = f"{abs(a.cap_headroom_bytes):,} {'under' if a.cap_headroom_bytes >= 0 else 'over'} the cap"
+        rows += [
+            ("artifact", f"{a.path} ({a.shipped_bytes:,} bytes{code}, {cap})"),
+            ("window", _describe_window(report)),
+        ]
     rows += [
-        ("bpb", f"{report.bpb:.6f} bits per byte"),
-        ("legal", legal),
+        ("mixer, ttt", f"{report.mixer}, {'on' if report.ttt else 'off'}"),
         ("time", f"{format_seconds(report.seconds)}, {report.tokens_per_second or 0:,.0f} tokens/s"),
     ]
     return format_pairs(rows)
@@ -144,8 +147,10 @@ def _describe_bytes(report: ScoreReport) -> str:
 
 
 def _describe_window(report: ScoreReport) -> str:
-    sliding = report.context == "sliding"
-    how = f"stride {report.stride}" if sliding else "streaming: keys and values are kept"
+    if report.context == "streaming":
+        how = "streaming: keys and values are kept"
+    else:
+        how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
     return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
 
 

@@ -118,7 +118,7 @@ class ScoreReport:
         seq_len: window in tokens.
         device: of the model.
         dtype: of its matrices.
-        context: ``sliding`` or ``streaming``.
+        context: ``sliding``, ``documents`` or ``streaming``.
         mixer: ``none``, ``hedge`` or ``published``.
         ttt: whether the model trained on what had been scored.
         settings: ``--set`` overrides by section.
@@ -137,6 +137,9 @@ class ScoreReport:
         ttt_config: every setting of it.
         reliability: counts of the reliability curve.
         profile: where the time went.
+        unknown_tokens: of the stream, those that stand for text which the tokenizer cannot write: they cost nats
+            and count no bytes. None where there are none.
+        command: the command line that repeats the score, word by word; None where the model was an object of Python's.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("legal", "val_loss", "bpb", "bpb_raw", "network_bpb")
@@ -176,10 +179,14 @@ class ScoreReport:
     ttt_config: Mapping[str, Any] | None = None
     reliability: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
+    unknown_tokens: int | None = None
+    command: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:
             raise ValueError("tokens_scored and bytes_scored must be whole numbers above 0")
+        if self.nats < 0:
+            raise ValueError(f"nats is {self.nats:g}; a score is at least 0")
         if (self.verdict == "illegal") != (self.illegal_because is not None):
             raise ValueError(f"the verdict is {self.verdict}, illegal_because is {self.illegal_because!r:.60}")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -55,7 +55,7 @@ class Sidecar:
         return replace(self, counts=self.counts.truncated(length))
 
 
-def open_with_sidecar(tokens: str | None, token_bytes: str) -> tuple[TokenStream | None, Sidecar]:
+def open_with_sidecar(tokens: str | Sequence[str] | None, token_bytes: str) -> tuple[TokenStream | None, Sidecar]:
     """Open token shards, where there are some, and the byte shards beside them.
 
     A byte shard that the glob of the tokens matches too (``val_*.bin`` matches ``val_bytes_0.bin``) is no token shard.

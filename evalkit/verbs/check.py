@@ -14,10 +14,11 @@ from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
 from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
-from evalkit.legality.options import AuditOptions
+from evalkit.legality.options import OFFSETS, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.network.causality import Leak
 from evalkit.network.factory import ModuleSource
+from evalkit.plumbing.constants import BUDGET_SECONDS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
@@ -35,11 +36,13 @@ _RECOUNT_TOKENS = 2_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How to check.
+    """How to check. How much is done follows from the stream and counts; the seconds can only cut it short.
 
     Attributes:
         span: tokens a span; 0 takes those in which ``score`` asks, and 64 for a stranger's forecaster.
-        budget_seconds: wall time for the audits.
+        budget_seconds: wall time that the audits may take at most.
+        positions: at how many positions sums over the vocabulary are made, each in two ways; None for the usual number.
+        offsets: places of a span from which on later tokens are replaced.
         max_tokens: length of the part of the stream that every audit looks at; a stranger's scores of what follows are
             salted as far as the budget reaches.
         decode_tokens: compress and decompress this many tokens as well; 0 leaves it out.
@@ -48,7 +51,9 @@ class CheckOptions:
     """
 
     span: int = 0
-    budget_seconds: float = 60.0
+    budget_seconds: float = BUDGET_SECONDS
+    positions: int | None = None
+    offsets: int = OFFSETS
     max_tokens: int = 8192
     decode_tokens: int = 0
     code: tuple[str, ...] = ()
@@ -131,6 +136,8 @@ def _audit_options(
     return AuditOptions(
         span=how.span or span,
         budget_seconds=how.budget_seconds,
+        positions=how.positions,
+        offsets=how.offsets,
         seed=how.seed,
         max_tokens=how.max_tokens,
         stream_tokens=stream_tokens,

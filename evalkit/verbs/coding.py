@@ -12,7 +12,7 @@ from evalkit.network.factory import ModuleSource
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import format_seconds
-from evalkit.prequential.forecaster import preferred_span
+from evalkit.prequential.forecaster import next_distribution_of, preferred_span
 from evalkit.verbs.session import ScoreOptions, Session, open_model
 
 _QUICK = 0.5
@@ -56,15 +56,19 @@ def announce_rate(session: Session, tokens: int) -> None:
         session: opened for coding.
         tokens: that will be coded.
     """
-    source, forecaster = session.artifact, session.make_network()
-    if not isinstance(source, ModuleSource) or forecaster is None or hasattr(source.model, "step"):
+    source = session.artifact
+    if not isinstance(source, ModuleSource) or hasattr(source.model, "step"):
+        return
+    network = session.make_network()
+    next_distribution = None if network is None else next_distribution_of(network)
+    if next_distribution is None:
         return
     window = session.sliding.seq_len if session.sliding else 1
     prefix = np.zeros(min(window, max(tokens, 1)), dtype=np.int64)
     seconds = _QUICK
     for _ in range(2):  # the first call may load kernels; a slow one is not worth repeating
         began = time.monotonic()
-        forecaster.next_distribution(prefix)
+        next_distribution(prefix)
         seconds = time.monotonic() - began
         if seconds >= _QUICK:
             break

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.errors import EvalkitError
-from evalkit.plumbing.files import write_json
+from evalkit.plumbing.errors import EvalkitError, InputError
+from evalkit.plumbing.files import in_order, write_json
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.plumbing.typed_json import to_json
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.shards import NAMES, split_of
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
@@ -45,10 +46,10 @@ class PipelineOptions:
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
-        check_seconds: budget of the legality audit of each variant; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of the check.
+        check: how to check the score of each variant; None leaves it out.
         stride: of the windows.
         dtype: of scoring.
+        threads: of scoring on CPUs; 0 for all.
     """
 
     recipe: str
@@ -67,10 +68,10 @@ class PipelineOptions:
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
-    check_seconds: float = 60.0
-    decode_tokens: int = 0
+    check: CheckOptions | None = field(default_factory=CheckOptions)
     stride: int = 64
     dtype: str = "auto"
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +165,11 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
     score = ScoreOptions(
         artifact=str(artifact),
         tokenizer=str(options.tokenizer),
-        tokens=options.tokens or validation_glob(options.data),
+        tokens=options.tokens or validation_shards(options.data),
         stride=options.stride,
         limit_tokens=options.limit_tokens,
         dtype=options.dtype,
+        threads=options.threads,
     )
     scoring = {k: v for k, v in (options.settings or {}).items() if k not in training}
     stages = {
@@ -176,22 +178,20 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
             variant,
             by_section(scoring, ("mixer", "ttt")),
             options.out,
-            check_seconds=options.check_seconds,
-            decode_tokens=options.decode_tokens,
+            options.check,
         )
         for variant in options.variants
     }
     return _written(RunReport(recipe=options.recipe, export=exported.to_dict(), stages=stages), options.out)
 
 
-def run_module(options: ScoreOptions, out: Path, *, check_seconds: float = 60.0, decode_tokens: int = 0) -> RunReport:
+def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = None) -> RunReport:
     """Score and check a user's module: alone, and with mixer and test-time training where ``options`` ask for them.
 
     Args:
         options: what to score and how.
         out: folder for the reports.
-        check_seconds: budget of each legality audit; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of each check.
+        check: how to check the score of each variant; None leaves it out.
 
     Raises:
         InputError: an input is unusable.
@@ -200,10 +200,7 @@ def run_module(options: ScoreOptions, out: Path, *, check_seconds: float = 60.0,
     variants = dict.fromkeys([("none", False), (options.mixer, options.ttt)])
     plain = replace(options, mixer="none", ttt=False, settings={})
     stages = {
-        variant_name(*variant): _score_variant(
-            plain, variant, options.settings, out, check_seconds=check_seconds, decode_tokens=decode_tokens
-        )
-        for variant in variants
+        variant_name(*variant): _score_variant(plain, variant, options.settings, out, check) for variant in variants
     }
     return _written(RunReport(recipe=None, export=None, stages=stages), out)
 
@@ -240,9 +237,7 @@ def _score_variant(
     variant: tuple[str, bool],
     settings: Mapping[str, Mapping[str, str]],
     out: Path,
-    *,
-    check_seconds: float,
-    decode_tokens: int,
+    check: CheckOptions | None,
 ) -> ScoreReport:
     mixer, ttt = variant
     used = {"mixer": mixer != "none", "ttt": ttt}
@@ -251,21 +246,28 @@ def _score_variant(
     LOG.info("scoring %s", name)
     session = open_session(replace(plain, mixer=mixer, ttt=ttt, settings=chosen))
     scored = score_session(session).without_scores()
-    if check_seconds:
+    if check is not None:
         LOG.info("checking %s", name)
-        check = check_session(session, CheckOptions(budget_seconds=check_seconds, decode_tokens=decode_tokens))
-        write_json(out / f"check-{name}.json", check.to_dict())
-        scored = scored.checked(check)
-        for finding in check.findings[:3]:
+        checked = check_session(session, check)
+        write_json(out / f"check-{name}.json", checked.to_dict())
+        scored = scored.checked(checked)
+        for finding in checked.findings[:1]:
             LOG.info("  %s: %s", finding.axiom, finding.message)
-        for gap in check.uncovered[:3]:
+        for gap in checked.uncovered[:3]:
             LOG.info("  not covered: %s", gap)
     write_json(out / f"score-{name}.json", scored.to_dict())
     return scored
 
 
-def validation_glob(data: Path) -> str:
-    """Return a glob of the validation shards in a folder or below it."""
-    found = sorted(data.rglob("*val*.bin"))
-    folder = found[0].parent if found else data
-    return str(folder / "*val*.bin")
+def validation_shards(data: Path) -> tuple[str, ...]:
+    """Return the validation shards in or below a data folder, as :func:`evalkit.tokens.shards.split_of` tells them.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted((p for p in data.rglob("*") if p.name.endswith(NAMES) and split_of(p) == "val"), key=in_order)
+    if not found:
+        raise InputError(
+            f"data folder {data} holds no validation shard such as x_val_000000.bin; name one with --tokens"
+        )
+    return tuple(str(path) for path in found if path.parent == found[0].parent)

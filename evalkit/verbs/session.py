@@ -28,7 +28,8 @@ from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.source import read_source_of
 from evalkit.tokens.sidecar import Sidecar, audited, open_with_sidecar
-from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ScoreOptions:
             (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
         weights: file or folder that the factory of ``module`` is called with.
         tokenizer: path of the SentencePiece model.
-        tokens: glob of token shards; or
+        tokens: glob of token shards, or several; or
         text: path of a text or of documents in JSON lines. Beside ``tokens`` and ``token_bytes`` it is the original
             that the bytes are compared with.
         token_bytes: glob of shards that say how many bytes of the original text each token stands for; None counts
@@ -75,7 +76,9 @@ class ScoreOptions:
         limit_tokens: score at most this many tokens; 0 scores all.
         mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
         ttt: train on what has been scored.
-        context: ``sliding`` windows, or ``streaming``: keys and values kept, another estimator and far faster.
+        context: what a token may depend on, each another estimator with its own number: ``sliding`` windows of the
+            stream; ``documents``, the same windows laid in each document by itself, which starts with BOS;
+            ``streaming``, where keys and values are kept, which is far faster.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more on hardware
             that multiplies it fast, float32 otherwise.
@@ -89,7 +92,7 @@ class ScoreOptions:
     module: str | Any | None = None
     weights: str | None = None
     tokenizer: str
-    tokens: str | None = None
+    tokens: str | tuple[str, ...] | None = None
     text: str | None = None
     token_bytes: str | None = None
     code: tuple[str, ...] = ()
@@ -134,9 +137,11 @@ class ScoreOptions:
         if not self.has_model and (self.mixer != "hedge" or self.ttt):
             raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
         if self.context not in CONTEXTS:
-            raise InputError(f"--context is {self.context!r}; expected {' or '.join(CONTEXTS)}")
-        if self.context == "streaming" and (self.ttt or self.mixer == "published"):
-            raise InputError("--context streaming goes with --mixer none or hedge and without --ttt")
+            raise InputError(f"--context is {self.context!r}; expected {', '.join(CONTEXTS)}")
+        if self.context == "streaming" and self.ttt:
+            raise InputError("--context streaming goes without --ttt, which would change what has been kept")
+        if self.context != "sliding" and self.mixer == "published":
+            raise InputError("--mixer published is for --context sliding, as PR849 scores; use --mixer none or hedge")
         if self.limit_tokens < 0:
             raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 0 (all) or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -227,10 +232,14 @@ class Session:
     @property
     def preferred_span(self) -> int:
         """Positions to score at a time: on GPUs many batches, so that there is always a next one; 0: the usual."""
-        on_gpu = self.sliding is not None and self.sliding.device.startswith("cuda")
-        if self.sliding is None or not on_gpu or self.options.mixer == "published":
+        if self.sliding is None or self.options.mixer == "published":
             return 0
+        if not self.sliding.device.startswith("cuda"):
+            # A document that a span cuts is computed twice.
+            return 4 * self.sliding.seq_len if self.options.context == "documents" else 0
         count = 1 if self.ranks is None else self.ranks.count
+        if self.options.context == "documents":
+            return 4 * count * self.sliding.batch_windows * self.sliding.seq_len
         return 16 * count * self.sliding.batch_windows * self.sliding.stride
 
     @property
@@ -380,7 +389,7 @@ class Session:
             "ttt": self.options.ttt,
             "context": self.options.context,
             "reliability": self.options.reliability,
-            "settings": {section: dict(values) for section, values in self.options.settings.items()},
+            "settings": {section: dict(values) for section, values in self.options.settings.items() if values},
         }
 
 
@@ -399,6 +408,12 @@ def open_session(options: ScoreOptions) -> Session:
             stream = stream.truncated(options.limit_tokens + 1)
             sidecar = sidecar and sidecar.truncated(options.limit_tokens + 1)
         stream.validate(tokenizer)
+        sliding = session.sliding
+        if sliding is not None and sliding.document_token is not None and not stream.count(sliding.document_token):
+            raise InputError(
+                f"--context documents: the stream has no document, since BOS (id {tokenizer.bos_id}), which opens one, "
+                f"is nowhere in it; use --context sliding, or tokenise the text with BOS before each document"
+            )
     LOG.debug("stream: %s tokens to score, of %s", f"{len(stream) - 1:,}", ", ".join(stream.names))
     return dataclasses.replace(session, stream=stream, sidecar=sidecar)
 
@@ -455,7 +470,7 @@ def open_model(options: ScoreOptions) -> Session:
             f"({tokenizer.sha256[:12]}): its ids would stand for other text"
         )
     if artifact is not None:
-        sliding = _sliding_config(options, artifact, resolved)
+        sliding = _sliding_config(options, artifact, resolved, tokenizer)
     return Session(
         options=options,
         tokenizer=tokenizer,
@@ -485,10 +500,18 @@ def _code_files(paths: tuple[str, ...], artifact: Artifact | ModuleSource | None
 
 
 def _sliding_config(
-    options: ScoreOptions, artifact: Artifact | ModuleSource, resolved: ResolvedConfig | None
+    options: ScoreOptions,
+    artifact: Artifact | ModuleSource,
+    resolved: ResolvedConfig | None,
+    tokenizer: TextTokenizer,
 ) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
+    if options.context == "documents" and tokenizer.bos_id < 0:
+        raise InputError(
+            f"--context documents: the tokenizer {tokenizer.path} has no BOS, which would open a document; use "
+            f"--context sliding"
+        )
     seq_len, origin = options.seq_len, "--seq-len"
     if seq_len is None and isinstance(artifact, ModuleSource):
         asked = model_window(artifact.model, artifact.path)
@@ -521,6 +544,7 @@ def _sliding_config(
         dtype=dtype,
         compile=options.device.startswith("cuda"),
         threads=options.threads,
+        document_token=tokenizer.bos_id if options.context == "documents" else None,
     )
 
 
