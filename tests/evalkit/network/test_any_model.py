@@ -334,3 +334,37 @@ def test_run_scores_and_checks_without_training(
     capsys.readouterr()
     assert run_command([*command, "--steps", "3"]) == 2
     assert "--steps: a module is not trained; leave it out" in capsys.readouterr().err
+
+
+def test_a_submission_holds_a_modules_code_and_counts_everything(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(models.transformer().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "helper.py").write_text("WIDTH = 32\n")
+    (tmp_path / "model.py").write_bytes(FILE.read_bytes())
+    command = ["score", "--module", f"{tmp_path / 'model.py'}:with_weights", "--weights", str(tmp_path / "w.pt")]
+    command += ["--text", str(text_path), "--tokenizer", str(tokenizer_path), "--limit-tokens", "50"]
+    command += ["--code", str(tmp_path / "helper.py"), "--json", str(tmp_path / "r.json"), "-q"]
+    assert run_command(command) == 0
+    submit = [
+        "submit",
+        str(tmp_path / "mine"),
+        "--report",
+        str(tmp_path / "r.json"),
+        "--name",
+        "Mine",
+        "--author",
+        "Ada",
+    ]
+    assert run_command(submit) == 0
+    values = json.loads((tmp_path / "mine" / "submission.json").read_text())
+    assert values["code"] == {"model.py": FILE.stat().st_size, "helper.py": 11}
+    assert values["bytes_model"] == (tmp_path / "w.pt").stat().st_size
+    assert values["bytes_total"] == values["bytes_model"] + FILE.stat().st_size + 11
+    assert (tmp_path / "mine" / "model.py").read_bytes() == FILE.read_bytes()
+    assert str(tmp_path) not in (tmp_path / "mine" / "score-1.json").read_text()
+    assert "--module model.py:with_weights --weights w.pt" in (tmp_path / "mine" / "README.md").read_text()
+    (tmp_path / "helper.py").write_text("WIDTH = 33\n")
+    submit[1] = str(tmp_path / "other")
+    assert run_command(submit) == 2
+    assert "helper.py is not the file that" in capsys.readouterr().err
