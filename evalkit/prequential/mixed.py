@@ -226,7 +226,8 @@ def network_experts(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nats ``[n]``.
     """
     rows = torch.log_softmax(logits.double(), dim=-1)
-    entropy = -(rows.exp() * rows).sum(dim=-1)
+    # a token that a model rules out (-inf) adds 0 to the entropy, not 0 times infinity
+    entropy = -(rows.exp() * rows.clamp(min=torch.finfo(rows.dtype).min)).sum(dim=-1)
     temperature = 1.0 - (1.0 - ENTROPY_EXPERT_TEMPERATURE) * (1.0 - entropy / np.log(logits.shape[-1]))
     sharpened = torch.log_softmax(rows / temperature[:, None], dim=-1)
     return rows, sharpened, entropy

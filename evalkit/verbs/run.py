@@ -196,6 +196,7 @@ def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = No
     Raises:
         InputError: an input is unusable.
     """
+    out.mkdir(parents=True, exist_ok=True)
     variants = dict.fromkeys([("none", False), (options.mixer, options.ttt)])
     plain = replace(options, mixer="none", ttt=False, settings={})
     stages = {

@@ -259,7 +259,8 @@ class Session:
         from evalkit.prequential.sliding import placed
 
         network = placed(self._module_network(self.artifact), self.sliding)
-        return find_leak(network, self.sliding.seq_len, torch.device(self.sliding.device))
+        device = torch.device(self.sliding.device)
+        return find_leak(network, self.sliding.seq_len, device, ids_below=self.tokenizer.vocab_size)
 
     def _module_network(self, source: ModuleSource) -> Network:
         return Network(model=source.model, vocab_size=self.vocab_size, name=f"the model {source.path}")
