@@ -231,7 +231,7 @@ class TTTForecaster:
 
     def report(self) -> dict[str, Any]:
         """Return what the report shows: each chunk's learning rate, losses and seconds."""
-        report: dict[str, Any] = {
+        report: dict[str, Any] = self._sliding.report() | {
             "ttt_report": {
                 "trained_parameters": sum(tensor.numel() for tensor in self._trainer.trained.values()),
                 "steps": sum(chunk["steps"] for chunk in self.chunks),

@@ -78,7 +78,7 @@ def command(
             options["device"] = ranks.local(options["device"])
             require_one(artifact, options["module"], no_model=no_model)
             session = open_session(score_options(artifact, options)).shared_among(ranks)
-            stack.enter_context(ranks.joined(options["device"]))
+            stack.enter_context(ranks.joined(session.options.device))
         report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)
     if ranks.rank > 0:
         return 0  # rank 0 reports
@@ -132,7 +132,9 @@ def describe(report: ScoreReport) -> str:
 def _describe_window(report: ScoreReport) -> str:
     sliding = report.context == "sliding"
     how = f"stride {report.stride}" if sliding else "streaming: keys and values are kept"
-    return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
+    because = [reason for reason in (report.dtype_because, report.attention) if reason and reason != "--dtype"]
+    why = f" ({'; '.join(because)})" if because else ""
+    return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}{why}"
 
 
 def describe_config(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:

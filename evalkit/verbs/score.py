@@ -169,6 +169,8 @@ def _report(
         versions=versions(),
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
+        dtype_because=session.dtype_because,
+        attention=found.get("attention"),
         network_nats=found.get("network_nats"),
         mixer_report=found.get("mixer_report"),
         mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,

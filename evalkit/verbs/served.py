@@ -20,7 +20,19 @@ from evalkit.verbs.session import ScoreOptions, Session, open_model
 if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
 
-_SENT = ("module", "weights", "tokenizer", "seq_len", "stride", "mixer", "ttt", "dtype", "batch_windows", "threads")
+_SENT = (
+    "module",
+    "weights",
+    "tokenizer",
+    "seq_len",
+    "stride",
+    "mixer",
+    "ttt",
+    "device",
+    "dtype",
+    "batch_windows",
+    "threads",
+)
 
 
 def child_factory(session: Session) -> ChildFactory:
