@@ -29,7 +29,7 @@ class Visit:
         value_embedding_scale: factor of the value embedding in this block, or None if it has none.
         first_query: rows before it serve as keys and values only.
         cache: keys and values of earlier rows.
-        norm_scale: the block's factor of normed inputs as a tensor without dimensions, so that compiled blocks can share
+        norm_scale: the block's factor of normed inputs as a tensor without dimensions, so that compiled blocks share
             their code; None takes the block's own number.
     """
 

@@ -203,7 +203,6 @@ class SlidingForecaster:
 
     def _run(self, tokens: Tokens, batches: list[list[WindowSpan]]) -> Iterator[Tensor]:
         """Yield the logits of each batch, in order; on a CPU, threads take a batch each where the model allows it."""
-
         held = None
         if not self._on_cpu and batches:
             held = HeldTokens(tokens, batches[0][0].window_start, batches[-1][-1].stop - 1, self.device)
