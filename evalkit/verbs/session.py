@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 _LARGE_MODEL = 10_000_000
 
 _WORTH_COMPILING = 5e14
-"""Floating-point operations of a pass that are worth a compilation: a GPU takes some 10 s for them with the code as it is
-written and 3 s with compiled parts, and compiling takes about as long as that saves."""
+"""Floating-point operations of a pass that are worth a compilation: a GPU takes some 10 s for them with the code as it
+is written and 3 s with compiled parts, and compiling takes about as long as that saves."""
 
 MAX_MIXER_VOCABULARY = 65_535
 
