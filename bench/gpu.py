@@ -22,7 +22,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,16 @@ class Shapes:
     chunk: int = 32_768
     step_tokens: int = 98_304
     changes: dict[str, dict[str, int]]
+
+    @property
+    def first(self) -> int:
+        """First position of the windows that are scored: that of the second window."""
+        return self.seq_len + 1
+
+    @property
+    def stop(self) -> int:
+        """One past their last position."""
+        return self.first + self.windows * STRIDE
 
 
 GPU_SHAPES = Shapes(changes={})
@@ -113,17 +125,21 @@ class Bench:
         self.recipes = recipes
 
     def config(self, recipe: str) -> ModelConfig:
+        """Return a recipe's model."""
         changes = self.shapes.changes.get(recipe, {} if self.on_gpu else SMALL)
         return load_recipe(recipe).model_config(**changes)
 
     def model(self, recipe: str) -> GPT:
+        """Return it with drawn weights."""
         torch.manual_seed(0)
         return GPT(self.config(recipe)).eval().requires_grad_(False)
 
     def tokens(self, recipe: str, count: int) -> np.ndarray:
+        """Return tokens, drawn."""
         return np.random.default_rng(0).integers(0, self.config(recipe).vocab_size, count)
 
-    def sliding(self, recipe: str, batch: int = 0, *, model: GPT | None = None) -> SlidingForecaster:
+    def sliding(self, recipe: str, batch: int = 0) -> SlidingForecaster:
+        """Return what scores its windows."""
         config = SlidingConfig(
             seq_len=self.shapes.seq_len,
             stride=STRIDE,
@@ -132,9 +148,10 @@ class Bench:
             dtype="bfloat16",
             compile=self.on_gpu,
         )
-        return SlidingForecaster(model or self.model(recipe), config)
+        return SlidingForecaster(self.model(recipe), config)
 
     def timed(self, work: Callable[[], object]) -> float:
+        """Return the seconds of some work."""
         self.wait()
         began = time.perf_counter()
         work()
@@ -142,6 +159,7 @@ class Bench:
         return time.perf_counter() - began
 
     def wait(self) -> None:
+        """Wait for the device."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
@@ -155,33 +173,45 @@ class Bench:
 
 def scoring(bench: Bench) -> Iterator[Row]:
     """Sliding windows beside the plain compiled loop."""
-    shapes = bench.shapes
-    first, stop = shapes.seq_len + 1, shapes.seq_len + 1 + shapes.windows * STRIDE
     for recipe in bench.recipes:
-        config, tokens = bench.config(recipe), bench.tokens(recipe, stop + STRIDE)
-        counts = {"tokens": shapes.windows * STRIDE, "context": shapes.windows * shapes.seq_len}
+        yield f"{recipe}, evalkit, default batch", partial(score_windows, bench, recipe, 0)
+        for batch in bench.shapes.batches:
+            yield f"{recipe}, evalkit, batch {batch}", partial(score_windows, bench, recipe, batch)
+            if batch * bench.shapes.seq_len * bench.config(recipe).vocab_size * 4 < 16 << 30:  # its logits
+                yield f"{recipe}, plain loop, batch {batch}", partial(score_plainly, bench, recipe, batch)
 
-        def ours(until: float, recipe: str = recipe, batch: int = 0, tokens: np.ndarray = tokens) -> Measured:
-            forecaster = bench.sliding(recipe, batch)
-            seconds, took = bench.median(lambda: forecaster.score(tokens[:stop], first, stop), until)
-            flops = shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, STRIDE)
-            note = f"{forecaster._batch_size} windows, {forecaster.kernel or 'no choice of kernel'}"
-            return Measured(seconds=seconds, first=took, flops=flops, note=note, **counts)
 
-        def plain(until: float, recipe: str = recipe, batch: int = 0, tokens: np.ndarray = tokens) -> Measured:
-            model = bench.model(recipe).to(bench.device).to_compute_dtype(torch.bfloat16)
-            forward: Any = torch.compile(model, dynamic=False) if bench.on_gpu else model
-            seconds, took = bench.median(
-                lambda: plain_loop(forward, tokens, shapes.windows, shapes.seq_len, batch, str(bench.device)), until
-            )
-            flops = shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, shapes.seq_len)
-            return Measured(seconds=seconds, first=took, flops=flops, **counts)
+def score_windows(bench: Bench, recipe: str, batch: int, until: float) -> Measured:
+    """Score the last stride of many windows."""
+    shapes, forecaster = bench.shapes, bench.sliding(recipe, batch)
+    tokens = bench.tokens(recipe, shapes.stop)
+    seconds, first = bench.median(lambda: forecaster.score(tokens, shapes.first, shapes.stop), until)
+    return Measured(
+        seconds=seconds,
+        first=first,
+        tokens=shapes.windows * STRIDE,
+        context=shapes.windows * shapes.seq_len,
+        flops=shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, STRIDE),
+        note=f"{forecaster._batch_size} windows, {forecaster.kernel or 'no choice of kernel'}",
+    )
 
-        yield f"{recipe}, evalkit, default batch", ours
-        for batch in shapes.batches:
-            yield f"{recipe}, evalkit, batch {batch}", lambda until, b=batch, f=ours: f(until, batch=b)
-            if batch * shapes.seq_len * config.vocab_size * 4 < 16 << 30:  # its logits of all positions
-                yield f"{recipe}, plain loop, batch {batch}", lambda until, b=batch, f=plain: f(until, batch=b)
+
+def score_plainly(bench: Bench, recipe: str, batch: int, until: float) -> Measured:
+    """Do the same as the published evaluators do."""
+    shapes = bench.shapes
+    model = bench.model(recipe).to(bench.device).to_compute_dtype(torch.bfloat16)
+    forward: Any = torch.compile(model, dynamic=False) if bench.on_gpu else model
+    tokens = bench.tokens(recipe, shapes.stop + STRIDE)
+    seconds, first = bench.median(
+        lambda: plain_loop(forward, tokens, shapes.windows, shapes.seq_len, batch, str(bench.device)), until
+    )
+    return Measured(
+        seconds=seconds,
+        first=first,
+        tokens=shapes.windows * STRIDE,
+        context=shapes.windows * shapes.seq_len,
+        flops=shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, shapes.seq_len),
+    )
 
 
 def streaming(bench: Bench) -> Iterator[Row]:
@@ -207,41 +237,38 @@ def streaming(bench: Bench) -> Iterator[Row]:
 
 def mixing(bench: Bench) -> Iterator[Row]:
     """The online mixer on the host while the network computes the next batch."""
-    shapes = bench.shapes
-    first, stop = shapes.seq_len + 1, shapes.seq_len + 1 + shapes.windows * STRIDE
-    counts = {"tokens": shapes.windows * STRIDE, "context": shapes.windows * shapes.seq_len}
     for recipe in bench.recipes:
-        tokens, vocabulary = bench.tokens(recipe, stop), bench.config(recipe).vocab_size
+        yield f"{recipe}, network alone", partial(score_windows, bench, recipe, 0)
+        yield f"{recipe}, mixer alone, on the host", partial(mix_alone, bench, recipe)
+        yield f"{recipe}, network and mixer", partial(mix_both, bench, recipe)
 
-        def alone(until: float, recipe: str = recipe, tokens: np.ndarray = tokens) -> Measured:
-            forecaster = bench.sliding(recipe)
-            seconds, took = bench.median(lambda: forecaster.score(tokens, first, stop), until)
-            return Measured(seconds=seconds, first=took, **counts)
 
-        def mixer(until: float, tokens: np.ndarray = tokens, vocabulary: int = vocabulary) -> Measured:
-            neural = np.full(stop - first, -2.0)
+def mix_alone(bench: Bench, recipe: str, until: float) -> Measured:
+    """Mix numbers of a network that is not there."""
+    shapes, tokens = bench.shapes, bench.tokens(recipe, bench.shapes.stop)
+    mixer = Mixer(default_config(bench.config(recipe).vocab_size))
 
-            def work() -> None:
-                own = Mixer(default_config(vocabulary))
-                own.score(tokens, 1, first, np.full(first - 1, -2.0), np.full(first - 1, -2.0), np.ones(first - 1))
-                own.commit(first)
-                own.score(tokens, first, stop, neural, neural, -neural)
+    def numbers(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.full(count, -2.0), np.full(count, -2.0), np.full(count, 2.0)
 
-            seconds, took = bench.median(work, until)
-            return Measured(seconds=seconds, first=took, tokens=counts["tokens"], context=0)
+    mixer.score(tokens[: shapes.first], 1, shapes.first, *numbers(shapes.first - 1))
+    mixer.commit(shapes.first)
+    given = numbers(shapes.stop - shapes.first)
+    seconds, first = bench.median(lambda: mixer.score(tokens, shapes.first, shapes.stop, *given), until)
+    return Measured(seconds=seconds, first=first, tokens=shapes.windows * STRIDE, context=0)
 
-        def both(
-            until: float, recipe: str = recipe, tokens: np.ndarray = tokens, vocabulary: int = vocabulary
-        ) -> Measured:
-            forecaster = MixedForecaster(bench.sliding(recipe), Mixer(default_config(vocabulary)), vocabulary)
-            forecaster.score(tokens[:first], 1, first)
-            forecaster.observe(tokens[:first], 1, first)
-            seconds, took = bench.median(lambda: forecaster.score(tokens, first, stop), until)
-            return Measured(seconds=seconds, first=took, **counts)
 
-        yield f"{recipe}, network alone", alone
-        yield f"{recipe}, mixer alone, on the host", mixer
-        yield f"{recipe}, network and mixer", both
+def mix_both(bench: Bench, recipe: str, until: float) -> Measured:
+    """Score and mix."""
+    shapes, tokens = bench.shapes, bench.tokens(recipe, bench.shapes.stop)
+    vocab_size = bench.config(recipe).vocab_size
+    forecaster = MixedForecaster(bench.sliding(recipe), Mixer(default_config(vocab_size)), vocab_size)
+    forecaster.score(tokens[: shapes.first], 1, shapes.first)
+    forecaster.observe(tokens[: shapes.first], 1, shapes.first)
+    seconds, first = bench.median(lambda: forecaster.score(tokens, shapes.first, shapes.stop), until)
+    return Measured(
+        seconds=seconds, first=first, tokens=shapes.windows * STRIDE, context=shapes.windows * shapes.seq_len
+    )
 
 
 def ttt(bench: Bench) -> Iterator[Row]:
@@ -261,7 +288,7 @@ def ttt(bench: Bench) -> Iterator[Row]:
             forecaster = TTTForecaster(
                 bench.model(recipe),
                 sliding,
-                _with_chunk(how, chunk),
+                replace(how, chunk_tokens=chunk),
                 table,
                 num_chunks=100,
             )
@@ -315,12 +342,6 @@ def training(bench: Bench) -> Iterator[Row]:
             yield f"{recipe}, {part}", work
 
 
-def _with_chunk(config: Any, chunk: int) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(config, chunk_tokens=chunk)
-
-
 def _trainer(bench: Bench, recipe: str, folder: Path) -> Trainer:
     shapes = bench.shapes
     changes = bench.shapes.changes.get(recipe, {} if bench.on_gpu else SMALL)
@@ -344,8 +365,6 @@ def _trainer(bench: Bench, recipe: str, folder: Path) -> Trainer:
 
 
 def _kernel(bench: Bench, trainer: Trainer) -> Any:
-    from contextlib import nullcontext
-
     kernel = fastest_attention(
         trainer.config.model,
         seq_len=bench.shapes.seq_len,

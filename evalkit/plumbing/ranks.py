@@ -72,7 +72,7 @@ class Ranks:
         return self.rank == 0
 
     def local(self, device: str) -> str:
-        """Return this rank's device: ``cuda`` without a number is the local rank's GPU, as ``auto`` is if it has one."""
+        """Return this rank's device: ``cuda`` alone is the local rank's GPU; so is ``auto``, if it has one."""
         if self.count == 1:
             return device
         if device == "auto":
