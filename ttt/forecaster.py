@@ -99,6 +99,7 @@ class TTTForecaster:
             dtype=sliding.dtype,
             threads=sliding.threads,
             ranks=ranks,
+            compile=sliding.compile,
         )
         self._mixes = config.frozen_weight > 0 and config.epochs > 0
         self._network = network

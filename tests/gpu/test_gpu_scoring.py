@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from gpu_inputs import DEVICE, Inputs
 import evalkit
 from evalkit.artifact.load import load_artifact
 from evalkit.cli.main import run_command
+from evalkit.model.regions import Compiled
+from evalkit.network import network
 from evalkit.prequential import sliding
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.verbs.score import score_session
@@ -146,6 +149,22 @@ def test_mixer_and_training_together(options: ScoreOptions, monkeypatch: pytest.
     assert found.bpb == pytest.approx(expected.bpb, rel=BFLOAT16)
     assert found.network_bpb == pytest.approx(expected.network_bpb, rel=BFLOAT16)
     assert found.bpb < found.network_bpb
+
+
+def test_training_on_scored_tokens_is_the_same_compiled(options: ScoreOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # differentiated as on a GPU, without its code generation
+        monkeypatch.setattr(network, "Compiled", partial(Compiled, backend="aot_eager"))
+    settings = {"ttt": {"chunk_tokens": "512", "batch_sequences": "2"}}
+    session = open_session(replace(options, ttt=True, settings=settings))
+    assert session.sliding is not None
+    found = []
+    for compiled in (False, True):
+        sliding = replace(session.sliding, compile=compiled, batch_windows=16)
+        found.append(score_session(replace(session, sliding=sliding)))
+    assert found[0].ttt_report["steps"] > 0
+    assert found[1].bpb == pytest.approx(found[0].bpb, rel=BFLOAT16)
+    last = [report.ttt_report["chunks"][1]["last_loss"] for report in found]
+    assert last[1] == pytest.approx(last[0], rel=BFLOAT16)
 
 
 def test_a_legal_score_is_found_legal_and_a_leak_illegal(
