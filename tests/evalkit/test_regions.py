@@ -48,7 +48,7 @@ def test_blocks_of_a_kind_share_their_compilation(how: Compiled) -> None:
     tables = {"bigram_buckets": 16, "bigram_dim": 4, "value_embed_dim": 4}
     # Embedding, value embedding, a skip, the head; a block as most are, one with value embeddings, the last.
     assert graphs_of(model("pr849", num_layers=4, **tables), how) == 7
-    assert graphs_of(model("pr849", num_layers=11, **tables), how) == 1  # the embedding asks a list of blocks for its type
+    assert graphs_of(model("pr849", num_layers=11, **tables), how) == 1  # the embedding
 
 
 def test_the_first_blocks_values_reach_the_later_ones(how: Compiled) -> None:
