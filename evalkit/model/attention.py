@@ -178,7 +178,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, on_gpu: bool, flash: bool) -> Ten
     """
     grouped = q.shape[1] != k.shape[1]
     queries, keys = q.shape[2], k.shape[2]
-    if on_gpu and grouped and q.dtype == torch.float32:
+    if on_gpu and grouped and q.dtype == torch.float32 and not torch.is_autocast_enabled(q.device.type):
         # Only half precision has a kernel that knows groups; without one every weight of the attention is stored.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evalkit.model.attention import AttentionContext, has_flash, rms_norm
-from evalkit.model.block import Block, Routes, Visit
+from evalkit.model.block import Block, Lanes, Routes, Visit
 from evalkit.model.cache import Cache, KVCache
 from evalkit.model.config import ModelConfig
 from evalkit.model.embedding import HashEmbedding, SmearGate, ValueEmbedding, WindowSmear
@@ -41,6 +41,30 @@ LEFT_CONTEXT = 3
 def head_name(config: ModelConfig) -> str:
     """Return the name of the module whose weight the head multiplies by."""
     return "tok_emb" if config.tie_embeddings else "lm_head"
+
+
+# The parts of a forward pass that are compiled one by one; see :mod:`evalkit.model.regions`.
+
+
+def run_embedding(model: GPT, ids: Tensor, first_row: int) -> Tensor:
+    """See :meth:`GPT.embed`."""
+    return model.embed(ids, first_row=first_row)
+
+
+def run_module(module: nn.Module, *inputs: Any) -> Tensor:
+    """Call a module: a block, or the value embedding."""
+    result: Tensor = module(*inputs)
+    return result
+
+
+def run_lanes(block: Block, lanes: Lanes, x0: Tensor, visit: Visit, routes: Routes | None) -> Lanes:
+    """See :meth:`Block.forward_lanes`."""
+    return block.forward_lanes(lanes, x0, visit, routes)
+
+
+def run_head(model: GPT, x: Tensor) -> Tensor:
+    """See :meth:`GPT.head`."""
+    return model.head(x)
 
 
 def add_skip(x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
@@ -143,7 +167,7 @@ class GPT(nn.Module):
             float32 ``[B, T - first_row, vocab_size]``.
         """
         x = self.hidden(ids, first_row=first_row, cache=cache, fed_length=fed_length, how=how)
-        return how(GPT.head)(self, x)
+        return how(run_head)(self, x)
 
     def hidden(
         self,
@@ -157,7 +181,7 @@ class GPT(nn.Module):
         """Return the last hidden states before the final norm, ``[B, T - first_row, d]``; see :meth:`forward`."""
         computed = cache.length if cache is not None else 0
         fed_length = fed_length or ids.shape[1]
-        x0 = how(GPT.embed)(self, ids, first_row=computed)
+        x0 = how(run_embedding)(self, ids, computed)
         cos, sin = self._rotary(fed_length, ids.device)
         partial = first_row > computed or cache is not None
         context = AttentionContext(
@@ -203,7 +227,7 @@ class GPT(nn.Module):
         """
         config = self.config
         if config.value_embed_layers:
-            context.value_embedding = how(ValueEmbedding.forward)(self.ve_shared, ids)
+            context.value_embedding = how(run_module)(self.ve_shared, ids)
         scales = self._norm_scales(x0.device) if how.compiled and config.ln_scale else None
         # Views, so that no part meets the same tensor twice: a compilation for that serves nothing else.
         x: Tensor = x0.view_as(x0)  # the stream
@@ -231,9 +255,9 @@ class GPT(nn.Module):
                 norm_scale=scales[layer] if scales is not None else None,
             )
             if lane is None:
-                x = how(Block.forward)(block, x, x0, visit)
+                x = how(run_module)(block, x, x0, visit)
             else:
-                x, lane = how(Block.forward_lanes)(block, (x, lane), x0, visit, self._routes(layer, x.dtype))
+                x, lane = how(run_lanes)(block, (x, lane), x0, visit, self._routes(layer, x.dtype))
             if row < 0 and config.num_skips:
                 skips.append(x.view_as(x))
         return x if lane is None else self._merge(x, lane)

@@ -74,7 +74,7 @@ class Network:
     def compiled(self) -> Network:
         """Return this network with its forward pass compiled for the shapes that it will meet."""
         other = Network(model=self.model, vocab_size=self.vocab_size, name=self.name)
-        if isinstance(self.model, GPT):
+        if type(self.model) is GPT:  # a subclass may have a pass of its own
             other._from = partial(self.model.logits_from, how=Compiled())
         elif self._from is not None:
             other._from = torch.compile(self._from, dynamic=False)
