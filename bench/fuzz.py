@@ -24,7 +24,7 @@ import tempfile
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,55 @@ NASTY_JSON = [
     '"' + "a" * 3000 + '"', "[" * 2000 + "]" * 2000, "4294967296", "9007199254740993", "0.1", '"none"', "1099511627776",
     '"../../x"', "[1,2,3]", '{"sha256":"x"}',
 ]  # fmt: skip
+
+
+_SCRIPT = """
+import os
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+class Hyperparameters:
+    vocab_size = int(os.environ.get("VOCAB_SIZE", 1024))
+    num_layers = int(os.environ.get("NUM_LAYERS", 2))
+    model_dim = int(os.environ.get("MODEL_DIM", 64))
+    logit_softcap = float(os.environ.get("LOGIT_SOFTCAP", 30.0))
+    rope_base = float(os.environ.get("ROPE_BASE", 10000.0))
+
+class MLP(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.fc = nn.Linear(dim, 4 * dim, bias=False)
+        self.proj = nn.Linear(4 * dim, dim, bias=False)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(torch.relu(self.fc(x)).square())
+
+class GPT(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.tok_emb = nn.Embedding(args.vocab_size, args.model_dim)
+        self.blocks = nn.ModuleList([MLP(args.model_dim) for _ in range(args.num_layers)])
+        self.softcap = args.logit_softcap
+    def forward(self, ids):
+        x = self.tok_emb(ids)
+        for block in self.blocks:
+            x = x + block(F.rms_norm(x, (x.size(-1),)))
+        logits = F.linear(x, self.tok_emb.weight)
+        return self.softcap * torch.tanh(logits / self.softcap)
+
+def main():
+    args = Hyperparameters()
+    model = GPT(args)
+"""
+_LOG = b"""num_layers:2 model_dim:64 seed:1337
+step:100/200 train_loss:3.1 train_time:1000ms step_avg:10.0ms
+step:200/200 val_loss:2.0726 val_bpb:1.2271 train_time:2000ms
+Total submission size int8+zlib: 15900000 bytes
+final_int8_zlib_roundtrip_exact val_loss:2.07300000 val_bpb:1.22750000
+"""
+_SUBMISSION = json.dumps(
+    {"name": "x", "val_bpb": 1.2275, "val_loss": 2.073, "bytes_total": 15_900_000, "seeds": [1337]}
+).encode()
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -130,31 +179,35 @@ class Outcome:
 
 def build_targets(folder: Path) -> list[Target]:
     """Make valid inputs and the targets; ``folder`` should be in memory."""
-    import numpy as np
+    return [
+        *_artifact_targets(folder),
+        _shard_target(folder),
+        _coded_target(folder),
+        *_document_targets(folder),
+        *_report_targets(folder),
+        *_submission_targets(folder),
+    ]
+
+
+def _through_file(folder: Path, suffix: str, read: Callable[[Path], Any]) -> Callable[[bytes], None]:
+    """Return a reader of bytes that hands them over as a file with this suffix."""
+    name = folder / f"input-{os.getpid()}{suffix}"
+
+    def reader(data: bytes) -> None:
+        name.write_bytes(data)
+        read(name)
+
+    return reader
+
+
+def _artifact_targets(folder: Path) -> Iterator[Target]:
     import zstandard
 
     from evalkit.artifact.compression import inflate
     from evalkit.artifact.load import load_artifact
-    from evalkit.codec.container import MAGIC, Header, pack, unpack
-    from evalkit.report.load import SavedReport, read_report, read_token_scores
-    from evalkit.report.page import PageOptions, build_page
-    from evalkit.tokens.shards import open_shard, write_shard
-    from evalkit.tokens.stream import TokenStream, read_documents
-    from evalkit.tokens.tokenizer import Tokenizer
-    from evalkit.verbs.coding import restored_options
 
     artifacts = _valid_artifacts(folder)
     payloads = {name: inflate(data) for name, data in artifacts.items() if name != "native"}
-    path = folder / f"input-{os.getpid()}"
-
-    def through_file(suffix: str, read: Callable[[Path], Any]) -> Callable[[bytes], None]:
-        name = path.with_suffix(suffix)
-
-        def reader(data: bytes) -> None:
-            name.write_bytes(data)
-            read(name)
-
-        return reader
 
     def make_torch(rng: random.Random) -> bytes:
         name = rng.choice(list(payloads))
@@ -195,22 +248,42 @@ def build_targets(folder: Path) -> list[Target]:
         body = length.to_bytes(4, "little") + header + payload
         return data[:9] + hashlib.sha256(body).digest() + body
 
-    def read_artifact(file: Path) -> None:
-        artifact = load_artifact(file)
-        artifact.resolve("pr849")
+    def read(file: Path) -> None:
+        load_artifact(file).resolve("pr849")
+
+    readers = {suffix: _through_file(folder, suffix, read) for suffix in (".ptz", ".idx", ".evk")}
+    yield Target("torch artifact", 0.14, artifacts["torch-xz"], make_torch, readers[".ptz"])
+    yield Target("torch index", 0.12, artifacts["torch-zlib"], make_index, readers[".idx"])
+    yield Target("native container", 0.12, artifacts["native"], make_native, readers[".evk"])
+
+
+def _shard_target(folder: Path) -> Target:
+    import numpy as np
+
+    from evalkit.tokens.shards import open_shard, write_shard
+    from evalkit.tokens.stream import TokenStream
 
     write_shard(folder / "shard.bin", np.random.default_rng(0).integers(0, 384, 3000))
     shard = (folder / "shard.bin").read_bytes()
 
-    def make_shard(rng: random.Random) -> bytes:
+    def make(rng: random.Random) -> bytes:
         data = mutate(rng, shard[:1024] if rng.random() < 0.5 else shard)
         return data if len(data) > 1100 else data + shard[1024:]
 
-    def read_shard(file: Path) -> None:
-        part = open_shard(file)
-        stream = TokenStream(parts=(part,), names=("x",))
+    def read(file: Path) -> None:
+        stream = TokenStream(parts=(open_shard(file),), names=("x",))
         stream.sha256()
         stream.truncated(100).read(0, 100)
+
+    return Target("shard", 0.12, shard, make, _through_file(folder, ".bin", read))
+
+
+def _coded_target(folder: Path) -> Target:
+    import numpy as np
+
+    from evalkit.codec.container import MAGIC, Header, pack, unpack
+    from evalkit.tokens.tokenizer import Tokenizer
+    from evalkit.verbs.coding import restored_options
 
     tokenizer = folder / "tiny.model"
     words = np.arange(300, dtype="<u4").tobytes()
@@ -255,6 +328,14 @@ def build_targets(folder: Path) -> list[Target]:
         header, _, _ = unpack(data)
         restored_options(header, "x", str(tokenizer))
 
+    return Target("compressed file", 0.14, coded, make_coded, read_coded)
+
+
+def _document_targets(folder: Path) -> Iterator[Target]:
+    import zstandard
+
+    from evalkit.tokens.stream import read_documents
+
     lines = b"".join(
         json.dumps({"text": text, "n": 1}).encode() + b"\n" for text in ("one two", "na\u00efve \u2192", "x" * 80)
     )
@@ -270,36 +351,75 @@ def build_targets(folder: Path) -> list[Target]:
             return mutate(rng, zstandard.compress(lines))
         return zstandard.compress(make_lines(rng), 1)
 
-    report = json.dumps(_valid_report().to_dict()).encode()
-
-    def read_report_file(file: Path) -> None:
-        opened = read_report(file)
-        build_page(opened, PageOptions())
-
-    scores = io.BytesIO()
-    np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
-    valid = SavedReport(path=path, report=_valid_report())
-
-    check = json.dumps(_valid_check(valid.report).to_dict()).encode()
-
-    def documents(file: Path) -> None:
+    def read(file: Path) -> None:
         for _ in read_documents(file):
             pass
 
-    return [
-        Target("torch artifact", 0.14, artifacts["torch-xz"], make_torch, through_file(".ptz", read_artifact)),
-        Target("torch index", 0.12, artifacts["torch-zlib"], make_index, through_file(".idx", read_artifact)),
-        Target("native container", 0.12, artifacts["native"], make_native, through_file(".evk", read_artifact)),
-        Target("shard", 0.14, shard, make_shard, through_file(".bin", read_shard)),
-        Target("compressed file", 0.16, coded, make_coded, read_coded),
-        Target("documents", 0.1, lines, make_lines, through_file(".jsonl", documents)),
-        Target("documents, zstd", 0.06, zstandard.compress(lines), make_zst, through_file(".jsonl.zst", documents)),
-        Target("report", 0.08, report, lambda rng: mutate_json(rng, report), through_file(".json", read_report_file)),
-        Target("check", 0.02, check, lambda rng: mutate_json(rng, check),
-               through_file(".check", lambda file: build_page(valid, PageOptions(check=file)))),
-        Target("per-token file", 0.06, scores.getvalue(), lambda rng: mutate(rng, scores.getvalue()),
-               through_file(".npz", lambda file: read_token_scores(file, valid))),
-    ]  # fmt: skip
+    yield Target("documents", 0.1, lines, make_lines, _through_file(folder, ".jsonl", read))
+    packed = zstandard.compress(lines)
+    yield Target("documents, zstd", 0.06, packed, make_zst, _through_file(folder, ".jsonl.zst", read))
+
+
+def _report_targets(folder: Path) -> Iterator[Target]:
+    import numpy as np
+
+    from evalkit.report.load import SavedReport, read_report, read_token_scores
+    from evalkit.report.page import PageOptions, build_page
+
+    report = json.dumps(_valid_report().to_dict()).encode()
+    valid = SavedReport(path=folder / "report.json", report=_valid_report())
+    check = json.dumps(_valid_check(valid.report).to_dict()).encode()
+    scores = io.BytesIO()
+    np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
+
+    def page(file: Path) -> None:
+        build_page(read_report(file), PageOptions())
+
+    def page_with_check(file: Path) -> None:
+        build_page(valid, PageOptions(check=file))
+
+    def token_scores(file: Path) -> None:
+        read_token_scores(file, valid)
+
+    def some_json(valid: bytes) -> Callable[[random.Random], bytes]:
+        return lambda rng: mutate_json(rng, valid)
+
+    yield Target("report", 0.08, report, some_json(report), _through_file(folder, ".json", page))
+    yield Target("check", 0.02, check, some_json(check), _through_file(folder, ".check", page_with_check))
+    packed = scores.getvalue()
+    yield Target(
+        "per-token file", 0.04, packed, lambda rng: mutate(rng, packed), _through_file(folder, ".npz", token_scores)
+    )
+
+
+def _submission_targets(folder: Path) -> Iterator[Target]:
+    """Scripts, logs and submission.json, as ``--source``, ``--log`` and ``verify`` read them."""
+    from evalkit.source.reading import read_source
+    from evalkit.verify.verify import verify_folder
+
+    script = _SCRIPT.encode()
+    parts = {"train_gpt.py": script, "train.log": _LOG, "submission.json": _SUBMISSION}
+    (folder / "submission").mkdir(exist_ok=True)
+
+    def read_script(file: Path) -> None:
+        read_source(str(file))
+
+    def make_folder(rng: random.Random) -> bytes:
+        name = rng.choice(list(parts))
+        changed = (mutate_json if name.endswith("json") else mutate)(rng, parts[name])
+        return b"\0\0".join([name.encode(), changed])
+
+    def read_folder(data: bytes) -> None:
+        name, _, changed = data.partition(b"\0\0")
+        for part, content in parts.items():
+            (folder / "submission" / part).write_bytes(changed if part.encode() == name else content)
+        verify_folder(folder / "submission")
+
+    yield Target(
+        "training script", 0.04, script, lambda rng: mutate(rng, script), _through_file(folder, ".py", read_script)
+    )
+    valid = b"\0\0".join([b"train.log", _LOG])
+    yield Target("submission folder", 0.04, valid, make_folder, read_folder)
 
 
 def _valid_artifacts(folder: Path) -> dict[str, bytes]:

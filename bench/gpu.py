@@ -192,7 +192,7 @@ def score_windows(bench: Bench, recipe: str, batch: int, until: float) -> Measur
         tokens=shapes.windows * STRIDE,
         context=shapes.windows * shapes.seq_len,
         flops=shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, STRIDE),
-        note=f"{forecaster._batch_size} windows, {forecaster.kernel or 'no choice of kernel'}",
+        note=f"{forecaster._batch_size(first=False)} windows, {forecaster.kernel or 'no choice of kernel'}",
     )
 
 

@@ -28,11 +28,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {  # parity artifact: its settings
-    "333": ("--set", "model.xsa_last_n=2"),
-    "344": (),
-    "592": ("--set", "model.xsa_last_n=2"),
-    "634": (),
-    "849": (),
+    "333": ("--recipe", "pr333", "--set", "model.xsa_last_n=2"),
+    "344": ("--recipe", "pr344"),
+    "592": ("--recipe", "pr592", "--set", "model.xsa_last_n=2"),
+    "634": ("--recipe", "pr634"),
+    "849": ("--recipe", "pr849"),
 }
 NO_MODEL = ("--no-model", "--mixer", "hedge")
 PUBLISHED_TTT = ("--ttt", "--set", "ttt.preset=published", "--set", "ttt.chunk_tokens=2048")
@@ -119,7 +119,7 @@ def rows(revision: Revision, shared: Path, limit: int) -> Iterator[tuple[str, di
         artifact = next(folder.glob("*.ptz"))
         tokens = ("--tokens", _shard(revision.work / f"{system}.bin", folder / "nll.npz"), *common)
         yield f"parity {system}", revision.score(artifact, *settings, *tokens, *float32)
-    short = (artifact, *tokens[:-1], min(limit or 20480, 20480), *float32)
+    short = (artifact, *settings, *tokens[:-1], min(limit or 20480, 20480), *float32)
     yield "849, hedge", revision.score(*short, "--mixer", "hedge")
     yield "849, streaming", revision.score(*short, "--context", "streaming")
     yield "849, test-time training", revision.score(*short, "--ttt")

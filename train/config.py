@@ -327,8 +327,8 @@ class DataConfig:
     """Section ``[data]``: which shards of the data folder are read.
 
     Attributes:
-        train_pattern: file names of the training shards, read in sorted order, again from the first after the
-            last.
+        train_pattern: file names of the training shards, read in the order of their numbers, again from
+            the first after the last.
         val_pattern: file names of the validation shards; without any, a run goes unvalidated.
         max_shards: training shards to use, the first ones; 0 uses all.
     """

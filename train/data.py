@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from evalkit.plumbing.errors import InputError, TokenError
-from evalkit.tokens.shards import open_shard
+from evalkit.plumbing.files import in_order
+from evalkit.tokens.shards import open_shard, split_of
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.train.config import DataConfig
@@ -20,16 +21,17 @@ _CHECKED_TOKENS = 1_000_000
 
 
 def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]:
-    """Return the training and validation shards of a data folder, each sorted by name.
+    """Return the training and validation shards of a data folder, each in the order of the numbers.
 
-    They lie in ``data`` itself or in exactly one folder below it.
+    Where a manifest or a name says outright what a shard is (:func:`evalkit.tokens.shards.split_of`), a pattern that
+    matches it as well does not count. They lie in ``data`` itself or in exactly one folder below it.
 
     Raises:
         InputError: there is no such folder, no training shard, or shards of several tokenizers.
     """
     if not data.is_dir():
         raise InputError(f"data folder {data} does not exist; expected a folder with {config.train_pattern} shards")
-    found = sorted(data.rglob(config.train_pattern))
+    found = [path for path in _matching(data, f"**/{config.train_pattern}") if split_of(path) != "val"]
     folders = sorted({path.parent for path in found})
     if not found:
         raise InputError(f"data folder {data} holds no {config.train_pattern} shard")
@@ -37,8 +39,14 @@ def find_shards(data: Path, config: DataConfig) -> tuple[list[Path], list[Path]]
         names = ", ".join(str(folder) for folder in folders[:4])
         raise InputError(f"data folder {data} holds several sets of shards, of several tokenizers? ({names}); name one")
     train = found[: config.max_shards or None]
-    val = sorted(path for path in folders[0].glob(config.val_pattern) if path not in found)
+    val = [p for p in _matching(folders[0], config.val_pattern) if p not in found and split_of(p) != "train"]
     return train, val
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the shards that match a pattern, packed ones too."""
+    packed = ("", ".gz", ".zst") if pattern.endswith(".bin") else ("",)
+    return sorted((path for ending in packed for path in folder.glob(pattern + ending)), key=in_order)
 
 
 def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, where: object) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.plumbing.settings import by_section, coerce
+from evalkit.plumbing.settings import by_section, coerce, require
 from evalkit.recipes import Recipe
 from evalkit.train.config import SECTIONS, RunConfig
 from evalkit.train.scaling import scale_model
@@ -55,6 +55,7 @@ def resolve(
         train["steps"] = steps
         train["max_seconds"] = 0.0
     if max_seconds is not None:
+        require(max_seconds > 0, "--max-seconds", max_seconds, "more than 0 seconds; leave it out for the recipe's own")
         train["max_seconds"] = max_seconds
     return RunConfig.from_dict(recipe.name, sections | {"model": model.to_dict()})
 

@@ -21,7 +21,7 @@ from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, as_network, target_nll
 from evalkit.prequential.windows import WindowSpan
-from evalkit.tokens.tokenizer import ByteTable
+from evalkit.tokens.tokenizer import ByteCounts, ByteTable
 from evalkit.ttt.config import TTTConfig
 from evalkit.ttt.gains import DocumentGains
 from evalkit.ttt.parameters import parameterise, with_pair_table
@@ -64,7 +64,8 @@ class TTTForecaster:
         model: evalkit's own in float32, or any torch module; it is not changed.
         sliding: the windows and the precision of scoring.
         config: what learns and how.
-        byte_table: bytes of each target, for the byte-weighted loss.
+        byte_table: bytes of each target, for the byte-weighted loss: what a decoder knows of them.
+        num_bytes: bytes of each target as the ledger counts them, for the report; None takes the table's.
         document_token: the token that opens a document, or None.
         num_chunks: chunks in the stream, for the cosine schedule alone.
         ranks: the processes that share windows and training rows; each learns the same.
@@ -77,6 +78,7 @@ class TTTForecaster:
         config: TTTConfig,
         byte_table: ByteTable,
         *,
+        num_bytes: ByteCounts | None = None,
         document_token: int | None = None,
         num_chunks: int | None = None,
         ranks: Ranks | None = None,
@@ -86,6 +88,7 @@ class TTTForecaster:
         self.vocab_size = network.vocab_size
         self.preferred_span = config.chunk_tokens
         self._byte_table = byte_table
+        self._num_bytes = num_bytes or byte_table
         self._document_token = document_token if config.trainable == "adapters" else None
         self._num_chunks = num_chunks
         learning = copied(network)
@@ -175,7 +178,7 @@ class TTTForecaster:
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Train if ``stop`` completes a chunk."""
         if self._pending:
-            num_bytes = self._byte_table.count(np.asarray(tokens[start - 1 : stop - 1]), np.asarray(tokens[start:stop]))
+            num_bytes = self._num_bytes.count_span(np.asarray(tokens), start, stop)
             trained, frozen = self._pending
             self._gains.add(np.asarray(tokens[start:stop]), trained, frozen, num_bytes)
             self._pending = []
@@ -343,7 +346,7 @@ class TTTForecaster:
         """One row that ends with the chunk and weighs only the chunk's positions in the present document."""
         if first_position >= stop:
             return []
-        begin = max(stop - 1 - self._sliding.config.seq_len, 0)
+        begin = max(stop - 1 - self._sliding.config.seq_len, self._sliding.context_start(tokens, stop - 1))
         return [self._row(tokens, begin, stop - 1, first_position)]
 
     def _row(self, tokens: Tokens, first: int, last: int, learn_from: int) -> Row:

@@ -134,10 +134,11 @@ def resolve_config(
         recipe: supplies :data:`NOT_INFERABLE` settings.
         stored: a configuration that the artifact carries itself; it goes before the recipe.
         source: settings that the system's own script tells; they go before the recipe.
-        overrides: settings given by the user, without the ``model.`` prefix; they win.
+        overrides: settings given by the user, without the ``model.`` prefix; they win over recipe and script, and may
+            not contradict what the artifact itself says.
 
     Raises:
-        InputError: an override is unknown or does not fit.
+        InputError: an override is unknown, does not fit, or contradicts the artifact's own configuration.
         ArtifactError: the tensors do not fit any configuration.
     """
     values: dict[str, Any] = {}
@@ -152,6 +153,7 @@ def resolve_config(
         put({name: recipe.model[name] for name in NOT_INFERABLE if name in recipe.model}, f"recipe {recipe.name}")
     if stored is not None:
         put(stored, "artifact")
+        _require_agreement(stored, overrides or {})
     inferred = infer_from_shapes(shapes)
     for name, told in (source or {}).items():
         put({name: told.value}, told.origin)
@@ -183,6 +185,17 @@ def resolve_config(
     for name in config.to_dict():
         origins.setdefault(name, "default")
     return ResolvedConfig(config=config, origins=origins)
+
+
+def _require_agreement(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse ``--set`` where an artifact carries its configuration and says otherwise: it would be another model."""
+    for name, value in overrides.items():
+        if name in stored and coerce_field(name, value) != (held := coerce_field(name, stored[name])):
+            text = ",".join(map(str, held)) if isinstance(held, tuple) else held
+            raise InputError(
+                f"--set model.{name}={value} contradicts the artifact, which holds its own configuration and says "
+                f"{text}: leave it out"
+            )
 
 
 def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ dtype each weight is held in. Layout B (PR592, PR634, PR849, and later ones) kee
 in ``m``, as a dict such as ``{"type": "int6", "method": "gptq"}`` or, from PR1394 on, as words such as
 ``gptq (int6)``; its readers take the dtype from the model, which holds embedding tables in bfloat16 and everything
 else in float32.
-A plain state dict, banked or not, is read as well.
+A plain state dict, banked or not, is read as well, wherever in a checkpoint it lies and whatever wrapped the model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.artifact.state_dict import plain_name, weights_of
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor, float32_to_bfloat16_bits
 from evalkit.artifact.torchfile import RawTensor
 from evalkit.plumbing.errors import ArtifactError
@@ -24,7 +25,6 @@ _RENAMED = (
     (re.compile(r"^smeargate\."), "smear."),
     (re.compile(r"^(bi|tri)gram_embed\.(embed|proj)\."), r"\1gram.\2."),
     (re.compile(r"^(bi|tri)gram_embed\.\1gram_scale$"), r"\1gram.scale"),
-    (re.compile(r"^(_orig_mod|module)\."), ""),
 )
 _BANKS = {
     "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
@@ -36,6 +36,7 @@ _TABLE = re.compile(r"(^tok_emb|\.embed)\.weight$")
 _LAYOUT_B_BITS = {"int4": 4, "int5": 5, "int6": 6, "int7": 7, "int8": 8}
 _PASSTHROUGH = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
 _KIND_IN_WORDS = re.compile(r"(gptq|passthrough) \((int[4-8]|float16|bfloat16|float32)\)")
+_COMPUTED = re.compile(r"(^|[._])(inv_freq|(cos|sin)(_cached|_cache|_table)?|freqs(_cis)?|causal_mask|attn_mask)$")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -51,10 +52,21 @@ def read_layout(content: Any) -> tuple[str, dict[str, StoredTensor]]:
         return f"layout A ({content['__quant_format__']})", _finish(_read_layout_a(content))
     if set(content) == {"w", "m"}:
         return f"layout B{_kinds(content['m'])}", _finish(_read_layout_b(content["w"], content["m"]))
-    if content and all(isinstance(name, str) and isinstance(value, RawTensor) for name, value in content.items()):
-        return "state dict", _finish({name: _plain(name, value, None) for name, value in content.items()})
+    if content.get("format") == "evalkit-checkpoint":
+        raise ArtifactError(
+            "this is the checkpoint of a training run; make an artifact of it: evalkit export RUN -o FILE"
+        )
+    named = weights_of(content, RawTensor)
+    if named is not None:
+        weights = {name: value for name, value in named.items() if not _is_no_parameter(name, value)}
+        return "state dict", _finish({name: _plain(name, value, None) for name, value in weights.items()})
     keys = ", ".join(sorted(map(str, content))[:6])
     raise ArtifactError(f"the artifact's layout is unknown: its keys are {keys or 'none'}")
+
+
+def _is_no_parameter(name: str, tensor: RawTensor) -> bool:
+    """Whether an entry of a state dict is a counter, a mask or a table that the model computes itself."""
+    return tensor.dtype not in _FLOATS or _COMPUTED.search(name) is not None
 
 
 def _read_layout_a(content: dict[str, Any]) -> dict[str, StoredTensor]:
@@ -169,6 +181,7 @@ def _plain(name: str, tensor: Any, dtype: Any) -> PlainTensor:
 
 
 def _rename(name: str) -> str:
+    name = plain_name(name)
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name

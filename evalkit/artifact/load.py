@@ -14,11 +14,13 @@ from evalkit.artifact.infer import ResolvedConfig, infer_from_shapes, resolve_co
 from evalkit.artifact.layouts import held_values, read_layout
 from evalkit.artifact.native import is_native, read_native
 from evalkit.artifact.recognition import OpenSettings, candidates, check_recipe, open_settings, recognised, refusal
+from evalkit.artifact.safetensors_file import is_safetensors, read_safetensors
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
 from evalkit.model.config import coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
+from evalkit.tokens.shards import is_shard
 
 if TYPE_CHECKING:
     from evalkit.model.config import ModelConfig
@@ -200,12 +202,15 @@ def load_artifact(path: str | Path) -> Artifact:
             }
         else:
             content, compression = unwrap(data)
-            if not is_torch_file(content):
+            if is_safetensors(content):
+                label, tensors = read_layout(read_safetensors(content))
+            elif is_torch_file(content):
+                label, tensors = read_layout(read_torch_file(content))
+            else:
                 raise ArtifactError(
-                    "this is no known artifact; expected evalkit's container, or a torch file inside zstd, xz, zlib or "
-                    "brotli"
+                    f"this is {_what(content)}; expected evalkit's container, safetensors, or a torch file, as it is "
+                    f"or inside zstd, xz, zlib or brotli"
                 )
-            label, tensors = read_layout(read_torch_file(content))
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     return Artifact(
@@ -220,6 +225,16 @@ def load_artifact(path: str | Path) -> Artifact:
     )
 
 
+def _what(content: bytes) -> str:
+    """Return what a file that is no artifact looks like."""
+    if is_shard(content[:8]):
+        return (
+            "a shard of tokens, not a model (if the shell made it of an unquoted --tokens pattern, quote the pattern)"
+        )
+    kinds = {b"GGUF": "a GGUF file, which --module evalkit.hf:load reads", b"\x1f\x8b": "a gzip file", b"{": "JSON"}
+    return next((kind for start, kind in kinds.items() if content.startswith(start)), "no known artifact")
+
+
 def _read_file(path: Path) -> bytes:
     try:
         exists = path.exists()
@@ -227,6 +242,10 @@ def _read_file(path: Path) -> bytes:
         raise ArtifactError(f"artifact {str(path)[:80]!r} cannot be opened: {error}"[:200]) from None
     if not exists:
         raise ArtifactError(f"artifact {path} does not exist")
+    if (path / "checkpoint.pt").exists() or (path / "summary.json").exists():
+        raise ArtifactError(
+            f"{path} is the folder of a training run; make an artifact of it: evalkit export {path} -o FILE"
+        )
     if not path.is_file():
         raise ArtifactError(f"{path} is not a file; expected a compressed model")
     size = path.stat().st_size

@@ -1,6 +1,8 @@
-"""Read the zip files that ``torch.save`` writes, without torch and without executing anything in them.
+"""Read the files that ``torch.save`` writes, without torch and without executing anything in them.
 
-The file holds one pickle and one member for each storage. The pickle is scanned first: only opcodes that build plain
+The file is a zip that holds one pickle and one member for each storage. Before 2020 it was a row of pickles with the
+storages behind them: magic number, version, machine, the object, the storages' keys; each storage is its length and its
+values. The pickle is scanned first: only opcodes that build plain
 containers are let through, and the only names that it may refer to are replaced by functions of this module.
 """
 
@@ -10,6 +12,7 @@ import io
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from evalkit.plumbing.errors import ArtifactError
 
+_OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_MEMBERS = 20_000
 _OPCODES = frozenset(
@@ -38,6 +42,7 @@ _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "IntStorage": ("int32", np.dtype("<i4")),
     "LongStorage": ("int64", np.dtype("<i8")),
     "BoolStorage": ("bool", np.dtype("?")),
+    "ComplexFloatStorage": ("complex64", np.dtype("<c8")),
 }
 
 
@@ -68,8 +73,8 @@ class _Mapping(dict[str, Any]):
 
 
 def is_torch_file(data: bytes) -> bool:
-    """Whether the bytes start as a zip file does."""
-    return data[:4] == b"PK\x03\x04"
+    """Whether the bytes start as what ``torch.save`` writes, now or before 2020."""
+    return data[:4] == b"PK\x03\x04" or data.startswith(_OLD_MAGIC)
 
 
 def read_torch_file(data: bytes) -> Any:
@@ -79,7 +84,7 @@ def read_torch_file(data: bytes) -> Any:
         ArtifactError: the file is damaged, or asks for anything but plain containers and tensors.
     """
     try:
-        return _read(data)
+        return _read_old(data) if data.startswith(_OLD_MAGIC) else _read(data)
     except ArtifactError:
         raise
     except (Exception, MemoryError) as error:  # zipfile and pickle raise a dozen kinds of error on damaged input
@@ -108,7 +113,29 @@ def _read(data: bytes) -> Any:
             raise ArtifactError("the torch file's index is larger than 16 MiB; expected a few kilobytes")
         index = archive.read(pickles[0])
         _scan(index)
-        return _Unpickler(index, archive, root).load()
+        return _Unpickler(index, lambda key: archive.read(f"{root}data/{key}")).load()
+
+
+def _read_old(data: bytes) -> Any:
+    pickles: list[bytes] = []
+    file = io.BytesIO(data)
+    while len(pickles) < 5:
+        start = file.tell()
+        for _ in pickletools.genops(file):
+            if file.tell() - start > _MAX_PICKLE_BYTES:
+                raise ArtifactError("the torch file's index is larger than 16 MiB; expected a few kilobytes")
+        pickles.append(data[start : file.tell()])
+        _scan(pickles[-1])
+    index, position = pickles[3], file.tell()
+    sizes = _StorageSizes(index).sizes()
+    contents: dict[str, bytes] = {}
+    for key in _Unpickler(pickles[4], lambda key: b"").load():
+        count = int.from_bytes(data[position : position + 8], "little")
+        stop = position + 8 + count * sizes.get(key, 0)
+        if key not in sizes or stop > len(data):
+            raise ArtifactError(f"the torch file ends inside storage {key}; it is cut short or damaged")
+        contents[key], position = data[position + 8 : stop], stop
+    return _Unpickler(index, contents.__getitem__).load()
 
 
 def _scan(index: bytes) -> None:
@@ -121,10 +148,9 @@ def _scan(index: bytes) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, index: bytes, archive: zipfile.ZipFile, root: str) -> None:
+    def __init__(self, index: bytes, read: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(index), encoding="utf-8")
-        self._archive = archive
-        self._root = root
+        self._read = read
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -141,12 +167,14 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _location, count = pid
+        kind, storage_type, key, _location, count = pid[:5]
+        if len(pid) > 5 and pid[5] is not None:
+            raise ArtifactError("the torch file's storages overlap, as torch before 0.4 wrote them; save it again")
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(key, str):
             raise ArtifactError("the torch file's index refers to something that is not a tensor's storage")
         if key not in self._storages:
             label, dtype = _DTYPES[storage_type.name]
-            content = self._archive.read(f"{self._root}data/{key}")
+            content = self._read(key)
             if len(content) != count * dtype.itemsize:
                 raise ArtifactError(
                     f"storage {key} holds {len(content):,} bytes; {count:,} values of {label} take "
@@ -154,6 +182,29 @@ class _Unpickler(pickle.Unpickler):
                 )
             self._storages[key] = _Storage(np.frombuffer(content, dtype=dtype), label)
         return self._storages[key]
+
+
+class _StorageSizes(_Unpickler):
+    """Goes through an index for the bytes of a value of each storage, without any storage at hand."""
+
+    def __init__(self, index: bytes) -> None:
+        super().__init__(index, lambda key: b"")
+        self._sizes: dict[str, int] = {}
+
+    def sizes(self) -> dict[str, int]:
+        """Return bytes a value, by key."""
+        self.load()
+        return self._sizes
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return found if isinstance(found, _StorageType) or found is _Mapping else lambda *arguments: None
+
+    def persistent_load(self, pid: Any) -> Any:
+        _kind, storage_type, key, *_rest = pid
+        if not isinstance(storage_type, _StorageType) or not isinstance(key, str):
+            raise ArtifactError("the torch file's index refers to something that is not a tensor's storage")
+        self._sizes[key] = _DTYPES[storage_type.name][1].itemsize
 
 
 def _rebuild_tensor(

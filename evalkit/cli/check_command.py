@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from evalkit.cli.options import model_options, require_one, score_options, text_options
+from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
+from evalkit.plumbing.constants import BUDGET_SECONDS, DEEP_TOKENS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from evalkit.legality.report import LegalityReport
     from evalkit.verbs.check import CheckOptions
-
-DEEP_TOKENS = 1 << 20
-"""Tokens of a stream that a stranger's forecaster may be asked about at all."""
 
 STREAM_OPTIONS = ("tokens", "text", "limit_tokens", "tokenizer")
 """Those of the shared options that say what to check on, not how an artifact is scored."""
@@ -36,9 +34,11 @@ EXAMPLE = """Examples:
 @click.option("--no-model", is_flag=True, help="Check the online mixer alone (with --mixer hedge).")
 @click.option("--forecaster", metavar="FILE.py:FACTORY", help="Check a stranger's forecaster, in child processes.")
 @click.option("--span", type=int, help="Positions scored at a time (default: as score; a stranger's forecaster: 64).")
-@click.option("--budget", type=float, default=45.0, show_default=True, help="Seconds that the audits may take.")
+@click.option(
+    "--budget", type=float, default=BUDGET_SECONDS, show_default=True, help="Most seconds that the audits may take."
+)
 @click.option("--decode", type=int, default=0, metavar="N", help="Also compress and decompress the first N tokens.")
-@click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact, for the size cap.")
+@code_option
 @click.option("--max-tokens", type=int, default=8192, show_default=True, help="Length of the stream that is audited.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")

@@ -58,21 +58,35 @@ def command(
 ) -> None:
     """Compare REPORTS of several seeds with a baseline's, or one run with another token by token.
 
-    Without --baseline: mean and standard deviation of the reports.
+    Without --baseline: mean and standard deviation of the reports. Copies of one run count once, and a side without
+    spread enters no test.
     """
     from evalkit.report.load import find_token_scores, read_report, read_token_scores
-    from evalkit.verbs.compare import as_dict, compare_paired, compare_reports, require_same_tokens
+    from evalkit.verbs.compare import (
+        as_dict,
+        compare_paired,
+        compare_reports,
+        distinct_runs,
+        is_same_run,
+        require_same_tokens,
+    )
 
     check_writable(json_path)
     new = [read_report(path) for path in reports]
     old = [read_report(path) for path in baseline]
+    require_same_tokens([*new, *old])
+    (new, again), (old, old_again) = distinct_runs(new), distinct_runs(old)
+    repeated = [*again, *old_again]
+    if len(new) == len(old) == 1 and is_same_run(new[0], old[0]):
+        repeated.append(f"{new[0].path} and {old[0].path} are one run, or two with the same scores")
+    for sentence in repeated:
+        LOG.warning("%s", sentence)
     if not old:
-        require_same_tokens(new)
         runs = [(saved.path, saved.report.val_loss, saved.report.bpb) for saved in new]
         click.echo(_summary([(path.name, loss, bpb) for path, loss, bpb in runs]))
         if json_path:
             listed = [{"path": str(path), "val_loss": loss, "bpb": bpb} for path, loss, bpb in runs]
-            write_json(json_path, {"format": 1, "runs": listed})
+            write_json(json_path, {"format": 1, "runs": listed, "repeated": repeated})
         return
     comparisons = compare_reports(new, old)
     paired: PairedDifference | None = None
@@ -88,7 +102,7 @@ def command(
             scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
             paired = compare_paired(new[0], scores, before, tokens=tokens, tokenizer=tokenizer)
     if json_path:
-        write_json(json_path, as_dict(comparisons, paired))
+        write_json(json_path, as_dict(comparisons, paired, repeated))
     click.echo(describe(comparisons, paired))
 
 
@@ -116,14 +130,12 @@ def describe(comparisons: dict[str, Comparison], paired: PairedDifference | None
 
 def _welch(c: Comparison) -> str:
     if c.t is None or c.p_lower is None or c.low is None or c.high is None or c.p_margin is None:
-        return (
-            "Welch test: not possible; it needs at least 2 runs on each side that are not all equal "
-            "(train with other seeds)"
-        )
-    from evalkit.verbs.compare import RECORD_NATS, RECORD_P
+        return "Welch test: not possible; it needs at least 2 different runs on each side (train with other seeds)"
+    from evalkit.verbs.compare import FRONTIER_P, RECORD_NATS, RECORD_P
 
     verdict = "significant" if c.p_lower < RECORD_P else "not significant"
     met = "met" if c.is_record else "not met"
+    passes = "met" if c.passes_frontier else "not met"
     return format_pairs(
         [
             ("Welch test", f"t = {c.t:.4f}, {c.degrees:.2f} degrees of freedom"),
@@ -132,6 +144,8 @@ def _welch(c: Comparison) -> str:
             ("95% interval", f"{c.low:+.6f} to {c.high:+.6f} nats per token"),
             (f"{RECORD_NATS} nats lower", f"p = {c.p_margin:.4g}, one-sided: the rule of {RECORD_NATS} nats at "
                                           f"p < {RECORD_P} is {met}"),
+            ("later rule", f"p = {c.p_lower:.4g}, one-sided: lower than the frontier (the best run before) at "
+                           f"p < {FRONTIER_P} is {passes}"),
         ]
     )  # fmt: skip
 

@@ -24,11 +24,15 @@ EXAMPLE = """Example:
 @click.argument("text", required=False)
 @click.option("-o", "--output", required=True, metavar="FILE", help="The compressed file.")
 @model_options(tokenizer_required=True)
-@click.option("--exact", is_flag=True, help="Restore every byte, not the text as the tokenizer normalises it.")
+@click.option(
+    "--exact/--normalised",
+    default=True,
+    help="Restore every byte (the default), or only the text as the tokenizer normalises it, which may be smaller.",
+)
 def command(artifact: str | None, text: str | None, output: str, exact: bool, **options: Any) -> None:
     """Compress TEXT with ARTIFACT as the model: as many bits as its score says, and a decoder that proves it."""
     from evalkit.codec import compress_text
-    from evalkit.verbs.coding import open_for_coding, span_of, stored_options
+    from evalkit.verbs.coding import announce_rate, open_for_coding, span_of, stored_options
 
     artifact, text = artifact_and(artifact, text, options["module"], "TEXT")
     check_writable(output)
@@ -37,9 +41,11 @@ def command(artifact: str | None, text: str | None, output: str, exact: bool, **
         raise InputError(f"text {text} does not exist or is not a file")
     score = score_options(artifact, options | {"tokens": None, "text": text, "limit_tokens": 0})
     session = open_for_coding(score)
+    raw = path.read_bytes()
+    announce_rate(session, len(session.tokenizer.encode(raw.decode("utf-8", "replace"))))
     coded = compress_text(
         session.make_forecaster,
-        path.read_bytes(),
+        raw,
         session.tokenizer.encode,
         session.tokenizer.decode,
         bos=session.tokenizer.bos_id,
@@ -54,3 +60,10 @@ def command(artifact: str | None, text: str | None, output: str, exact: bool, **
     click.echo(f"{bits.words_bits:,} bits of code for {bits.tokens:,} tokens; the ledger says {bits.ledger_bits:,.1f}")
     ratio = f", {8 * size / coded.raw_bytes:.4f} bits per byte of the input" if coded.raw_bytes else ""
     click.echo(f"{output}: {size:,} bytes with header and {coded.extra_bytes:,} bytes of side information{ratio}")
+    if coded.extra_bytes:
+        click.echo(f"--normalised would leave out the {coded.extra_bytes:,} bytes, and restore the normalised text")
+    if size > coded.raw_bytes:
+        click.echo(
+            f"{output} is {size - coded.raw_bytes:,} bytes larger than {text}: its header and checksum alone take "
+            f"{size - bits.words_bits // 8 - coded.extra_bytes:,}, and longer texts gain more"
+        )

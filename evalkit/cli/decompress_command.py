@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Restore the text that compress wrote to FILE; its options are in the file."""
     from evalkit.codec import decompress_text, read_header
-    from evalkit.verbs.coding import open_for_coding, restored_options
+    from evalkit.verbs.coding import announce_rate, open_for_coding, restored_options
 
     artifact, file = artifact_and(artifact, file, module, "FILE")
     check_writable(output)
@@ -35,7 +35,9 @@ def command(
     if not path.is_file():
         raise InputError(f"compressed file {file} does not exist or is not a file")
     data = path.read_bytes()
-    session = open_for_coding(restored_options(read_header(data), artifact, tokenizer, module=module, weights=weights))
+    header = read_header(data)
+    session = open_for_coding(restored_options(header, artifact, tokenizer, module=module, weights=weights))
+    announce_rate(session, max(header.tokens - 1, 0))
     raw = decompress_text(
         session.make_forecaster,
         data,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from evalkit.plumbing.constants import DEMO_STEPS
+
 EXAMPLE = """Example:
 
   evalkit demo --out evalkit-demo
@@ -14,7 +16,7 @@ EXAMPLE = """Example:
 
 @click.command("demo", epilog=EXAMPLE)
 @click.option("--out", default="evalkit-demo", show_default=True, metavar="DIR", help="Folder for everything.")
-@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Training steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=DEMO_STEPS, show_default=True, help="Training steps.")
 def command(out: str, steps: int) -> None:
     """Train, export, score and check a tiny model on text that every machine has: two to three minutes, no download."""
     from evalkit.verbs.demo import run_demo

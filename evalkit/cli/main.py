@@ -36,6 +36,10 @@ COMMANDS = {
 """Commands and their one-line help; the module of a command is ``evalkit.cli.NAME_command``."""
 
 
+_GLOBS = ("--tokens", "--like")
+"""Options whose value is a pattern, which shells spread out where it is not quoted."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands' names and imports a command's module only to run it."""
 
@@ -92,13 +96,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run_command(arguments: list[str]) -> int:
     """Run the command line; return the exit code of the contract."""
+    _open_closed_streams()
     with speaking():
         return _run(arguments)
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams to the null device: the next file opened would take their number, and get texts."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _run(arguments: list[str]) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="evalkit", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is said here, or by nobody
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -108,6 +125,8 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = f" ({context.command_path} --help shows what there is)" if context else ""
+        if "unexpected extra argument" in error.message and any(a.startswith(_GLOBS) for a in arguments):
+            where = ": the shell has made several names of one pattern; quote it, as in --tokens 'data/val_*.bin'"
         print(f"evalkit: error: {error.format_message()}{where}", file=sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):

@@ -30,6 +30,14 @@ source_option = click.option(
 log_option = click.option(
     "--log", metavar="FILE", help="With --source: log of its run, or a page with its command line."
 )
+token_bytes_option = click.option(
+    "--token-bytes",
+    metavar="GLOB",
+    help="Shards that say how many bytes each token stands for; --text is then the original to compare with.",
+)
+code_option = click.option(
+    "--code", multiple=True, metavar="FILE", help="Code that ships with the model; its bytes count."
+)
 ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
 
 
@@ -49,11 +57,24 @@ def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _apply(command, decorators)
 
 
+def _none_one_or_several(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> str | tuple[str, ...] | None:
+    return values[0] if len(values) == 1 else values or None
+
+
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--tokens`` and ``--text``."""
+    """Add ``--tokens``, ``--text`` and ``--token-bytes``."""
     decorators = [
-        click.option("--tokens", metavar="GLOB", help="Token shards to score (quote the glob)."),
+        click.option(
+            "--tokens",
+            metavar="GLOB",
+            multiple=True,
+            callback=_none_one_or_several,
+            help="Token shards to score (quote the glob); may be given several times.",
+        ),
         click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
+        token_bytes_option,
         limit_tokens_option,
     ]
     return _apply(command, decorators)
@@ -94,7 +115,8 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             type=click.Choice(CONTEXTS),
             default="sliding",
             show_default=True,
-            help="sliding windows; or streaming: keys and values are kept, another number, many times faster.",
+            help="What a token may depend on: sliding windows of the stream; documents: of its own document alone; "
+            "streaming: keys and values are kept, many times faster. Each is another number.",
         ),
         click.option(
             "--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one."
@@ -112,12 +134,17 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
     return lambda command: _apply(command, decorators)
 
 
-def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def training_options(
+    *, tokenizer_required: bool, recipe_required: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options that say what to train, on what and for how long."""
     use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
     decorators = [
         click.option(
-            "--recipe", required=True, metavar="NAME", help="What to train, or a recipe.toml of an earlier run."
+            "--recipe",
+            required=recipe_required,
+            metavar="NAME",
+            help="What to train, or an earlier run's recipe.toml.",
         ),
         click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards."),
         click.option("--tokenizer", required=tokenizer_required, metavar="MODEL", help=use),

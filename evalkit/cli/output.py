@@ -11,13 +11,15 @@ import inspect
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
 
+from evalkit.cli.paths import checked_paths
 from evalkit.plumbing.log import LOG
 
 QUIET, NORMAL, VERBOSE, TRACEBACKS = logging.WARNING, logging.INFO, logging.DEBUG, 1
@@ -34,15 +36,31 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def speaking() -> Iterator[None]:
-    """Have the logger write to stderr, at first at the normal level; afterwards everything is as before."""
-    handler, level = _Stderr(), LOG.level
+    """Have the logger write to stderr, at first at the normal level; afterwards everything is as before.
+
+    Warnings of libraries speak to programmers: they are shown with ``--verbose`` alone.
+    """
+    handler, level, show = _Stderr(), LOG.level, warnings.showwarning
     LOG.addHandler(handler)
     LOG.setLevel(NORMAL)
+    warnings.showwarning = _tell_warning
     try:
         yield
     finally:
+        warnings.showwarning = show
         LOG.removeHandler(handler)
         LOG.setLevel(level)
+
+
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    LOG.debug("warning of a library: %s: %s (%s, line %d)", category.__name__, message, filename, lineno)
 
 
 def shows_tracebacks() -> bool:
@@ -104,7 +122,7 @@ def _long_name(option: click.Option) -> str:
 
 
 def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell where the values of options came from, and in the end how long the command took."""
+    """Look at the paths first; tell where the values of options came from, and in the end how long it took."""
 
     @functools.wraps(callback)
     def telling(*arguments: Any, **values: Any) -> Any:
@@ -119,7 +137,7 @@ def _telling(callback: Callable[..., Any]) -> Callable[..., Any]:
                 LOG.debug("%s %s (%s)", name, _shown(context.params.get(parameter.name or "")), where)
         began = time.monotonic()
         try:
-            return callback(*arguments, **values)
+            return callback(*arguments, **checked_paths(context, values))
         finally:
             LOG.debug("%s took %.2f s", context.command_path, time.monotonic() - began)
 

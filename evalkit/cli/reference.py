@@ -76,7 +76,7 @@ def _argument(parameter: click.Argument) -> str:
 
 
 def _row(option: click.Option) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in sorted(option.opts, key=len, reverse=True))
+    names = ", ".join(f"`{name}`" for name in [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts])
     if not option.is_flag:
         names += f" {_value(option)}"
     help_text = (option.help or "") + (" Repeatable." if option.multiple else "")

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from evalkit.cli.options import limit_tokens_option, stride_option, training_options, ttt_option
-from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.settings import split_settings
+from evalkit.cli.options import (
+    code_option,
+    limit_tokens_option,
+    module_options,
+    stride_option,
+    token_bytes_option,
+    training_options,
+    ttt_option,
+)
+from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import by_section, split_settings
 
-EXAMPLE = """Example:
+FOR_TRAINING = ("recipe", "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "fit")
+"""Options that say what to train and export."""
+
+FOR_MODULE = ("weights", "text", "token_bytes", "code", "seq_len", "device", "dtype")
+"""Options that say how a module is scored."""
+
+EXAMPLE = """Examples:
 
   evalkit run --recipe tiny --data data/sp1024 --tokenizer fineweb_1024_bpe.model --out runs/tiny --max-seconds 120
+
+  evalkit run --module model.py:make --weights model.pt --text novel.txt --tokenizer bytes --out runs/mine --mixer hedge
 """
 
 
 @click.command("run", epilog=EXAMPLE)
-@training_options(tokenizer_required=True)
+@training_options(tokenizer_required=True, recipe_required=False)
+@module_options
 @click.option("--tokens", metavar="GLOB", help="What to score (default: the validation shards in --data).")
+@click.option("--text", metavar="FILE", help="With --module: the text to score, in place of shards.")
+@token_bytes_option
 @click.option(
     "--container",
     type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
@@ -31,6 +53,7 @@ EXAMPLE = """Example:
     "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
 )
 @limit_tokens_option
+@click.option("--seq-len", type=int, help="With --module: window in tokens (default: the module's).")
 @stride_option
 @click.option(
     "--mixer",
@@ -40,11 +63,21 @@ EXAMPLE = """Example:
     help="Score a second time, with online experts mixed in.",
 )
 @ttt_option
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds for each legality check; 0: none.")
+@click.option(
+    "--budget", type=float, default=BUDGET_SECONDS, show_default=True, help="Most seconds of a check; 0: none."
+)
 @click.option("--decode", type=int, default=0, metavar="N", help="Compress and decompress N tokens in each check.")
-@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
+@click.option("--device", default="cpu", show_default=True, help="With --module: cpu or cuda.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="With --module: of its weights.",
+)
+@code_option
+@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if what ships is over {SIZE_CAP:,} bytes.")
 def command(
-    recipe: str,
+    recipe: str | None,
     data: str,
     tokenizer: str,
     out: str,
@@ -64,40 +97,73 @@ def command(
     budget: float,
     decode: int,
     enforce_cap: bool,
+    **of_module: Any,
 ) -> int:
-    """Train, export, score and check in one go: one command, one report (OUT/report.json)."""
-    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_pipeline
+    """Train, export, score and check in one go: one command, one report (OUT/report.json).
 
+    With --module your own model, which is there already, is scored and checked.
+    """
+    from evalkit.verbs.check import CheckOptions
+    from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
+    from evalkit.verbs.session import ScoreOptions
+
+    check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
+    module = of_module["module"]
+    if (module is None) == (recipe is None):
+        raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
+    _refuse_given(FOR_TRAINING if module is not None else FOR_MODULE, module)
     variants: list[tuple[str, bool]] = [("none", False)]
     if (mixer, ttt) != ("none", False):
         variants.append((mixer, ttt))
     try:
-        report = run_pipeline(
-            PipelineOptions(
-                recipe=recipe,
-                data=Path(data),
-                tokenizer=Path(tokenizer),
-                out=Path(out),
-                tokens=tokens,
-                settings=split_settings(settings),
-                scale=scale,
-                steps=steps,
-                max_seconds=max_seconds,
-                resume=resume,
-                container=container,
-                target_bytes=target_bytes,
-                fit=fit,
-                limit_tokens=limit_tokens,
-                variants=tuple(variants),
-                check_seconds=budget,
-                decode_tokens=decode,
+        if module is not None:
+            shards = tokens or (None if of_module["text"] else validation_shards(Path(data)))
+            options = ScoreOptions(
+                tokenizer=tokenizer,
+                tokens=shards,
+                settings=by_section(split_settings(settings), ("mixer", "ttt")),
                 stride=stride,
-            ),
-        )
+                limit_tokens=limit_tokens,
+                mixer=mixer,
+                ttt=ttt,
+                **of_module,
+            )
+            report = run_module(options, Path(out), check)
+        else:
+            assert recipe is not None
+            report = run_pipeline(
+                PipelineOptions(
+                    recipe=recipe,
+                    data=Path(data),
+                    tokenizer=Path(tokenizer),
+                    out=Path(out),
+                    tokens=tokens,
+                    settings=split_settings(settings),
+                    scale=scale,
+                    steps=steps,
+                    max_seconds=max_seconds,
+                    resume=resume,
+                    container=container,
+                    target_bytes=target_bytes,
+                    fit=fit,
+                    limit_tokens=limit_tokens,
+                    variants=tuple(variants),
+                    check=check,
+                    stride=stride,
+                ),
+            )
     except Interrupted as error:
         click.echo(f"evalkit: {error}", err=True)
         return 130
     click.echo(describe(report.stages))
-    illegal = any(stage.verdict == "illegal" for stage in report.stages.values())
-    over = enforce_cap and report.artifact["bytes"] > SIZE_CAP
-    return 3 if illegal or over else 0
+    return 3 if report.is_illegal or (enforce_cap and report.is_over_cap) else 0
+
+
+def _refuse_given(names: tuple[str, ...], module: str | None) -> None:
+    """Refuse options that would change nothing."""
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        why = "a module is not trained" if module is not None else "for --module"
+        raise InputError(f"{options}: {why}; leave it out")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.cli.options import model_options, require_one, score_options, text_options
+from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
 from evalkit.cli.output import QUIET
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
@@ -41,8 +41,9 @@ EXAMPLE = """Example:
     metavar="N",
     help="Sample whole distributions at about N positions, for the reliability curve of evalkit report.",
 )
+@code_option
 @click.option("--resume", is_flag=True, help="Continue this very run where it was interrupted.")
-@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if the artifact is over {SIZE_CAP:,} bytes.")
+@click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if what ships is over {SIZE_CAP:,} bytes.")
 @click.option("--profile", "profiled", is_flag=True, help="Show where the time went.")
 def command(
     artifact: str | None,
@@ -79,7 +80,13 @@ def command(
             require_one(artifact, options["module"], no_model=no_model)
             session = open_session(score_options(artifact, options)).shared_among(ranks)
             stack.enter_context(ranks.joined(session.options.device))
-        report = score_session(session, resume=resume if resume or ranks.count == 1 else None, profile=profile)
+        outputs = {"--json": json_path, "--dump-nll": nll_path, "--enforce-cap": enforce_cap, "--profile": profiled}
+        report = score_session(
+            session,
+            resume=resume if resume or ranks.count == 1 else None,
+            profile=profile,
+            outputs=[word for name, given in outputs.items() if given for word in (name, given) if word is not True],
+        )
     if ranks.rank > 0:
         return 0  # rank 0 reports
     if json_path:
@@ -89,28 +96,24 @@ def command(
     click.echo(describe(report))
     if report.profile is not None:
         click.echo("\n" + describe_profile(report.profile))
-    if enforce_cap and session.artifact is not None and session.artifact.size > SIZE_CAP:
-        click.echo(f"evalkit: the artifact is {session.artifact.size - SIZE_CAP:,} bytes over the cap", err=True)
+    if enforce_cap and report.artifact is not None and report.artifact.cap_headroom_bytes < 0:
+        over = -report.artifact.cap_headroom_bytes
+        click.echo(f"evalkit: what ships is {over:,} bytes over the cap of {SIZE_CAP:,}", err=True)
         return 3
     return 0
 
 
 def describe(report: ScoreReport) -> str:
-    """Return the report as two columns for a terminal."""
-    rows = []
-    if report.artifact and report.config and report.config_origins:
-        a = report.artifact
-        rows += [
-            ("artifact", f"{a.path} ({a.bytes:,} bytes, {a.cap_headroom_bytes:,} under the cap)"),
-            ("format", f"{a.format}, {a.compression}, {a.parameters:,} parameters"),
-            ("config", describe_config(report.config, report.config_origins)),
-            ("window", _describe_window(report)),
-        ]
-    rows += [
-        ("mixer, ttt", f"{report.mixer}, {'on' if report.ttt else 'off'}"),
-        ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes"),
+    """Return the report as two columns for a terminal, the number first."""
+    legal = f"no: {report.illegal_because}" if report.legal is False else "not checked (evalkit check)"
+    rows = [
+        ("bpb", f"{report.bpb:.6f} bits per byte"),
         ("val_loss", f"{report.val_loss:.6f} nats per token"),
+        ("legal", legal),
+        ("scored", f"{report.tokens_scored:,} tokens, {report.bytes_scored:,} bytes{_describe_bytes(report)}"),
     ]
+    if report.unknown_tokens:
+        rows.append(("unknown", f"{report.unknown_tokens:,} tokens of text that is lost, which count no bytes"))
     if report.bpb_raw is not None:
         raw = f"{report.bytes_raw:,} bytes before normalisation: {report.bpb_raw:.6f} bits per raw byte"
         rows.append(("raw text", raw))
@@ -120,18 +123,34 @@ def describe(report: ScoreReport) -> str:
     if gain and gain["bpb"] is not None:
         between = ", 95% {:.5f} to {:.5f}".format(*gain["interval_95"]) if gain["interval_95"] else ""
         rows.append(("ttt gain", f"{gain['bpb']:.5f} bits per byte{between}, {gain['documents']:,} documents"))
-    legal = f"no: {report.illegal_because}" if report.legal is False else "not checked (evalkit check)"
+    if report.artifact is not None:
+        a = report.artifact
+        code = f" with {a.shipped_bytes - a.bytes:,} of code" if a.code else ""
+        cap = f"{abs(a.cap_headroom_bytes):,} {'under' if a.cap_headroom_bytes >= 0 else 'over'} the cap"
+        rows += [
+            ("artifact", f"{a.path} ({a.shipped_bytes:,} bytes{code}, {cap})"),
+            ("window", _describe_window(report)),
+        ]
     rows += [
-        ("bpb", f"{report.bpb:.6f} bits per byte"),
-        ("legal", legal),
+        ("mixer, ttt", f"{report.mixer}, {'on' if report.ttt else 'off'}"),
         ("time", f"{format_seconds(report.seconds)}, {report.tokens_per_second or 0:,.0f} tokens/s"),
     ]
     return format_pairs(rows)
 
 
+def _describe_bytes(report: ScoreReport) -> str:
+    if report.token_bytes is None:
+        return ""
+    documents = report.token_bytes.documents
+    compared = "compared with nothing" if documents is None else f"equal to those of {documents:,} documents"
+    return f" (as --token-bytes says; {compared})"
+
+
 def _describe_window(report: ScoreReport) -> str:
-    sliding = report.context == "sliding"
-    how = f"stride {report.stride}" if sliding else "streaming: keys and values are kept"
+    if report.context == "streaming":
+        how = "streaming: keys and values are kept"
+    else:
+        how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
     because = [reason for reason in (report.dtype_because, report.attention) if reason and reason != "--dtype"]
     why = f" ({'; '.join(because)})" if because else ""
     return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}{why}"

@@ -1,8 +1,9 @@
-"""Texts: tokens for what the tokenizer keeps, and with ``exact`` side information for what it loses.
+"""Files: tokens for what the tokenizer keeps of a text, and side information for what it loses.
 
 A tokenizer normalises: newlines become spaces, runs of blanks shrink. The original is restored from the decoded
 text and a zstd frame that has the decoded text as its dictionary, so that only the differences cost bytes
-(the method of ``zstd --patch-from``). What is not text at all is stored as one plain zstd frame.
+(the method of ``zstd --patch-from``). What is not text at all is stored as one plain zstd frame. With ``exact`` off
+there is no side information, and the text comes back as the tokenizer normalises it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class TextCoded:
 
     Attributes:
         coded: The file and the cost of its tokens.
-        extra_bytes: Bytes of side information; 0 where the text came back by itself or ``exact`` was off.
+        extra_bytes: Bytes of side information; 0 where the text comes back by itself or ``exact`` was off.
         raw_bytes: Bytes of the input.
         normalised_bytes: Bytes of the text that the tokens decode to.
     """
@@ -85,7 +86,7 @@ def split(raw: bytes, encode: Encode, decode: Decode, *, exact: bool) -> tuple[l
     except UnicodeDecodeError as error:
         if not exact:
             raise InputError(
-                f"the text is not UTF-8 (byte {error.start}); use --exact to keep its bytes as they are"
+                f"the text is not UTF-8 (byte {error.start}); leave out --normalised to keep its bytes as they are"
             ) from None
         text = raw.decode("utf-8", "replace")
         if text.count("�") > SCRAP * len(text):
@@ -107,16 +108,16 @@ def compress_text(
     decode: Decode,
     *,
     bos: int = 1,
-    exact: bool = False,
+    exact: bool = True,
     artifact_sha256: str = "",
     options: Mapping[str, Any] | None = None,
     span: int | None = None,
 ) -> TextCoded:
-    """Compress a text: BOS and its tokens through the coder, and with ``exact`` what the tokens do not say.
+    """Compress a text: BOS and its tokens through the coder, and unless ``exact`` is off what the tokens do not say.
 
     Args:
         make: Factory of the forecaster.
-        raw: The input, UTF-8 unless ``exact``.
+        raw: The input; any bytes, or UTF-8 where ``exact`` is off.
         encode: Text to token ids, without BOS.
         decode: Token ids to text.
         bos: Id that the stream begins with; it is given, not coded.
@@ -126,7 +127,7 @@ def compress_text(
         span: See there.
 
     Raises:
-        InputError: not UTF-8 without ``exact``, or tokens that cannot be coded.
+        InputError: not UTF-8 with ``exact`` off, or tokens that cannot be coded.
     """
     tokens, decoded, extra, how = split(raw, encode, decode, exact=exact)
     coded = compress(

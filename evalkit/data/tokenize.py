@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
-from evalkit.tokens.stream import read_documents
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _BATCH_CHARACTERS = 1_000_000
@@ -34,7 +35,7 @@ class TokenizeOptions:
     """What to tokenise.
 
     Attributes:
-        documents: ``.jsonl``, ``.jsonl.zst`` (``{"text": ...}`` a line) or text files (one document each), in order.
+        documents: what :func:`evalkit.tokens.texts.read_documents` reads, in order.
         tokenizer: SentencePiece model.
         out: folder to make; it must not exist, or be empty.
         val_documents: the first so many documents are the validation split; the rest is training.
@@ -53,15 +54,17 @@ class TokenizeOptions:
 
     def __post_init__(self) -> None:
         if not self.documents:
-            raise InputError("name the documents to tokenise: .jsonl, .jsonl.zst or .txt files")
+            raise InputError("name the documents to tokenise: .jsonl, .json or .txt files")
         if self.val_documents < 0:
             raise InputError(f"--val-documents is {self.val_documents}; expected 0 or more")
         if not 2 <= self.shard_tokens < 2**31:
             raise InputError(f"--shard-tokens is {self.shard_tokens}; expected 2 to 2,147,483,647")
         if self.workers < 1:
             raise InputError(f"--workers is {self.workers}; expected 1 or more")
-        if not self.prefix or "/" in self.prefix:
-            raise InputError(f"--prefix is {self.prefix!r}; expected the first part of a file name")
+        if not re.fullmatch(r"[\w.-]+", self.prefix):
+            raise InputError(
+                f"--prefix is {self.prefix!r}; expected the first part of a file name: letters, digits, '_', '-', '.'"
+            )
 
 
 def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name another with --out")
     for path in options.documents:
-        if not path.is_file():
+        if str(path) != "-" and (not path.exists() or path.is_dir()):
             raise TokenError(f"text {path} does not exist or is not a file")
     tokenizer = open_tokenizer(options.tokenizer)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -98,7 +101,7 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
         for split in ("val", "train")
     }
     counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
-    total = sum(path.stat().st_size for path in options.documents)
+    total = sum(path.stat().st_size for path in options.documents if str(path) != "-")
     LOG.debug("%d processes, %s bytes of input", options.workers, f"{total:,}")
     progress = Progress("tokenise", total, unit="bytes of input")
     read = 0

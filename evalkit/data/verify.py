@@ -19,8 +19,9 @@ from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, itera
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import timed
 from evalkit.plumbing.progress import Progress
-from evalkit.tokens.shards import find_shards, open_shard
-from evalkit.tokens.stream import TokenStream, read_documents
+from evalkit.tokens.shards import find_shards, open_shard, split_of
+from evalkit.tokens.stream import TokenStream
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
 
 _BLOCK = 2**20
@@ -99,10 +100,10 @@ def verify(options: VerifyOptions) -> Verification:
         InputError: nothing matches, or the tokenizer or the documents cannot be read.
     """
     result = Verification()
-    paths = sorted(set(itertools.chain.from_iterable(find_shards(pattern) for pattern in options.shards)))
+    paths = list(dict.fromkeys(itertools.chain.from_iterable(find_shards(pattern) for pattern in options.shards)))
     tokenizer = open_tokenizer(options.tokenizer) if options.tokenizer else None
-    splits = {"val": _open(result, [p for p in paths if "val" in p.name])}
-    splits["train"] = _open(result, [p for p in paths if "val" not in p.name])
+    splits = {"val": _open(result, [p for p in paths if split_of(p) == "val"])}
+    splits["train"] = _open(result, [p for p in paths if split_of(p) != "val"])
     result.counts["shards"] = {split: len(stream.parts) for split, stream in splits.items()}
     result.counts["tokens"] = {split: len(stream) for split, stream in splits.items()}
     if tokenizer is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
 from evalkit.legality.childhost import ChildFactory, ChildHost
-from evalkit.legality.hosts import Host, Ids, LocalHost
+from evalkit.legality.hosts import Fault, Host, Ids, LocalHost, out_of_time
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.outcome import LISTED, Outcome
 from evalkit.legality.report import AXIOMS, Finding, LegalityReport
@@ -46,8 +46,8 @@ def audit(make: Make, tokens: np.ndarray[Any, Any], options: AuditOptions | None
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
-    with _hosts(make, options) as hosts:
-        audits = _Audits(hosts, stream.astype(np.int64), options, began + options.budget_seconds)
+    with _hosts(make, options, began + options.budget_seconds) as hosts:
+        audits = _Audits(hosts, stream.astype(np.int64), options)
         outcomes, gaps = list(audits.run()), audits.gaps
     return _report(make, options, len(stream), outcomes, gaps, time.monotonic() - began)
 
@@ -58,6 +58,7 @@ def _report(
     """Put together what the audits say."""
     command = f"evalkit check --forecaster {make} --" if isinstance(make, str) else "the same command with "
     findings: list[Finding] = []
+    cuts: list[str] = []
     listed: Counter[tuple[str, str]] = Counter()
     counts: Counter[str] = Counter()
     covered: dict[str, dict[str, Any]] = {}
@@ -69,6 +70,7 @@ def _report(
             if listed[audit, finding.axiom] <= LISTED:
                 findings.append(replace(finding, message=f"{finding.message} {how}"))
         counts.update({f"{audit}/{axiom}": count for axiom, count in outcome.counts.items()})
+        cuts.extend(outcome.cuts)
         if outcome.covered:
             covered.setdefault(audit, {}).update(outcome.covered)
     uncovered = dict.fromkeys([sentence for outcome in outcomes for sentence in outcome.uncovered] + gaps)
@@ -80,6 +82,7 @@ def _report(
         "false_alarm_probability": FALSE_ALARM,
         "in_child_process": isinstance(make, str | ChildFactory),
         "findings": dict(sorted(counts.items())),
+        "cut_short": cuts,
         "seed": options.seed,
     }
     rank = {axiom: place for place, axiom in enumerate(AXIOMS)}
@@ -94,8 +97,8 @@ class _Hosts:
     every fresh forecaster is a copy of what was imported, whatever earlier ones did.
     """
 
-    def __init__(self, make: Make, options: AuditOptions) -> None:
-        self.make, self.options = make, options
+    def __init__(self, make: Make, options: AuditOptions, deadline: float) -> None:
+        self.make, self.options, self.deadline = make, options, deadline
         self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
         self.started: list[Host] = []
         self._idle: list[Host] = []
@@ -116,18 +119,24 @@ class _Hosts:
         options = self.options
         host: Host
         if isinstance(self.make, str | ChildFactory):
-            patience = min(options.call_seconds, options.budget_seconds)
-            host = ChildHost(self.make, call_seconds=patience, stream_files=options.stream_files)
+            if time.monotonic() > self.deadline:
+                raise out_of_time()
+            host = ChildHost(
+                self.make,
+                call_seconds=min(options.call_seconds, options.budget_seconds),
+                deadline=self.deadline,
+                stream_files=options.stream_files,
+            )
         else:
-            host = LocalHost(self.make)
+            host = LocalHost(self.make, deadline=self.deadline)
         self.started.append(host)
         return host
 
 
 @contextmanager
-def _hosts(make: Make, options: AuditOptions) -> Iterator[_Hosts]:
+def _hosts(make: Make, options: AuditOptions, deadline: float) -> Iterator[_Hosts]:
     """Provide hosts, and end every process of theirs."""
-    hosts = _Hosts(make, options)
+    hosts = _Hosts(make, options, deadline)
     try:
         yield hosts
     finally:
@@ -142,14 +151,24 @@ class _Audits:
         gaps: What no single audit can say was not covered.
     """
 
-    def __init__(self, hosts: _Hosts, stream: Ids, options: AuditOptions, deadline: float) -> None:
-        self.hosts, self.stream, self.options, self.deadline = hosts, stream, options, deadline
+    def __init__(self, hosts: _Hosts, stream: Ids, options: AuditOptions) -> None:
+        self.hosts, self.stream, self.options = hosts, stream, options
         self.gaps: list[str] = []
 
     def run(self) -> Iterator[Outcome]:
+        """Yield what each audit says, as far as the budget reaches."""
+        try:
+            yield from self._in_turn()
+        except Fault as fault:
+            if fault.kind != "budget":
+                raise
+            self.gaps.append(f"the budget of {self.options.budget_seconds:g} s ended before all audits had begun")
+
+    def _in_turn(self) -> Iterator[Outcome]:
         """Yield what each audit says; where the first pass fails, no other makes sense."""
         if not isinstance(self.hosts.make, str | ChildFactory):
-            late = known.after_warm_up(LocalHost(self.hosts.make), self.stream, self.options)
+            host = LocalHost(self.hosts.make, deadline=self.hosts.deadline)
+            late = known.after_warm_up(host, self.stream, self.options)
             if late is not None:
                 yield late
                 if late.findings:
@@ -181,19 +200,22 @@ class _Audits:
         yield from self._sums(subject, repetition, suffixes, outcomes)
 
     def _first_pass(self, host: Host) -> tuple[ledger.FirstPass, replay.LaterForecasters]:
-        first = ledger.first_pass(host, self.stream, self.options, self.deadline)
+        first = ledger.first_pass(host, self.stream, self.options, self.hosts.deadline)
         if first.subject is None or not host.remote:
             return first, replay.LaterForecasters(outcome=Outcome(audit=replay.SAME_PROCESS))
         return first, replay.later_forecasters(first.subject, host)
 
     def _passes(self, subject: Subject, later: replay.LaterForecasters) -> tuple[Repeatability, list[Outcome]]:
         """Make further passes over the stream, and over streams from known sources."""
-        # where passes are costly and whole rows are stated, the rows say more than two further passes would
+        # where the budget is short and whole rows are stated, the rows say more than two further passes would
         few = subject.states_rows and subject.base.seconds > 0.02 * self.options.budget_seconds
 
         def sources(host: Host) -> tuple[Repeatability, list[Outcome]]:
             outcomes = [known.whole_stream(subject, host, "uniform", self._rng(1))]
-            if not few:
+            if few:
+                cuts = (f"{known.SOURCE} (ngram), left out", f"{known.SALTING}, left out")
+                outcomes.append(Outcome(audit=known.SALTING, cuts=cuts))
+            else:
                 outcomes.append(known.whole_stream(subject, host, "ngram", self._rng(2)))
                 outcomes.append(known.salted_stream(subject, host, self._rng(3)))
             return Repeatability(), outcomes
@@ -210,7 +232,7 @@ class _Audits:
         (_, outcomes), (repetition, repeated) = self.hosts.together(sources, repetitions)
         outcomes.extend(repeated)
         if len(subject.tokens) < len(subject.stream):
-            # a forecaster so slow that the first pass broke off shows elsewhere even less
+            # where the budget broke off the first pass, the others show even less
             cut = len(subject.tokens) < min(self.options.max_tokens, len(subject.stream))
             seconds = (0.5 if cut and not subject.states_rows else 0.2) * _left(subject)
             deep = self.hosts.alone(lambda host: known.salted_stream(subject, host, self._rng(9), deep_seconds=seconds))
@@ -284,5 +306,5 @@ def _left(subject: Subject) -> float:
 
 
 def _settled(subject: Subject, repetition: Repeatability, outcomes: Iterable[Outcome]) -> bool:
-    """Return whether an audit has convicted already, and what further ones could add takes long."""
-    return (subject.slow or not repetition.in_place) and any(outcome.findings for outcome in outcomes)
+    """Return whether an audit has convicted already, and what further ones could add takes many calls."""
+    return (subject.costly or not repetition.in_place) and any(outcome.findings for outcome in outcomes)

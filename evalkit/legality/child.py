@@ -17,6 +17,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import socket
 import struct
 import sys
@@ -81,6 +82,18 @@ def send(link: socket.socket, header: dict[str, Any], array: np.ndarray | None =
         payload = array.tobytes()
     head = json.dumps(header).encode()
     link.sendall(struct.pack("<II", len(head), len(payload)) + head + payload)
+
+
+def ending(status: int | None) -> str:
+    """Return how a process with this exit status ended; a negative one is the signal that killed it."""
+    if status is None:
+        return "broke off"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
 
 
 def load_factory(spec: str) -> Any:
@@ -171,6 +184,8 @@ class Stranger:
         self.instance = self.factory(**self.arguments)
         del stream
         self.check_files()
+        if self.instance is None:
+            raise StrangerFault("import", "the factory returned None; it must return a forecaster")
         size = getattr(self.instance, "vocab_size", None)
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or int(size) < 1:
             raise StrangerFault("import", f"vocab_size is {size!r}; a positive integer is needed")
@@ -215,13 +230,19 @@ class Stranger:
         """Return the float64 values of one call."""
         return checked(self.call(method, row), method, shape)
 
-    def rows(self, method: str, rows: np.ndarray, isolated: bool) -> np.ndarray:
-        """Call ``method`` on every row; ``isolated`` runs each in a forked copy, as if no other had been."""
+    def rows(self, method: str, rows: np.ndarray, isolated: bool, seconds: float) -> np.ndarray:
+        """Call ``method`` on every row; ``isolated`` runs each in a forked copy, as if no other had been.
+
+        No call begins when the seconds are over.
+        """
+        deadline = time.monotonic() + seconds
         width = rows.shape[1]
         shape = (width,) if method == "score" else (width, self.vocab_size)
         values = np.empty((len(rows), *shape), np.float64)
         one = self.forked if isolated else self.numbers
         for index, row in enumerate(rows):
+            if time.monotonic() > deadline:
+                raise StrangerFault("budget", "no time was left", index)
             try:
                 values[index] = one(method, row, shape)
             except StrangerFault as fault:
@@ -243,13 +264,17 @@ class Stranger:
                 send(theirs, {"fault": "crash", "message": describe(error)})
             os._exit(0)
         theirs.close()
+        header: dict[str, Any] | None = None
+        array = None
         try:
             header, array = receive(mine)
         except EOFError:
-            header, array = {"fault": "crash", "message": f"the process died in {method}"}, None
+            pass
         finally:
             mine.close()
-            os.waitpid(child, 0)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if header is None:
+            raise StrangerFault("killed" if status < 0 else "crash", f"its process {ending(status)} in {method}")
         if array is None:
             raise StrangerFault(header["fault"], header["message"])
         return array
@@ -273,7 +298,8 @@ class Stranger:
             self.prefix = np.concatenate([self.prefix, array.astype(np.int64)])
             return {}, None
         if operation in ("score", "distribution") and array is not None:
-            return {}, self.rows(operation, array, bool(header.get("isolated")))
+            seconds = float(header.get("seconds", math.inf))
+            return {}, self.rows(operation, array, bool(header.get("isolated")), seconds)
         raise StrangerFault("protocol", f"unknown request {operation!r}")
 
 
@@ -302,12 +328,11 @@ def serve(link: socket.socket, spec: str) -> None:
             elif header["do"] == "push":
                 child = os.fork()
                 if child:
-                    _, status = os.waitpid(child, 0)
-                    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == POPPED:
-                        reply, values = {}, None
-                    else:
-                        reply = {"fault": "died", "message": "the process of the forecaster died", "row": 0}
-                        values = None
+                    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                    reply, values = {}, None
+                    if status != POPPED:
+                        kind = "died" if status >= 0 else "killed in a copy"
+                        reply = {"fault": kind, "message": f"the process of the forecaster {ending(status)}", "row": 0}
                 else:
                     reply, values = {}, None
             elif header["do"] == "pop":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from evalkit.legality import child
-from evalkit.legality.hosts import Fault, Floats, Ids
+from evalkit.legality.hosts import Fault, Floats, Ids, out_of_time
 from evalkit.plumbing.errors import InputError
 
 BATCH_SECONDS = 0.1
@@ -45,6 +46,7 @@ class ChildHost:
     Args:
         factory: ``FILE.py:FACTORY`` or ``package.module:FACTORY``, with arguments where it takes some.
         call_seconds: How long one call of the forecaster may take.
+        deadline: On the monotonic clock; no call begins later.
         stream_files: Files that it must not open.
 
     Raises:
@@ -54,12 +56,18 @@ class ChildHost:
     remote = True
 
     def __init__(
-        self, factory: str | ChildFactory, *, call_seconds: float = 30.0, stream_files: Sequence[str] = ()
+        self,
+        factory: str | ChildFactory,
+        *,
+        call_seconds: float = 30.0,
+        deadline: float = math.inf,
+        stream_files: Sequence[str] = (),
     ) -> None:
         if isinstance(factory, str):
             factory = ChildFactory(factory)
         spec = self.spec = factory.spec
         self.call_seconds = call_seconds
+        self.deadline = deadline
         self.vocab_size = 0
         self.offers: frozenset[str] = frozenset()
         self.length = 0
@@ -88,6 +96,8 @@ class ChildHost:
             )
         except Fault as fault:
             self.close()
+            if fault.kind == "budget":
+                raise
             raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None
 
     @property
@@ -106,7 +116,12 @@ class ChildHost:
         if self._end is not None:
             raise self._end
         patience = patience or self.call_seconds
-        deadline = time.monotonic() + patience
+        now = time.monotonic()
+        if now > self.deadline:
+            raise out_of_time(self.length)
+        if self.deadline < math.inf:
+            header = {**header, "seconds": self.deadline - now}
+        deadline = now + patience
         try:
             self._link.settimeout(patience)
             child.send(self._link, header, array)
@@ -114,17 +129,24 @@ class ChildHost:
         except TimeoutError:
             self._end = Fault("hang", f"no answer to {header['do']} within {patience:.0f} s", start=self.length)
         except (EOFError, OSError, ValueError, KeyError):
-            message = f"the process of the forecaster died during {header['do']}{self._last_words()}"
-            self._end = Fault("crash", message, start=self.length)
+            how = child.ending(self._exit_status())
+            message = f"the process of the forecaster {how} during {header['do']}{self._last_words()}"
+            self._end = Fault("killed" if how.startswith("was killed") else "crash", message, start=self.length)
         if self._end is not None:
             self.close()
             raise self._end
         if "fault" in reply:
             kind = str(reply["fault"])
-            if kind == "died":
-                kind, self._depth = "crash", self._depth - 1
+            if kind in ("died", "killed in a copy"):
+                kind, self._depth = ("crash" if kind == "died" else "killed"), self._depth - 1
             raise Fault(kind, str(reply["message"]), row=int(reply.get("row", 0)), start=self.length)
         return reply, values
+
+    def _exit_status(self) -> int | None:
+        """Return the exit status of the process, where it ends by itself within a second."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=1)
+        return None
 
     def _last_words(self) -> str:
         """Return the end of what the process printed, for messages."""

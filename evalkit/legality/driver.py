@@ -92,7 +92,7 @@ def run_stream(
 ) -> Run:
     """Score ``tokens`` from position 1 with the forecaster that ``host`` has just started.
 
-    At the deadline it stops behind the span at hand.
+    At the deadline, its own or that of the host, it stops behind the last span that was scored.
 
     Args:
         host: Has just started a forecaster.
@@ -110,19 +110,24 @@ def run_stream(
     took: list[float] = []
     began = time.monotonic()
     second = math.inf  # when the first span, whose call may compile or load what the others use, was done
-    end = 1
-    for start, whole in spans(host, len(tokens), span):
-        end = whole
-        if allowance is not None:
-            left = allowance(whole) - max(time.monotonic() - second, 0.0)
-            end = start + affordable(host, tokens[start:whole], left)
-        clock = time.monotonic()
-        nats[start - 1 : end - 1] = host.score(tokens[None, start:end])[0]
-        took.append(time.monotonic() - clock)
-        done.append((start, end))
-        host.observe(tokens[start:end])
-        now = time.monotonic()
-        second = min(second, now)
-        if end < whole or now > deadline or (allowance is not None and now - second > allowance(end)):
-            break
-    return Run(nats=nats[: end - 1], spans=tuple(done), score_seconds=tuple(took), seconds=time.monotonic() - began)
+    scored = 1
+    try:
+        for start, whole in spans(host, len(tokens), span):
+            end = whole
+            if allowance is not None:
+                left = allowance(whole) - max(time.monotonic() - second, 0.0)
+                end = start + affordable(host, tokens[start:whole], left)
+            clock = time.monotonic()
+            nats[start - 1 : end - 1] = host.score(tokens[None, start:end])[0]
+            scored = end
+            took.append(time.monotonic() - clock)
+            done.append((start, end))
+            host.observe(tokens[start:end])
+            now = time.monotonic()
+            second = min(second, now)
+            if end < whole or now > deadline or (allowance is not None and now - second > allowance(end)):
+                break
+    except Fault as fault:
+        if fault.kind != "budget" or scored == 1:
+            raise
+    return Run(nats=nats[: scored - 1], spans=tuple(done), score_seconds=tuple(took), seconds=time.monotonic() - began)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,8 +22,8 @@ class Fault(EvalkitError):
     """A forecaster failed in a call: crashed, hung, or answered with something that is not a score.
 
     Attributes:
-        kind: "crash", "hang", "file" (it opened one that holds the stream), "shape", "dtype", "rewrite", "import" or
-            "protocol".
+        kind: "crash", "killed" (a signal ended its process), "hang", "budget" (no time was left for the call), "file"
+            (it opened one that holds the stream), "shape", "dtype", "rewrite", "import" or "protocol".
         row: Which row of the batch it happened in.
         start: First position of the span of the call.
     """
@@ -33,12 +35,17 @@ class Fault(EvalkitError):
         self.start = start
 
 
+def out_of_time(start: int = 0) -> Fault:
+    """Return the fault of a call that the budget left no time for."""
+    return Fault("budget", "no time was left", start=start)
+
+
 class Host(Protocol):
     """One forecaster at a time with a prefix that it has observed.
 
     ``score`` and ``distribution`` take rows of alternative continuations of the prefix, ``[rows, length]``, and
     call the forecaster once per row; ``isolated`` makes every row the first call that the forecaster gets after
-    the prefix.
+    the prefix. Once the deadline has passed no call is made any more: each raises a :class:`Fault`, "budget".
 
     Attributes:
         vocab_size: Of the forecaster that was started last.
@@ -96,8 +103,9 @@ class LocalHost:
     remote = False
     alive = True
 
-    def __init__(self, make: Callable[[], Forecaster]) -> None:
+    def __init__(self, make: Callable[[], Forecaster], *, deadline: float = math.inf) -> None:
         self.make = make
+        self.deadline = deadline
         self.instance: Forecaster | None = None
         self.vocab_size = 0
         self.offers: frozenset[str] = frozenset()
@@ -113,6 +121,8 @@ class LocalHost:
 
     def fresh(self, first: int, *, bait: Ids | None = None) -> None:
         """See :class:`Host`; there is no bait in a process that is trusted."""
+        if time.monotonic() > self.deadline:
+            raise out_of_time()
         self.instance = self.make()
         self.vocab_size = int(self.instance.vocab_size)
         self.offers = frozenset({"distribution"} if states_distribution(self.instance) else ())
@@ -129,6 +139,8 @@ class LocalHost:
         tokens = np.concatenate([prefix, span])
         sent = tokens.copy()
         start, stop = len(prefix), len(tokens)
+        if time.monotonic() > self.deadline:
+            raise out_of_time(start)
         try:
             result = getattr(instance, method)(tokens, start, stop)
         except EvalkitError:

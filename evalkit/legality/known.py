@@ -15,9 +15,12 @@ from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.outcome import Notes, Outcome
 from evalkit.legality.sources import BigramSource, Source, UniformSource
 from evalkit.legality.subject import Repeatability, Subject
+from evalkit.plumbing.constants import DEEP_TOKENS
 
 LEVEL = FALSE_ALARM / 7
 """Seven such tests run in one audit at most; together they stay below the stated probability of a false alarm."""
+
+SOURCE, SALTING = "known source", "salting"
 
 EVERY = 12
 """One token in so many is salted where the context of the others is to stay close to the real one."""
@@ -44,7 +47,7 @@ def report(notes: Notes, options: AuditOptions, evidence: Evidence, position: in
 
 def whole_stream(subject: Subject, host: Host, kind: str, rng: np.random.Generator) -> Outcome:
     """Score a stream drawn from a uniform or a text-like source with known log-probabilities."""
-    notes = Notes(f"known source ({kind})")
+    notes = Notes(f"{SOURCE} ({kind})")
     source: Source
     if kind == "uniform":
         source = UniformSource(subject.vocab_size)
@@ -56,8 +59,10 @@ def whole_stream(subject: Subject, host: Host, kind: str, rng: np.random.Generat
         nats = run_stream(host, tokens, subject.options.span, deadline=subject.deadline).nats
     except Fault as fault:
         notes.failed(fault, real=False)
+        notes.cut(0, len(tokens) - 1)
         return notes.outcome()
     count = len(nats)
+    notes.cut(count, len(tokens) - 1)
     if np.isnan(nats).any():
         where = int(np.flatnonzero(np.isnan(nats))[0]) + 1
         notes.find("ledger", where, {}, "The score of a valid token is not a number.")
@@ -121,15 +126,14 @@ def salted_stream(
 ) -> Outcome:
     """Replace one token in four of the audited text by draws from a known q, and score what results in one pass.
 
-    With ``deep_seconds`` the pass goes on through the whole stream for so long, and one token in twelve is replaced: a
-    mixer may turn to fiction only after thousands of tokens.
+    With ``deep_seconds`` the pass goes on through the stream beyond, for so long at most, and one token in twelve is
+    replaced: a mixer may turn to fiction only after thousands of tokens.
     """
-    notes = Notes("salting" if deep_seconds is None else "deep salting")
+    notes = Notes(SALTING if deep_seconds is None else "deep salting")
     tokens, every, deadline = subject.tokens.copy(), 4, subject.deadline
     if deep_seconds is not None:
-        per_second = len(subject.base.nats) / max(subject.base.seconds, 1e-6)
-        reach = min(len(tokens) + 2 * deep_seconds * per_second, len(subject.stream))
-        tokens, every, deadline = subject.stream[: int(reach)].copy(), EVERY, time.monotonic() + deep_seconds
+        tokens, every = subject.stream[:DEEP_TOKENS].copy(), EVERY
+        deadline = time.monotonic() + deep_seconds
     source = BigramSource.fitted(tokens, subject.vocab_size)
     places = np.arange(int(rng.integers(every)), len(tokens) - 1, every)
     q = salt(tokens[1:], int(tokens[0]), source, places, rng)
@@ -138,7 +142,9 @@ def salted_stream(
         nats = run_stream(host, tokens, subject.options.span, deadline=deadline).nats
     except Fault as fault:
         notes.failed(fault, real=False)
+        notes.cut(0, len(tokens) - 1)
         return notes.outcome()
+    notes.cut(len(nats), len(tokens) - 1)
     ratios, places = ratios_of(nats, places, q)
     weigh(notes, subject.options, ratios, places + 1)
     return notes.outcome()
@@ -171,6 +177,7 @@ def salted_rows(
     source = BigramSource.fitted(subject.tokens, subject.vocab_size)
     ratios: list[Floats] = []
     places: list[Ids] = []
+    done = 0  # rows times positions
     try:
         host.fresh(int(subject.tokens[0]))
         for start, stop in spans(host, len(subject.tokens), subject.options.span):
@@ -188,9 +195,11 @@ def salted_rows(
                 found, where = ratios_of(nats, own, own_q)
                 ratios.append(found)
                 places.append(start + where)
+            done += count * len(real)
             advance(host, real)
     except Fault as fault:
         notes.failed(fault, real=False)
+    notes.cut(done // most, len(subject.base.nats))
     if not ratios:
         return SaltedRows(outcome=notes.outcome())
     every_ratio, every_place = np.concatenate(ratios), np.concatenate(places)
@@ -222,6 +231,7 @@ def after_warm_up(host: LocalHost, stream: Ids, options: AuditOptions) -> Outcom
             host.observe(tokens[start:stop])
     except Fault as fault:
         notes.failed(fault, real=True)
+        notes.cut(0, len(places), needed=1)
         return notes.outcome()
     ratios = host.vocab_size * np.exp(-nats[places])
     evidence = bounded_bets(ratios)

@@ -35,10 +35,13 @@ def first_pass(host: Host, stream: Ids, options: AuditOptions, deadline: float) 
     finite, and no probability above 1.
     """
     notes = Notes(AUDIT)
+    planned = min(options.max_tokens, len(stream)) - 1
     run = _run(notes, host, stream, options)
     if run is None:
+        notes.cut(0, planned, needed=1)
         return FirstPass(outcome=notes.outcome())
     nats = run.nats
+    notes.cut(len(nats), planned)
     for index in np.flatnonzero(~np.isfinite(nats)):
         score = float(nats[index])
         notes.find("ledger", int(index) + 1, {"score": score}, f"The score is {score}: not a finite code length.")

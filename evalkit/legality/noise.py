@@ -40,6 +40,9 @@ P_SYSTEMATIC = 1e-9
 Z_SYSTEMATIC = 6.0
 """Deviations of a normal variable that are exceeded with probability P_SYSTEMATIC."""
 
+HALF: tuple[Grid, ...] = ("bfloat16", "float16", "bfloat16 probabilities", "float16 probabilities")
+"""The grids of half precision, in the order in which they are looked for."""
+
 _BITS: dict[str, int] = {"float64": 52, "float32": 23, "bfloat16": 7, "float16": 10}
 
 
@@ -48,18 +51,20 @@ def grid_of(nats: Floats) -> Grid:
     finite = nats[np.isfinite(nats)]
     if finite.size == 0:
         return "float64"
-    if _holds("bfloat16", finite):
-        return "bfloat16"
-    if _holds("float16", finite):
-        return "float16"
-    with np.errstate(over="ignore"):
-        p = np.exp(-finite)
-    # the logarithm was rounded to float32 at best: 1e-6 nats for scores below 16
-    if _holds("bfloat16", p, EXACT):
-        return "bfloat16 probabilities"
-    if _holds("float16", p, EXACT):
-        return "float16 probabilities"
+    for grid in HALF:
+        if lies_on(grid, finite):
+            return grid
     return "float32" if np.array_equal(finite.astype(np.float32), finite) else "float64"
+
+
+def lies_on(grid: Grid, nats: Floats) -> bool:
+    """Return whether every one of the finite ``nats``, or every probability ``exp(-nats)``, is a number of a grid."""
+    name, _, of_probabilities = grid.partition(" ")
+    if not of_probabilities:
+        return _holds(name, nats)
+    with np.errstate(over="ignore"):
+        # the logarithm was rounded to float32 at best: 1e-6 nats for scores below 16
+        return _holds(name, np.exp(-nats), EXACT)
 
 
 def _holds(grid: str, values: Floats, relative: float = 0.0) -> bool:

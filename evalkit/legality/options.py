@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from evalkit.plumbing.constants import BUDGET_SECONDS
 from evalkit.plumbing.errors import InputError
 
 FALSE_ALARM = 1e-6
 """Probability that an honest forecaster is called illegal by any of the statistical tests of one audit."""
+
+
+OFFSETS = 256
+"""Places of a span from which on the suffix audit replaces the tokens: all of a short one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +25,10 @@ class AuditOptions:
 
     Attributes:
         span: Tokens per span; a forecaster's ``next_boundary`` may cut a span shorter.
-        budget_seconds: Wall time that the audits may take together.
+        budget_seconds: Wall time that the audits may take together: no call begins later.
         seed: Seed of every random choice; the same seed makes the same audit.
-        positions: Positions at which a substitution audit asks for every token of the vocabulary; None for all.
+        positions: Positions at which a substitution audit asks for every token of the vocabulary; None for as many as
+            make about a quarter of a million calls, and fewer where whole rows are stated.
         offsets: Places of a span from which on the suffix audit replaces the tokens, in each of its passes.
         max_tokens: Length of the part of the stream that every audit looks at, from its start.
         stream_tokens: Length of the whole stream, where the tokens at hand are only its beginning.
@@ -34,10 +40,10 @@ class AuditOptions:
     """
 
     span: int = 64
-    budget_seconds: float = 40.0
+    budget_seconds: float = BUDGET_SECONDS
     seed: int = 0
     positions: int | None = None
-    offsets: int = 256
+    offsets: int = OFFSETS
     max_tokens: int = 8192
     stream_tokens: int = 0
     call_seconds: float = 30.0
@@ -52,7 +58,7 @@ class AuditOptions:
         if not self.budget_seconds > 0:
             raise InputError(f"the budget is {self.budget_seconds} seconds; it must be positive")
         if self.positions is not None and self.positions < 1:
-            raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for all of them")
+            raise InputError(f"positions is {self.positions}; at least 1 is needed, or None for the usual number")
         if self.offsets < 1:
             raise InputError(f"offsets is {self.offsets}; at least 1 is needed")
         if self.seed < 0:

@@ -25,6 +25,7 @@ class Outcome:
         counts: How many breaches there were, listed or not, by axiom.
         covered: What was done, as far as it got.
         uncovered: Sentences that name what a ``legal`` verdict would have needed and did not get.
+        cuts: Phrases that say how far the audit got where the budget ended it before its plan was done.
     """
 
     audit: str
@@ -32,6 +33,7 @@ class Outcome:
     counts: Mapping[str, int] = field(default_factory=dict)
     covered: Mapping[str, Any] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
 
 
 class Notes:
@@ -47,6 +49,8 @@ class Notes:
         self._counts: Counter[str] = Counter()
         self._covered: dict[str, Any] = {}
         self._uncovered: list[str] = []
+        self._cuts: list[str] = []
+        self._failed = False
 
     def find(self, axiom: Axiom, position: int | None, evidence: Mapping[str, Any], message: str) -> None:
         """Note a breach; where the audit has already listed enough of them, count it."""
@@ -63,18 +67,37 @@ class Notes:
         """Note what was not covered."""
         self._uncovered.append(sentence)
 
+    def cut(self, done: int, planned: int, *, needed: int = 0) -> None:
+        """Note where the budget ended the audit after ``done`` of the positions that its plan has, if it did.
+
+        With fewer than ``needed`` of them the verdict is not ``legal``.
+        """
+        if self._failed or done >= planned:
+            return
+        phrase = f"{self.audit}, {done:,} of {planned:,} positions"
+        self._cuts.append(phrase)
+        if done < needed:
+            self.gap(f"the budget ended too early: {phrase}")
+
     def failed(self, fault: Fault, *, real: bool) -> None:
-        """Judge a failed call: a breach of the ledger on the real stream, else a gap in coverage."""
+        """Judge a failed call: what a forecaster may not do is a breach, that it gave up is a gap in coverage.
+
+        A crash proves nothing but itself. That no time was left is noted by :meth:`cut`, which knows how far it came.
+        """
         if fault.kind == "import":
             raise InputError(str(fault))
+        if fault.kind == "budget":
+            return
+        self._failed = True
         if fault.kind == "file":
             self.find("causality", fault.start, {"kind": fault.kind}, f"The forecaster reads ahead: {fault}.")
         elif fault.kind == "hang":
             self.gap(f"{self.audit}: {fault} (position {fault.start}); the forecaster is slow or it hangs")
-        elif real or fault.kind in ("rewrite", "shape", "dtype"):
+        elif fault.kind in ("rewrite", "shape", "dtype") or (real and fault.kind == "protocol"):
             self.find("ledger", fault.start, {"kind": fault.kind}, f"No valid score for the span: {fault}.")
         else:
-            self.gap(f"{self.audit}: the forecaster failed on other valid tokens at {fault.start}: {fault}")
+            tokens = "the stream" if real else "other valid tokens"
+            self.gap(f"{self.audit}: the forecaster failed on {tokens} at position {fault.start}: {fault}")
 
     def outcome(self) -> Outcome:
         """Return what was noted."""
@@ -84,4 +107,5 @@ class Notes:
             counts=dict(self._counts),
             covered=dict(self._covered),
             uncovered=tuple(self._uncovered),
+            cuts=tuple(self._cuts),
         )

@@ -109,15 +109,18 @@ def run_from(subject: Subject, host: Host, tokens: Ids | None = None) -> Floats:
 def later_forecasters(subject: Subject, host: Host) -> LaterForecasters:
     """Make more forecasters where the first one ran: nothing of the first may be left."""
     notes = Notes(SAME_PROCESS)
+    planned, done = len(subject.base.nats), 0
     try:
         for number in range(2, LATER_PASSES + 2):
             host.another(int(subject.tokens[0]))
             seen = compare(subject, run_from(subject, host))
+            done += len(seen.scores)
             notes.cover(passes=number - 1, positions=len(seen.scores), difference=seen.kind, **seen.numbers)
             if seen.kind in ("breach", "drift"):
                 return LaterForecasters(outcome=notes.outcome(), differs=seen, number=number)
     except Fault as fault:
         notes.failed(fault, real=True)
+    notes.cut(done, LATER_PASSES * planned, needed=1)
     return LaterForecasters(outcome=notes.outcome())
 
 
@@ -130,6 +133,7 @@ def fresh(subject: Subject, host: Host, later: LaterForecasters) -> Repetition:
     notes, later_notes = Notes(REPLAY), Notes(SAME_PROCESS)
     known = Repeatability()
     scores = _run_once(notes, subject, host)
+    notes.cut(0 if scores is None else len(scores), len(subject.base.nats), needed=1)
     if scores is not None:
         seen = compare(subject, scores)
         notes.cover(positions=len(scores), difference=seen.kind, **seen.numbers)
@@ -171,6 +175,7 @@ def _remembers(notes: Notes, subject: Subject, host: Host, later: LaterForecaste
         scores = run_from(subject, host)
     except Fault as fault:
         notes.failed(fault, real=True)
+        notes.cut(0, len(subject.base.nats), needed=1)
         return False
     count = min(len(scores), len(later.differs.scores))
     gap = difference(later.differs.scores[:count], scores[:count])
@@ -212,7 +217,9 @@ def beside_bait(subject: Subject, host: Host, known: Repeatability) -> Outcome:
         seen = compare(subject, run_from(subject, host), known.drift)
     except Fault as fault:
         notes.failed(fault, real=True)
+        notes.cut(0, len(subject.base.nats), needed=1)
         return notes.outcome()
+    notes.cut(len(seen.scores), len(subject.base.nats))
     notes.cover(positions=len(seen.scores), difference=seen.kind, **seen.numbers)
     # where a fresh process repeats the scores to the bit, the bait is the only difference
     if (seen.kind == "breach" or (seen.kind == "drift" and known.exact)) and not known.unstable:
@@ -247,12 +254,15 @@ def repeated_calls(subject: Subject, host: Host, known: Repeatability, rng: np.r
             size = max(size, float(np.max(np.where(np.isfinite(gaps), gaps, np.inf))))
             changes.append(difference(values[2], values[1]))
             count = stop - 1
-            if size > ROUNDING or subject.left() < 0:
+            if size > ROUNDING:
                 break
             host.observe(real)
     except Fault as fault:
         notes.failed(fault, real=False)
-        size = np.inf
+        if fault.kind != "budget":
+            size = np.inf
+    if size <= ROUNDING:
+        notes.cut(count, len(subject.base.nats), needed=1)
     in_place = bool(size <= max(1e-6, 20.0 * known.drift)) or (size <= FLOAT32 and subject.grid != "float64")
     noise = 0.0
     if changes and size <= ROUNDING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -97,10 +98,26 @@ class LegalityReport:
         return read_versioned(cls, values, where, "check again with evalkit check --json")
 
     def summary(self) -> str:
-        """Return the report in a few lines for a person."""
+        """Return the report in a few lines for a person.
+
+        One bug breaks many positions, and more than one axiom: the first finding stands for all that the audits found.
+        """
         lines = [f"verdict: {self.verdict} ({self.seconds:.1f} s)"]
-        for finding in self.findings:
+        of_audits = [finding for finding in self.findings if finding.axiom not in ("bytes", "budget")]
+        apart = [finding for finding in self.findings if finding.axiom in ("bytes", "budget")]
+        for finding in (*of_audits[:1], *apart):
             where = "" if finding.position is None else f" at position {finding.position}"
             lines.append(f"  {finding.axiom}{where}: {finding.message}")
+        counts: Counter[str] = Counter(finding.axiom for finding in of_audits)
+        breaches: Counter[str] = Counter()
+        for name, count in self.covered.get("audit", {}).get("findings", {}).items():
+            breaches[name.rpartition("/")[2]] += count
+        counts |= breaches  # the larger of the two: an audit lists its first breaches and counts the rest
+        counts.subtract([finding.axiom for finding in of_audits[:1]])
+        if more := [f"{counts[axiom]:,} of {axiom}" for axiom in AXIOMS if counts[axiom] > 0]:
+            lines.append(f"  and {', '.join(more)} more, which --json lists or counts")
         lines.extend(f"  not covered: {sentence}" for sentence in self.uncovered)
+        cuts = self.covered.get("audit", {}).get("cut_short", ())
+        if cuts:
+            lines.append(f"  cut short by the budget: {'; '.join(cuts)}")
         return "\n".join(lines)

@@ -10,8 +10,8 @@ from evalkit.legality.hosts import Ids
 from evalkit.legality.noise import Grid
 from evalkit.legality.options import AuditOptions
 
-COSTLY_SECONDS = 0.2
-"""What a sum over the vocabulary may take before it counts as costly."""
+COSTLY_VOCABULARY = 128
+"""Tokens from which on a sum over the vocabulary counts as costly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Subject:
         return self.deadline - time.monotonic()
 
     @property
-    def slow(self) -> bool:
-        """Whether a sum over the vocabulary would take long; never where the seconds are not limited."""
-        return self.options.timed and self.vocab_size * self.base.call_seconds > COSTLY_SECONDS
+    def costly(self) -> bool:
+        """Whether a sum over the vocabulary takes many calls."""
+        return self.vocab_size > COSTLY_VOCABULARY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,14 @@ BRIEF = 8
 KEPT = 256
 """Positions of which every score is remembered, to see how often a token's score changes."""
 
-ROUNDS = 3
-"""Times that an audit plans anew with what time is left."""
+SCORES: dict[Mode, int] = {"single": 1 << 18, "span": 1 << 22}
+"""Scores that an audit asks for at most, so its positions: 256 and 64 of 1,024 tokens in spans of 64."""
+
+SCORES_STATED: dict[Mode, int] = {"single": 1 << 12, "span": 1 << 18}
+"""The same where rows are stated, which say more for less."""
+
+SCORES_OURS: dict[Mode, int] = {"single": 1 << 10, "span": 1 << 16}
+"""The same for our own forecasters that state rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ class Sums:
         self.weights = np.zeros(subject.vocab_size)  # sum over the positions of the probability of each token
         self.kept: list[Floats] = []  # the scores at the first positions, each [vocab_size]
         self.seconds = 0.0
-        self.costly = subject.slow or not asked.known.in_place
+        self.costly = subject.costly or not asked.known.in_place
 
     @property
     def distinct(self) -> Floats:
@@ -257,30 +263,42 @@ def longest_run(position: Ids) -> int:
     return int(np.max(np.diff(edges)))
 
 
+def plan_positions(subject: Subject, mode: Mode, *, ours: bool) -> int:
+    """Return at how many positions the audit asks for every token of the vocabulary, if no budget ends it."""
+    end = len(subject.tokens) - 1
+    if subject.options.positions is not None:
+        return min(subject.options.positions, end)
+    scores = SCORES if not subject.states_rows else SCORES_OURS if ours else SCORES_STATED
+    longest = max(stop - start for start, stop in subject.base.spans)
+    count = scores[mode] // (subject.vocab_size * (longest if mode == "span" else 1))
+    if not subject.states_rows and mode == "single":
+        count = max(count, RUN)
+    return min(count, end)
+
+
 def audit(
     subject: Subject, host: Host, mode: Mode, asked: SumsAsked, seconds: float, rng: np.random.Generator
 ) -> SumsTaken:
-    """Run the audit in one mode, at as many positions as the options ask for and ``seconds`` allow."""
+    """Run the audit in one mode, at as many positions as :func:`plan_positions` says, and for ``seconds`` at most."""
     sums = Sums(subject, mode, asked)
     deadline = time.monotonic() + seconds
-    most = min(len(subject.tokens) - 1, subject.options.positions or len(subject.tokens))
+    planned = plan_positions(subject, mode, ours=not host.remote)
     if asked.brief:
-        most = min(most, BRIEF)
+        planned = min(planned, BRIEF)
     try:
-        cost = sums.calibrate(host) if subject.options.timed else 0.0
-        for _ in range(ROUNDS):
-            left = deadline - time.monotonic()
-            affordable = (0.8 * left - subject.base.seconds) / max(cost, 1e-6)
-            count = int(min(affordable, most - len(sums.position)))
-            if count < 1 or sums.enough or (sums.position and left < 0.3 * seconds):
-                break
-            # an estimate made on a busy machine may be far too high: what time is left goes to further positions
-            sums.visit(host, sums.plan(count + len(sums.position), rng), deadline)
-            cost = sums.seconds / max(len(sums.position), 1)
-        if not sums.position:
-            sums.notes.cover(positions=0, seconds_per_position=cost)
+        count = planned
+        if planned and subject.options.timed:
+            # the clock can only lower the count: few positions all over the stream say more than many at its start
+            cost = sums.calibrate(host)
+            count = int(min((0.8 * (deadline - time.monotonic()) - subject.base.seconds) / max(cost, 1e-6), planned))
+        if count >= 1:
+            sums.visit(host, sums.plan(count, rng), deadline)
     except Fault as fault:
         sums.notes.failed(fault, real=False)
+    if not sums.position:
+        sums.notes.cover(positions=0)
+    if not sums.enough:
+        sums.notes.cut(len(sums.position), planned)
     if sums.position:
         sums.conclude()
     return SumsTaken(outcome=sums.notes.outcome(), positions=len(sums.position))

@@ -12,8 +12,8 @@ import torch
 
 from evalkit.network.network import Network, require_numbers
 
-POSITIONS = 6
-"""Rows behind which the ids are replaced: the first, the last but one, and some between."""
+POSITIONS = 3
+"""Rows behind which the ids are replaced besides the first, the middle one and the last but one; drawn."""
 
 TOLERANCE = 1e-4
 """Nats, of float32 log-probabilities: calls of one shape give nearly the same bits, whatever stands behind a row."""
@@ -73,7 +73,7 @@ def find_leak(network: Network, seq_len: int, device: torch.device, *, seed: int
         with torch.inference_mode():
             logits = network.logits(ids.to(device))
         require_numbers(logits, network.name)
-        return torch.log_softmax(logits[0].double(), dim=-1).cpu()
+        return torch.log_softmax(logits[0], dim=-1)
 
     tolerance = HALF_TOLERANCE if _is_half(network) else TOLERANCE
     ids = draw(seq_len)

@@ -76,6 +76,19 @@ class ModuleSource:
         return sum(int(p.numel()) for p in parameters()) if callable(parameters) else 0
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether the model is evalkit's own network as evalkit builds it: none but its layers, none of them hooked."""
+        from torch import nn
+
+        plain = (nn.Linear, nn.Embedding, nn.ModuleList, nn.ParameterList, nn.ModuleDict)
+        return self.is_own and all(
+            (type(module) in plain or type(module).__module__.startswith("evalkit.model."))
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and not {"forward", "logits_from"} & set(vars(module))
+            for module in self.model.modules()
+        )
+
+    @property
     def is_own(self) -> bool:
         """Whether the factory returned evalkit's own network, whose precision evalkit chooses."""
         from evalkit.model.gpt import GPT

@@ -8,8 +8,17 @@ SIZE_CAP = 16_000_000
 MIXERS = ("none", "hedge", "published")
 """Choices of ``--mixer``."""
 
-CONTEXTS = ("sliding", "streaming")
+CONTEXTS = ("sliding", "documents", "streaming")
 """Choices of ``--context``."""
 
 SECTIONS = ("model", "mixer", "ttt", "streaming")
 """Sections of ``--set`` when scoring."""
+
+BUDGET_SECONDS = 120.0
+"""What the audits of one check may take: some three times what they need as planned on a quiet machine."""
+
+DEEP_TOKENS = 1 << 18
+"""Length of the part of a stream that a stranger's forecaster may be asked about at all."""
+
+DEMO_STEPS = 200
+"""Training steps of the demo."""

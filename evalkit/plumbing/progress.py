@@ -7,10 +7,11 @@ On a terminal the line rewrites itself; elsewhere (batch logs) there is a new on
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from evalkit.plumbing.log import LOG
 
@@ -40,6 +41,7 @@ class StatusLine:
         now = self._clock()
         if self._stream is None or (now < self._next and not (at_once and self._rewrites)):
             return
+        text = self._text = text[: _columns(self._stream) - 1] if self._rewrites else text
         self._next = now + (_TERMINAL_SECONDS if self._rewrites else _LOG_SECONDS)
         self._stream.write("\r" + text.ljust(self._width) if self._rewrites else text + "\n")
         self._stream.flush()
@@ -52,6 +54,14 @@ class StatusLine:
             self._stream.write("\r" + " " * self._width + "\r" + last)
             self._stream.flush()
         self._width = 0
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of a terminal: a line that fills it would wrap, and could not be rewritten."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 class Progress:

@@ -8,7 +8,7 @@ from evalkit.prequential.forecaster import Forecaster, next_boundary_of, preferr
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.spans import spans
 from evalkit.tokens.stream import TokenStream, VisibleTokens
-from evalkit.tokens.tokenizer import ByteTable
+from evalkit.tokens.tokenizer import ByteCounts
 
 AfterSpan = Callable[[Ledger], None]
 
@@ -16,7 +16,7 @@ AfterSpan = Callable[[Ledger], None]
 def run_prequential(
     forecaster: Forecaster,
     stream: TokenStream,
-    byte_table: ByteTable,
+    num_bytes: ByteCounts,
     ledger: Ledger,
     *,
     span: int = 0,
@@ -27,7 +27,7 @@ def run_prequential(
     Args:
         forecaster: scores and learns; a resumed one has learned exactly what the ledger holds.
         stream: the tokens; position 0 is given.
-        byte_table: bytes of each target.
+        num_bytes: bytes of each target.
         ledger: takes every score before the forecaster may learn from it.
         span: positions scored at a time; 0 takes what the forecaster prefers.
         after_span: called when a span is scored, recorded and observed; for progress and checkpoints.
@@ -44,7 +44,7 @@ def run_prequential(
         for start, stop in spans(len(stream), span, next_boundary_of(forecaster), start=ledger.next_position):
             tokens = visible.up_to(stop)
             nll = forecaster.score(tokens, start, stop)
-            ledger.record(start, nll, byte_table.count(tokens[start - 1 : stop - 1], tokens[start:stop]))
+            ledger.record(start, nll, num_bytes.count_span(tokens, start, stop))
             forecaster.observe(tokens, start, stop)
             if after_span is not None:
                 after_span(ledger)

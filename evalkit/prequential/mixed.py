@@ -187,7 +187,9 @@ class MixedForecaster:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the mixer and the network have learned."""
+        """Return what the mixer and the network have learned; what was scored and not observed is forgotten."""
+        self.mixer.rollback()
+        self._pending_network_nats = 0.0
         state = {"mixer": self.mixer.state_dict(), "network_nats": self.network_nats}
         if is_resumable(self.network):
             state["network"] = self.network.state_dict()

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,23 @@ class ResumeFolder:
             raise StateUnavailableError(
                 f"another process is running this very score (its state is in {self.path})"
             ) from None
+        self._identity = identity
+        with suppress(InputError):  # for a message only
+            write_atomically(self.path / "identity.json", json.dumps(identity, sort_keys=True).encode())
         if not resume:
             for name in ("nll.f64", "bytes.i32", "spans.jsonl", "state.npz"):
                 (self.path / name).unlink(missing_ok=True)
         self.ledger = Ledger(self.path)
+
+    def nearest(self) -> list[str] | None:
+        """Return in what another interrupted run differs, the one that differs least; None where there is no other."""
+        differing = []
+        for path in self.path.parent.glob("*/identity.json"):
+            with suppress(OSError, ValueError):
+                other = json.loads(path.read_bytes())
+                if path.parent != self.path and (path.parent / "nll.f64").exists():
+                    differing.append([name for name, value in self._identity.items() if other.get(name) != value])
+        return min(differing, key=len, default=None)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the forecaster's state, as of the ledger's next position."""

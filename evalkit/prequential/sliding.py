@@ -1,4 +1,9 @@
-"""The sliding-window forecaster: a frozen network that sees at most ``seq_len`` tokens before each position."""
+"""The sliding-window forecaster: a frozen network that sees at most ``seq_len`` tokens before each position.
+
+With ``document_token`` its windows end where a document ends, which is another estimator: a document's first tokens are
+scored with nothing before them, as a model meets them that is used on one text, and a document that fits into a window
+costs one forward pass, since all its positions have the whole document before them.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,8 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.hardware import require_device
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.transfer import HostCopy, to_device
-from evalkit.prequential.windows import WindowSpan, plan_windows, window_of
+from evalkit.prequential.transfer import HostCopy, mapped_ahead, to_device
+from evalkit.prequential.windows import WindowSpan, document_start, plan_documents, plan_windows, window_of
 
 _CPU_LOGITS = 1 << 22
 """Logits held of one batch on a CPU, where a model is not computed by one thread a window: 16 MiB."""
@@ -39,6 +44,9 @@ _SHARE_OF_MEMORY = 0.7
 
 SPAN_WINDOWS = 4096
 """Windows of a span on a GPU: many batches, so that there is always a next one."""
+
+_GPU_LOGITS = 1 << 28
+"""Logits held of one batch of documents on a GPU: 1 GiB."""
 
 MAX_SEQ_LEN = 1 << 17
 """Longest window in tokens: shorter streams are padded to it, so a slip of the keyboard would ask for all memory."""
@@ -59,6 +67,8 @@ class SlidingConfig:
             leaves a user's module as its factory made it.
         compile: have ``torch.compile`` fuse the forward pass of batches, whose shapes never change.
         threads: CPU threads; 0 means as many as torch uses.
+        document_token: the token that opens a document, none of which is seen from another; None takes the stream as
+            one text. Windows are then laid in each document anew.
     """
 
     seq_len: int = 2048
@@ -68,6 +78,7 @@ class SlidingConfig:
     dtype: str = "float32"
     compile: bool = False
     threads: int = 0
+    document_token: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.seq_len <= MAX_SEQ_LEN:
@@ -146,10 +157,11 @@ class SlidingForecaster:
         floats differ from those of :meth:`logits` in the last digits, and are the same for encoder and decoder.
         """
         position = len(prefix)
-        window_start = window_of(position, self.config.seq_len, self.config.stride)
+        origin = self.context_start(prefix, position)
+        window_start = window_of(position, self.config.seq_len, self.config.stride, origin=origin)
         inputs = np.asarray(prefix[window_start:], dtype=np.int64)
         if not self.network.can_step:
-            window = WindowSpan(window_start, position, position + 1)
+            window = WindowSpan(window_start, position, position + 1, origin)
             with torch.inference_mode(), self._attention():
                 return self._compute(prefix, [window])
         cached = self._stepping
@@ -179,7 +191,7 @@ class SlidingForecaster:
 
         ``logits[p - first]`` predicts ``tokens[p]`` from the tokens before it.
         """
-        batches = list(self._batches(start, stop))
+        batches = list(self._batches(tokens, start, stop))
         if self.ranks.count == 1:
             for batch, logits in zip(batches, self._run(tokens, batches), strict=True):
                 yield batch[0].start, batch[-1].stop, logits
@@ -213,7 +225,7 @@ class SlidingForecaster:
 
         if self._in_threads:
             with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
-                yield from pool.map(compute, batches)
+                yield from mapped_ahead(pool, compute, batches, 2 * threads)
         else:
             yield from map(compute, batches)
 
@@ -235,15 +247,16 @@ class SlidingForecaster:
     def _compute(self, tokens: Tokens, batch: list[WindowSpan], held: HeldTokens | None = None) -> Tensor:
         """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
         seq_len = self.config.seq_len if self.network.pads else _fed_length(batch[0])
-        # All rows of the first window, the last stride of others: the same shapes wherever a span happens to end.
-        whole = batch[0].window_start == 0
-        first_row = 0 if whole else self.config.seq_len - self.config.stride
-        # A compilation is for one shape, which the first window is not worth. What is left at the end of a span is
-        # filled up with repetitions if that is less work than to compute it as the code is written.
-        full = 2 * len(batch) >= self._batch_size and not whole and seq_len == self.config.seq_len
+        # All rows of a first window, the last stride of others: the same shapes wherever a span happens to end.
+        first = batch[0].is_first
+        first_row = 0 if first else self.config.seq_len - self.config.stride
+        # A compilation is for one shape, which a stream's first window is not worth. What is left at the end of a span
+        # is filled up with repetitions if that is less work than to compute it as the code is written.
+        size = self._batch_size(first=first)
+        alone = first and self.config.document_token is None
+        full = 2 * len(batch) >= size and not alone and seq_len == self.config.seq_len
         network = self._compiled if full else self.network
-        missing = self._batch_size - len(batch) if network is not self.network else 0
-        fed = batch + [batch[-1]] * missing
+        fed = batch + [batch[-1]] * (size - len(batch) if network is not self.network else 0)
         ids = held.windows(fed, seq_len) if held is not None else self._from_host(tokens, fed, seq_len)
         logits = network.logits(ids, first_row)
         pieces = [
@@ -263,14 +276,15 @@ class SlidingForecaster:
         """Whether windows are computed side by side, one thread each; else one batch after another, on all threads."""
         return self._on_cpu and self.network.thread_safe
 
-    @property
-    def _batch_size(self) -> int:
+    def _batch_size(self, *, first: bool) -> int:
+        """Return how many windows are computed at a time: first ones, whose rows are all wanted, or later ones."""
         if self._in_threads:
             return 1
-        if not self._on_cpu:
-            return self._filling_batch
-        asked = self.config.batch_windows or _CPU_BATCH
-        return max(1, min(asked, _CPU_LOGITS // (self.config.seq_len * self.vocab_size)))
+        most = self._filling_batch if not self._on_cpu else self.config.batch_windows or _CPU_BATCH
+        if not self._on_cpu and not first:
+            return most
+        logits = _CPU_LOGITS if self._on_cpu else _GPU_LOGITS
+        return max(1, min(most, logits // (self.config.seq_len * self.vocab_size)))
 
     @cached_property
     def _filling_batch(self) -> int:
@@ -294,17 +308,29 @@ class SlidingForecaster:
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + unused, max(1, taken // count)
 
-    def _batches(self, start: int, stop: int) -> Iterator[list[WindowSpan]]:
-        """Group windows into batches; the first window, which scores all its rows, stands alone."""
+    def context_start(self, tokens: Tokens, position: int) -> int:
+        """Return the index of the first token that ``position`` may depend on: the stream's, or its document's."""
+        opening = self.config.document_token
+        return 0 if opening is None else document_start(tokens, opening, position)
+
+    def _windows(self, tokens: Tokens, start: int, stop: int) -> Iterator[WindowSpan]:
+        seq_len, stride, opening = self.config.seq_len, self.config.stride, self.config.document_token
+        if opening is None:
+            return plan_windows(start, stop, seq_len, stride)
+        return plan_documents(tokens, opening, start, stop, seq_len, stride)
+
+    def _batches(self, tokens: Tokens, start: int, stop: int) -> Iterator[list[WindowSpan]]:
+        """Group consecutive windows that can be computed together into batches."""
         batch: list[WindowSpan] = []
-        for span in plan_windows(start, stop, self.config.seq_len, self.config.stride):
-            if batch and not self.network.pads and _fed_length(batch[0]) != _fed_length(span):
+        for span in self._windows(tokens, start, stop):
+            if batch and (
+                len(batch) == self._batch_size(first=batch[0].is_first)
+                or span.is_first != batch[0].is_first
+                or (not self.network.pads and _fed_length(batch[0]) != _fed_length(span))
+            ):
                 yield batch
                 batch = []
             batch.append(span)
-            if len(batch) == self._batch_size or span.window_start == 0:
-                yield batch
-                batch = []
         if batch:
             yield batch
 
@@ -365,7 +391,7 @@ def compiled_meanwhile(model_config: ModelConfig, config: SlidingConfig) -> Iter
             model = GPT(model_config)
         model.to_empty(device=config.device).requires_grad_(False)
         forecaster = SlidingForecaster(model, config)
-        count = forecaster._batch_size
+        count = forecaster._batch_size(first=False)
         last = config.seq_len + count * config.stride
         tokens = np.zeros(last + 1, dtype=np.int64)
         for _ in forecaster.logits(tokens, config.seq_len + 1, last + 1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -24,6 +27,17 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
             item = following
         yield item
+
+
+def mapped_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """Yield ``function(item)`` of the items, in order, with at most ``ahead`` of them computed before they are used."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        if len(pending) == ahead:
+            yield pending.popleft().result()
+        pending.append(pool.submit(function, item))
+    while pending:
+        yield pending.popleft().result()
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -127,6 +127,11 @@ def read_token_scores(path: str | Path, saved: SavedReport) -> TokenScores:
             f"{path} has {float(nll.sum()) / n:.6f} nats per token, report {saved.path} says {report.val_loss:.6f}: "
             f"they are not of the same run"
         )
+    if int(num_bytes.sum(dtype=np.int64)) != report.bytes_scored:
+        raise InputError(
+            f"{path} counts {int(num_bytes.sum(dtype=np.int64)):,} bytes, report {saved.path} says "
+            f"{report.bytes_scored:,}: they are not of the same run"
+        )
     return TokenScores(nll=nll.astype(np.float64), num_bytes=num_bytes.astype(np.int64))
 
 

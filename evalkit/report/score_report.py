@@ -22,7 +22,7 @@ from evalkit.prequential.ledger import bits_per_byte
 
 @dataclass(frozen=True, kw_only=True)
 class FileIdentity:
-    """A file that a module stands on: its path, hash and size."""
+    """A file that ships: its path, hash and size."""
 
     path: str
     sha256: str
@@ -40,10 +40,11 @@ class ArtifactIdentity:
         format: layout, as ``evalkit inspect`` names it.
         compression: of the container.
         parameters: how many numbers the model has.
-        files: of a user's module: its code and its weights.
+        files: of a user's module: its code and its weights, whose bytes are ``bytes``.
+        code: what ships besides, named with ``--code``.
     """
 
-    DERIVED: ClassVar[tuple[str, ...]] = ("cap_headroom_bytes",)
+    DERIVED: ClassVar[tuple[str, ...]] = ("shipped_bytes", "cap_headroom_bytes")
 
     path: str
     sha256: str
@@ -52,11 +53,17 @@ class ArtifactIdentity:
     compression: str
     parameters: int
     files: tuple[FileIdentity, ...] = ()
+    code: tuple[FileIdentity, ...] = ()
+
+    @property
+    def shipped_bytes(self) -> int:
+        """Bytes of everything that ships."""
+        return self.bytes + sum(file.bytes for file in self.code)
 
     @property
     def cap_headroom_bytes(self) -> int:
-        """Bytes left under the challenge's cap; below 0 the artifact is too large."""
-        return SIZE_CAP - self.bytes
+        """Bytes left under the challenge's cap; below 0 what ships is too large."""
+        return SIZE_CAP - self.shipped_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,21 @@ class TokensIdentity:
 
     names: tuple[str, ...]
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBytesIdentity:
+    """The shards that say how many bytes each token stands for (``--token-bytes``).
+
+    Attributes:
+        names: of their files.
+        sha256: of the numbers of the whole stream.
+        documents: documents of the original text whose bytes were found equal; None where no text was given.
+    """
+
+    names: tuple[str, ...]
+    sha256: str
+    documents: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +108,10 @@ class ScoreReport:
         config: every field of the model.
         config_origins: what decided each of them.
         tokens: the stream.
+        token_bytes: where the bytes of each token come from, unless the tokenizer counts them.
         tokenizer: its tokenizer.
         tokens_scored: positions in the ledger.
-        bytes_scored: bytes of text that they stand for, as the tokenizer normalises it.
+        bytes_scored: bytes of text that they stand for, as the tokenizer normalises it, or as ``token_bytes`` says.
         bytes_raw: bytes of the text before normalisation, where it is known.
         nats: sum of all scores.
         stride: distance between windows in tokens.
@@ -97,7 +120,7 @@ class ScoreReport:
         dtype: of its matrices.
         dtype_because: why they have it.
         attention: the attention kernel that was measured to be the fastest, on a GPU.
-        context: ``sliding`` or ``streaming``.
+        context: ``sliding``, ``documents`` or ``streaming``.
         mixer: ``none``, ``hedge`` or ``published``.
         ttt: whether the model trained on what had been scored.
         settings: ``--set`` overrides by section.
@@ -116,6 +139,9 @@ class ScoreReport:
         ttt_config: every setting of it.
         reliability: counts of the reliability curve.
         profile: where the time went.
+        unknown_tokens: of the stream, those that stand for text which the tokenizer cannot write: they cost nats
+            and count no bytes. None where there are none.
+        command: the command line that repeats the score, word by word; None where the model was an object of Python's.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("legal", "val_loss", "bpb", "bpb_raw", "network_bpb")
@@ -141,6 +167,7 @@ class ScoreReport:
     settings: Mapping[str, Mapping[str, str]]
     verdict: Verdict | None
     illegal_because: str | None = None
+    token_bytes: TokenBytesIdentity | None = None
     ledger_sha256: str
     seconds: float
     tokens_per_second: float | None
@@ -156,10 +183,14 @@ class ScoreReport:
     ttt_config: Mapping[str, Any] | None = None
     reliability: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
+    unknown_tokens: int | None = None
+    command: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens_scored, self.bytes_scored) < 1:
             raise ValueError("tokens_scored and bytes_scored must be whole numbers above 0")
+        if self.nats < 0:
+            raise ValueError(f"nats is {self.nats:g}; a score is at least 0")
         if (self.verdict == "illegal") != (self.illegal_because is not None):
             raise ValueError(f"the verdict is {self.verdict}, illegal_because is {self.illegal_because!r:.60}")
 
@@ -203,6 +234,7 @@ class ScoreReport:
         return {
             "artifact_sha256": self.artifact.sha256 if self.artifact else None,
             "tokenizer_sha256": self.tokenizer.sha256,
+            "token_bytes_sha256": self.token_bytes.sha256 if self.token_bytes else None,
             **{name: getattr(self, name) for name in ("mixer", "ttt", "context", "seq_len", "stride", "settings")},
         }
 

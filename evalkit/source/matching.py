@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evalkit.artifact.infer import NOT_INFERABLE
-from evalkit.source.interpret import Object, Stuck
 from evalkit.source.reference import Reference, rotary_table
 from evalkit.source.symbols import Node, Tensor, first_difference
 from evalkit.source.trace import LENGTH, Trace
+from evalkit.source.values import Object, Stuck
 
 _LENGTHS = (128, 1024, 1025, 2048, 2049, 4096, 4097, 16384)
 _TRAIN_LENGTHS = (0, 256, 512, 1024, 2048, 4096, 8192)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evalkit.artifact.infer import infer_from_shapes
-from evalkit.source.interpret import Interpreter, Setting, Stuck
+from evalkit.source.interpret import Interpreter
 from evalkit.source.log import Printed, read_log
 from evalkit.source.matching import Match, match_model
 from evalkit.source.script import Script, read_script
 from evalkit.source.symbols import Node
 from evalkit.source.trace import Trace, trace_script
+from evalkit.source.values import Setting, Stuck
 
 _SIZES = {
     "vocab_size": ("vocab_size",),

@@ -79,7 +79,20 @@ def read_script(path: str) -> Script:
     Raises:
         InputError: it cannot be read, is no Python, is too large or too deep, or its wrapper is damaged or unknown.
     """
-    label, data = Path(path).name, read_bounded(path, "--source", MAX_SCRIPT_BYTES)
+    return unwrap(read_bounded(path, "--source", MAX_SCRIPT_BYTES), path)
+
+
+def unwrap(data: bytes, path: str) -> Script:
+    """Parse a script, and undo its wrappers.
+
+    Args:
+        data: the file's content.
+        path: its name, for messages and labels.
+
+    Raises:
+        InputError: it is no Python, is too large or too deep, or its wrapper is damaged or unknown.
+    """
+    label = Path(path).name
     for _ in range(_MAX_WRAPPERS + 1):
         text = _decode(data, path)
         tree = parse(text, path)

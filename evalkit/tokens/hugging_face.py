@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from evalkit.plumbing.errors import TokenError
-from evalkit.tokens.tokenizer import ByteTable, TextTokenizer
+from evalkit.tokens.tokenizer import MARK_BYTES, SPACE_MARK, ByteTable, TextTokenizer, byte_table, decoded_pieces
 
-_SPACE_MARK = "▁"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>", "<|startoftext|>", "[CLS]", "<|im_start|>")
 
@@ -71,6 +70,9 @@ class HuggingFaceTokenizer(TextTokenizer):
             )
         self.has_byte_fallback = self._is_byte_level or any(map(_BYTE_PIECE.fullmatch, pieces.values()))
         self.byte_table = self._build_byte_table(pieces, special)
+        by_name = {piece: id_ for id_, piece in pieces.items()}
+        if not self._is_byte_level and all(piece in by_name for piece in MARK_BYTES):
+            self.mark_ids = tuple(by_name[piece] for piece in MARK_BYTES)
 
     def _find_bos(self, description: dict[str, Any], pieces: dict[int, str]) -> int:
         bare = self._backend.encode("a", add_special_tokens=False).ids
@@ -82,25 +84,32 @@ class HuggingFaceTokenizer(TextTokenizer):
         return next((by_name[name] for name in _BOS_NAMES if name in by_name and name in special), -1)
 
     def _build_byte_table(self, pieces: dict[int, str], special: dict[int, bool]) -> ByteTable:
-        base = np.zeros(self.vocab_size, dtype=np.int32)
-        has_space = np.zeros(self.vocab_size, dtype=np.bool_)
-        is_boundary = np.zeros(self.vocab_size, dtype=np.bool_)
-        known = frozenset(_byte_characters())
-        for token, piece in pieces.items():
-            if special.get(token) or token == self.unk_id:
-                is_boundary[token] = True
-            elif token in special:  # added as plain text
-                base[token] = len(piece.encode("utf-8"))
-            elif self._is_byte_level:
-                if not known.issuperset(piece):
-                    raise TokenError(f"tokenizer {self.path}: piece {piece!r} is not written in byte-level characters")
-                base[token] = len(piece)
-            elif _BYTE_PIECE.fullmatch(piece):
-                base[token] = 1
-            else:
-                has_space[token] = piece.startswith(_SPACE_MARK)
-                base[token] = len(piece.removeprefix(_SPACE_MARK).replace(_SPACE_MARK, " ").encode("utf-8"))
-        return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
+        ids = range(self.vocab_size)
+        is_boundary = np.array([special.get(i, False) or i == self.unk_id for i in ids], dtype=np.bool_)
+        added = np.array([i in special for i in ids], dtype=np.bool_)
+        if self._is_byte_level:
+            known = frozenset(_byte_characters())
+            for i in np.flatnonzero(~added & ~is_boundary).tolist():
+                if not known.issuperset(pieces[i]):
+                    raise TokenError(
+                        f"tokenizer {self.path}: piece {pieces[i]!r} is not written in byte-level characters"
+                    )
+            # A character of a piece is a byte; an added token is its own text.
+            sizes = [len(pieces[i].encode("utf-8")) if added[i] else len(pieces[i]) for i in ids]
+            base = np.where(is_boundary, 0, sizes).astype(np.int32)
+            return ByteTable(base=base, has_space=np.zeros(self.vocab_size, np.bool_), is_boundary=is_boundary)
+        is_byte = np.array([bool(_BYTE_PIECE.fullmatch(pieces[i])) for i in ids], dtype=np.bool_) & ~added
+        spelled = [pieces[i] if added[i] else pieces[i].replace(SPACE_MARK, " ") for i in ids]
+        # Added tokens stay as they are written: a decoder may take the space before them for its own.
+        texts = decoded_pieces(self._backend.decode_batch, spelled, is_boundary | is_byte | added)
+        table = byte_table(texts, is_byte=is_byte, is_boundary=is_boundary)
+        return ByteTable(
+            base=np.where(added & ~is_boundary, [len(text.encode("utf-8")) for text in texts], table.base).astype(
+                np.int32
+            ),
+            has_space=table.has_space & ~added,
+            is_boundary=is_boundary,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without BOS."""
@@ -118,7 +127,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         if normalizer is None:
             return text
         normalized = str(normalizer.normalize_str(text))
-        return normalized if self._is_byte_level else normalized.replace(_SPACE_MARK, " ")
+        return normalized if self._is_byte_level else normalized.replace(SPACE_MARK, " ")
 
 
 def _kinds(decoder: Any) -> Iterator[str]:
@@ -131,7 +140,7 @@ def _kinds(decoder: Any) -> Iterator[str]:
 
 def _replaces_mark(description: dict[str, Any]) -> bool:
     """Whether the decoder turns the space mark into a space."""
-    return _SPACE_MARK in json.dumps(description.get("decoder"), ensure_ascii=False)
+    return SPACE_MARK in json.dumps(description.get("decoder"), ensure_ascii=False)
 
 
 def _byte_characters() -> Iterator[str]:

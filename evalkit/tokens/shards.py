@@ -6,7 +6,10 @@ shards hold uint16 tokens (magic 20240520, version 1); llm.c's for large vocabul
 
 from __future__ import annotations
 
-import glob
+import json
+import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
-from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.files import expand, in_order, write_atomically
+from evalkit.tokens.texts import open_input
 
 HEADER_BYTES = 1024
+PACKED = (".bin.gz", ".bin.zst")
+NAMES = (".bin", *PACKED)
+_NAME = re.compile(r"(?:^|[_.-])(train|val)(?:id|idation)?(?:[_.-]?\d+)?\.bin(?:\.gz|\.zst)?$")
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,47 @@ def form_for(vocab_size: int) -> ShardForm:
 def open_shard(path: str | Path) -> npt.NDArray[Any]:
     """Map one shard's tokens (uint16, or uint32) into memory, read-only, after checking its header and size.
 
+    A shard packed with gzip or zstd is inflated into a temporary file without a name, as far as its header announces.
+
     Raises:
         TokenError: the file is missing, is not a shard, or its size is not what its header says.
     """
     path = Path(path)
     if not path.is_file():
         raise TokenError(f"shard {path} does not exist or is not a file")
+    if path.name.endswith(PACKED):
+        return _open_packed(path)
     size = path.stat().st_size
-    if size < HEADER_BYTES:
+    with path.open("rb") as file:
+        form, count = _read_header(path, file.read(HEADER_BYTES), size)
+    expected = HEADER_BYTES + form.dtype.itemsize * count
+    if size != expected:
+        raise TokenError(
+            f"shard {path} is {size:,} bytes; its header announces {count:,} tokens, which take {expected:,} bytes"
+        )
+    return np.memmap(path, dtype=form.dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def _open_packed(path: Path) -> npt.NDArray[Any]:
+    with open_input(path) as packed, tempfile.TemporaryFile(prefix="evalkit-") as file:
+        form, count = _read_header(path, packed.read(HEADER_BYTES), path.stat().st_size)
+        expected = form.dtype.itemsize * count
+        while piece := packed.read(min(_BLOCK, expected + 1 - file.tell())):
+            file.write(piece)
+        if file.tell() != expected:
+            more = "more" if file.tell() > expected else f"only {file.tell():,}"
+            raise TokenError(
+                f"shard {path}: its header announces {count:,} tokens, which take {expected:,} bytes; it holds {more}"
+            )
+        file.flush()
+        return np.memmap(file, dtype=form.dtype, mode="r", shape=(count,))
+
+
+def _read_header(path: Path, content: bytes, size: int) -> tuple[ShardForm, int]:
+    """Return a shard's form and its number of tokens."""
+    if len(content) < HEADER_BYTES:
         raise TokenError(f"shard {path} is {size:,} bytes; a shard has a header of {HEADER_BYTES:,}")
-    header = np.fromfile(path, dtype="<i4", count=3)
+    header = np.frombuffer(content, dtype="<i4", count=3)
     form = next((form for form in FORMS if (form.magic, form.version) == (int(header[0]), int(header[1]))), None)
     if form is None:
         forms = " or ".join(f"{form.magic}, {form.version}" for form in FORMS)
@@ -57,14 +96,16 @@ def open_shard(path: str | Path) -> npt.NDArray[Any]:
             f"shard {path} starts with {int(header[0])}, {int(header[1])}; a token shard starts with {forms}"
         )
     count = int(header[2])
-    expected = HEADER_BYTES + form.dtype.itemsize * count
-    if count < 0 or size != expected:
-        raise TokenError(
-            f"shard {path} is {size:,} bytes; its header announces {count:,} tokens, which take {expected:,} bytes"
-        )
+    if count < 0:
+        raise TokenError(f"shard {path}: its header announces {count:,} tokens; it is damaged")
     if count == 0:
         raise TokenError(f"shard {path} holds no tokens")
-    return np.memmap(path, dtype=form.dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+    return form, count
+
+
+def is_shard(head: bytes) -> bool:
+    """Whether a file that starts so is a token shard."""
+    return any(head[:8] == np.array([form.magic, form.version], dtype="<i4").tobytes() for form in FORMS)
 
 
 def write_shard(path: str | Path, tokens: npt.NDArray[np.integer]) -> None:
@@ -82,17 +123,73 @@ def write_shard(path: str | Path, tokens: npt.NDArray[np.integer]) -> None:
     write_atomically(path, header.tobytes() + tokens.astype(form.dtype).tobytes())
 
 
-def find_shards(pattern: str) -> list[Path]:
-    """Return the files that a glob pattern matches, sorted by name; a folder means every ``.bin`` file in it.
+def find_shards(pattern: str | Sequence[str]) -> list[Path]:
+    """Return the files that a name or glob pattern stands for, in the order of the numbers in their names.
+
+    Several patterns give their files one after another.
+
+    A folder means every shard in it: ``.bin``, or such a file packed with gzip or zstd.
 
     Raises:
-        TokenError: nothing matches.
+        TokenError: nothing matches, or a shard is there twice, packed and as it is.
     """
-    if Path(pattern).is_dir():
-        pattern = str(Path(pattern) / "*.bin")
-    paths = sorted(Path(match) for match in glob.glob(pattern))
+    paths: list[Path] = []
+    for one in [pattern] if isinstance(pattern, str) else pattern:
+        found = expand(one)
+        if len(found) == 1 and found[0].is_dir():
+            found = sorted((path for path in found[0].iterdir() if path.name.endswith(NAMES)), key=in_order)
+        paths += found
     if not paths:
         raise TokenError(
             f"no shard matches {pattern!r}; give a file, a folder or a quoted glob such as 'data/val_*.bin'"
         )
+    plain: dict[str, Path] = {}
+    for path in paths:
+        name = re.sub(r"\.(?:gz|zst)$", "", str(path))
+        if name in plain:
+            raise TokenError(f"{plain[name]} and {path} are one shard, packed and as it is; name one of them")
+        plain[name] = path
     return paths
+
+
+def split_of(path: Path) -> str | None:
+    """Return whether a shard is ``train`` or ``val``, or None if nothing says so.
+
+    The folder's ``manifest.json``, as ``evalkit data tokenize`` writes it, decides; else the exact form of the name,
+    ``train`` or ``val`` as its last word before the number: ``pretrain_val_000000.bin`` is of ``val``.
+    """
+    stated = _manifest_splits(path.parent).get(path.name)
+    if stated is not None:
+        return stated
+    found = _NAME.search(path.name)
+    return found[1] if found else None
+
+
+def _manifest_splits(folder: Path) -> dict[str, str]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return {
+            str(shard["name"]): split
+            for split in ("train", "val")
+            for shard in manifest["splits"].get(split, {}).get("shards", ())
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # another program's manifest
+
+
+def require_one_split(paths: list[Path]) -> None:
+    """Refuse to read training and validation shards as one stream.
+
+    Raises:
+        TokenError: both are there.
+    """
+    first: dict[str, Path] = {}
+    for path in paths:
+        split = split_of(path)
+        if split is not None:
+            first.setdefault(split, path)
+    if len(first) > 1:
+        raise TokenError(
+            f"{first['train']} is a training shard and {first['val']} a validation shard: they are no one text; name "
+            f"one kind, such as '{first['val'].parent}/*_val_*.bin'"
+        )

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
 from evalkit.plumbing.log import LOG
-from evalkit.tokens.shards import find_shards, open_shard
+from evalkit.tokens.shards import find_shards, open_shard, require_one_split
+from evalkit.tokens.texts import read_documents, source_name
 from evalkit.tokens.tokenizer import TextTokenizer
 
 _BLOCK = 2**20
-_ZSTD_PIECE = 4096  # inflated at a time, which bounds what one step can make of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +67,11 @@ class TokenStream:
                 left -= len(part)
         return TokenStream(parts=tuple(parts), names=tuple(names), raw_bytes=None)
 
+    def count(self, token: int) -> int:
+        """Return how often a token occurs."""
+        blocks = (part[i : i + _BLOCK] for part in self.parts for i in range(0, len(part), _BLOCK))
+        return sum(int(np.count_nonzero(block == token)) for block in blocks)
+
     def sha256(self) -> str:
         """Hash of all tokens, little-endian."""
         digest = hashlib.sha256()
@@ -82,14 +85,18 @@ class TokenStream:
 
         The unknown token stands for text that is lost, and counts no bytes. A tokenizer with byte fallback never writes
         it, so there it is an error. One without writes it for every character that it lacks, and published systems are
-        scored on such streams: there it is a warning, since the score is of a text with holes.
+        scored on such streams: there it is a warning, and a field of the report, since the score is of a text with
+        holes.
 
         Raises:
             TokenError: an id is outside the vocabulary or is an unknown token that this tokenizer cannot have written,
                 or there is nothing to score.
         """
         if len(self) < 2:
-            raise TokenError(f"the stream has {len(self)} tokens; scoring needs at least 2, since the first is given")
+            what = "is empty: it has no token to score" if len(self) else "holds no tokens"
+            raise TokenError(
+                f"{', '.join(self.names)} {what}; scoring needs at least one after the first, which is given"
+            )
         offset, lost = 0, 0
         for part, name in zip(self.parts, self.names, strict=True):
             for start in range(0, len(part), _BLOCK):
@@ -117,16 +124,26 @@ class TokenStream:
             )
 
 
-def open_shards(pattern: str) -> TokenStream:
-    """Open the shards that a glob matches as one stream."""
+def open_shards(pattern: str | Sequence[str]) -> TokenStream:
+    """Open the shards that a glob matches as one stream.
+
+    Raises:
+        TokenError: nothing matches, a file is no shard, training and validation shards are mixed, or one shard holds
+            the bytes of another's tokens, to judge by their names.
+    """
     paths = find_shards(pattern)
+    require_one_split(paths)
+    for path in paths:
+        if path.with_name(path.name.replace("_bytes_", "_", 1)) in set(paths) - {path}:
+            raise TokenError(
+                f"{pattern} matches {path.name}, which by its name holds the bytes of tokens, not tokens: name it with "
+                f"--token-bytes, or give a narrower glob"
+            )
     return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
 
 
 def tokenize_file(path: str | Path, tokenizer: TextTokenizer) -> TokenStream:
-    """Tokenise a text file (one document) or documents in JSON lines (``{"text": ...}``), BOS before each document.
-
-    A name that ends in ``.zst`` is inflated on the fly.
+    """Tokenise what :func:`evalkit.tokens.texts.read_documents` finds, BOS before each document.
 
     Raises:
         TokenError: the file cannot be read as UTF-8 text, or a document needs the unknown token.
@@ -138,96 +155,8 @@ def tokenize_file(path: str | Path, tokenizer: TextTokenizer) -> TokenStream:
         raw_bytes += len(text.encode("utf-8"))
         pieces.append(tokenizer.encode_document(text).astype(token))
     if not pieces:
-        raise TokenError(f"{path} holds no documents")
-    return TokenStream(parts=(np.concatenate(pieces),), names=(str(path),), raw_bytes=raw_bytes)
-
-
-def read_documents(path: str | Path) -> Iterator[str]:
-    """Yield the documents of a ``.txt``-like file (one) or a ``.jsonl`` file (one a line), ``.zst`` or not.
-
-    Raises:
-        TokenError: the file is missing, is not UTF-8, or a line is not JSON with a string ``text``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise TokenError(f"text {path} does not exist or is not a file")
-    name = path.name.removesuffix(".zst")
-    try:
-        with _open_text(path) as file:
-            if not name.endswith(".jsonl"):
-                yield file.read()
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _document_of(line, path, number)
-    except UnicodeDecodeError as error:
-        raise TokenError(f"{path} is not UTF-8 text (byte {error.start:,}); expected text or JSON lines") from None
-
-
-def _document_of(line: str, path: Path, number: int) -> str:
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):  # a number of thousands of digits is a plain ValueError
-        raise TokenError(f'{path}, line {number}: not JSON; expected {{"text": ...}} on every line') from None
-    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise TokenError(f'{path}, line {number}: no string "text"; expected {{"text": ...}} on every line')
-    text: str = document["text"]
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise TokenError(f"{path}, line {number}: the text holds a lone surrogate, which is not UTF-8 text") from None
-    return text
-
-
-def _open_text(path: Path) -> IO[str]:
-    # newline="" keeps carriage returns: a byte denominator must not depend on Python's newline translation.
-    if path.name.endswith(".zst"):
-        return io.TextIOWrapper(io.BufferedReader(_ZstdReader(path)), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
-
-
-class _ZstdReader(io.RawIOBase):
-    """Inflates a ``.zst`` file of one or more frames; a file that is cut short is an error, not an early end."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._path = path
-        self._file = path.open("rb")
-        self._error = zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
-        self._frame = self._decompressor.decompressobj()
-        self._inside = False
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            if not self._input and not (data := self._file.read(_ZSTD_PIECE)):
-                if self._inside:
-                    raise TokenError(f"{self._path} is cut short: its zstd stream has no end")
-                return 0
-            piece, self._input = self._input or data, b""
-            try:
-                self._output = memoryview(self._frame.decompress(piece))
-            except self._error as error:
-                raise TokenError(f"{self._path}: the zstd stream is damaged ({error})") from None
-            self._inside = True
-            if self._frame.eof:
-                self._input, self._inside = self._frame.unused_data, False
-                self._frame = self._decompressor.decompressobj()
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+        raise TokenError(f"{source_name(path)} holds no documents")
+    return TokenStream(parts=(np.concatenate(pieces),), names=(source_name(path),), raw_bytes=raw_bytes)
 
 
 class VisibleTokens:

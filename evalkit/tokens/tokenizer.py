@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
 
-_SPACE_MARK = "▁"
+SPACE_MARK = "▁"
+"""U+2581, which stands for a space in pieces."""
+
+MARK_BYTES = tuple(f"<0x{byte:02X}>" for byte in SPACE_MARK.encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,18 @@ class ByteTable:
         counts: npt.NDArray[np.int32] = self.base[targets] + space.astype(np.int32)
         return counts
 
+    def count_span(self, tokens: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Return the bytes of ``tokens[start:stop]``, int32."""
+        return self.count(tokens[start - 1 : stop - 1], tokens[start:stop])
+
+
+class ByteCounts(Protocol):
+    """What says how many bytes of text the tokens of a stream stand for: a tokenizer's table, or a sidecar."""
+
+    def count_span(self, tokens: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Return the bytes of ``tokens[start:stop]``, int32; ``start`` is at least 1."""
+        ...
+
 
 class TextTokenizer(ABC):
     """Text to token ids and back, and the bytes of each token.
@@ -57,6 +72,7 @@ class TextTokenizer(ABC):
         unk_id: id of the unknown token, or -1.
         byte_table: bytes of each token.
         has_byte_fallback: whether any text can be tokenised without the unknown token.
+        mark_ids: the byte tokens that spell the space mark; empty where there are none.
     """
 
     path: str
@@ -66,6 +82,7 @@ class TextTokenizer(ABC):
     unk_id: int
     byte_table: ByteTable
     has_byte_fallback: bool
+    mark_ids: tuple[int, ...] = ()
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -136,22 +153,17 @@ class Tokenizer(TextTokenizer):
         self.unk_id = int(self._processor.unk_id())
         self.byte_table = self._build_byte_table()
         self.has_byte_fallback = any(self._processor.is_byte(i) for i in range(self.vocab_size))
+        if self.has_byte_fallback:
+            self.mark_ids = tuple(int(self._processor.piece_to_id(piece)) for piece in MARK_BYTES)
 
     def _build_byte_table(self) -> ByteTable:
-        base = np.zeros(self.vocab_size, dtype=np.int32)
-        has_space = np.zeros(self.vocab_size, dtype=np.bool_)
-        is_boundary = np.zeros(self.vocab_size, dtype=np.bool_)
         sp = self._processor
-        for token in range(self.vocab_size):
-            if sp.is_control(token) or sp.is_unknown(token) or sp.is_unused(token):
-                is_boundary[token] = True
-            elif sp.is_byte(token):
-                base[token] = 1
-            else:
-                piece = sp.id_to_piece(token)
-                has_space[token] = piece.startswith(_SPACE_MARK)
-                base[token] = len(piece.removeprefix(_SPACE_MARK).replace(_SPACE_MARK, " ").encode("utf-8"))
-        return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
+        ids = range(self.vocab_size)
+        is_boundary = np.array([sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids], dtype=np.bool_)
+        is_byte = np.array([sp.is_byte(i) for i in ids], dtype=np.bool_)
+        texts = [sp.id_to_piece(i).replace(SPACE_MARK, " ") for i in ids]
+        texts = decoded_pieces(lambda rows: sp.decode(rows), texts, is_boundary | is_byte)
+        return byte_table(texts, is_byte=is_byte, is_boundary=is_boundary)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without BOS."""
@@ -167,3 +179,41 @@ class Tokenizer(TextTokenizer):
         """Return the text as the tokenizer sees it."""
         normalized: str = self._processor.normalize(text)
         return normalized
+
+
+def decoded_pieces(
+    decode: Callable[[list[list[int]]], list[str]], spelled: list[str], skip: npt.NDArray[np.bool_]
+) -> list[str]:
+    """Return the text of every piece inside a text, by the decoder's own output.
+
+    Args:
+        decode: token ids of several texts to the texts.
+        spelled: the pieces' texts as the vocabulary spells them: what is kept where the decoder's cannot be told, for
+            a piece that is only part of a character.
+        skip: bool ``[vocab_size]``, pieces that stand for no text of their own.
+    """
+    anchor = next((i for i, text in enumerate(spelled) if not skip[i] and text.isascii() and text.isalpha()), None)
+    if anchor is None:
+        return spelled
+    wanted = np.flatnonzero(~skip).tolist()
+    head, *decoded = decode([[anchor], *([anchor, i] for i in wanted)])
+    texts = list(spelled)
+    for i, text in zip(wanted, decoded, strict=True):
+        if text.startswith(head) and "\ufffd" not in text:
+            texts[i] = text[len(head) :]
+    return texts
+
+
+def byte_table(texts: list[str], *, is_byte: npt.NDArray[np.bool_], is_boundary: npt.NDArray[np.bool_]) -> ByteTable:
+    """Return the table of a vocabulary whose pieces begin with a space where a word does.
+
+    Args:
+        texts: text of every piece.
+        is_byte: bool ``[vocab_size]``, pieces that stand for one byte.
+        is_boundary: bool ``[vocab_size]``, pieces that stand for none.
+    """
+    own = ~(is_byte | is_boundary)
+    has_space = np.array([text.startswith(" ") for text in texts], dtype=np.bool_) & own
+    sizes = np.array([len(text.encode("utf-8")) for text in texts], dtype=np.int32)
+    base = np.where(own, sizes - has_space, is_byte).astype(np.int32)
+    return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)

@@ -14,10 +14,11 @@ from evalkit.legality.audit import audit
 from evalkit.legality.bytes import budget, recount
 from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
-from evalkit.legality.options import AuditOptions
+from evalkit.legality.options import OFFSETS, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.network.causality import Leak
 from evalkit.network.factory import ModuleSource
+from evalkit.plumbing.constants import BUDGET_SECONDS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
@@ -35,11 +36,13 @@ _RECOUNT_TOKENS = 2_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How to check.
+    """How to check. How much is done follows from the stream and counts; the seconds can only cut it short.
 
     Attributes:
         span: tokens a span; 0 takes those in which ``score`` asks, and 64 for a stranger's forecaster.
-        budget_seconds: wall time for the audits.
+        budget_seconds: wall time that the audits may take at most.
+        positions: at how many positions sums over the vocabulary are made, each in two ways; None for the usual number.
+        offsets: places of a span from which on later tokens are replaced.
         max_tokens: length of the part of the stream that every audit looks at; a stranger's scores of what follows are
             salted as far as the budget reaches.
         decode_tokens: compress and decompress this many tokens as well; 0 leaves it out.
@@ -48,7 +51,9 @@ class CheckOptions:
     """
 
     span: int = 0
-    budget_seconds: float = 60.0
+    budget_seconds: float = BUDGET_SECONDS
+    positions: int | None = None
+    offsets: int = OFFSETS
     max_tokens: int = 8192
     decode_tokens: int = 0
     code: tuple[str, ...] = ()
@@ -71,7 +76,7 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     warm_up = warm_up_tokens(forecaster)
     needed = max(how.max_tokens, warm_up + 1 + LATE_TOKENS if warm_up else 0)
     tokens = session.stream.read(0, min(len(session.stream), needed)).astype(np.int64)
-    counted = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
+    counted = session.num_bytes.count_span(tokens, 1, len(tokens))
     options = _audit_options(
         how,
         len(session.stream),
@@ -88,9 +93,10 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     LOG.debug("audits took %.2f s", report.seconds)
     report = replace(report, covered={**report.covered, "subject": session.subject()})
     with timed("counted bytes again"):
-        report = _with(report, "bytes", *_recount(session))
+        report = _recounted(report, session)
     if session.artifact is not None:
-        report = _with(report, "budget", *budget([*session.artifact.shipped, *how.code]))
+        code = (*how.code, *(file.path for file in session.code))
+        report = _with(report, "budget", *budget([*session.artifact.shipped, *code]))
     if how.decode_tokens:
         with timed(f"compressed and decompressed {how.decode_tokens:,} tokens"):
             report = _with(report, "decode", *_decode(session, make, how.decode_tokens, preferred_span(forecaster)))
@@ -130,12 +136,26 @@ def _audit_options(
     return AuditOptions(
         span=how.span or span,
         budget_seconds=how.budget_seconds,
+        positions=how.positions,
+        offsets=how.offsets,
         seed=how.seed,
         max_tokens=how.max_tokens,
         stream_tokens=stream_tokens,
         bytes_per_token=bytes_per_token,
         bos=max(bos, 0),
     )
+
+
+def _recounted(report: LegalityReport, session: Session) -> LegalityReport:
+    """Return the report with what another count of the bytes says."""
+    sidecar = session.sidecar
+    if sidecar is None:
+        return _with(report, "bytes", *_recount(session))
+    facts = {"token_bytes_sha256": sidecar.sha256, "documents": sidecar.documents}
+    if sidecar.documents is not None:  # compared with the text when it was opened, or there would be no session
+        return report.with_(covered={"bytes": facts})
+    gap = "the bytes are those that --token-bytes says; without the original (--text) they were compared with nothing"
+    return report.with_(covered={"bytes": facts}, uncovered=[gap])
 
 
 def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import numpy as np
+
 from evalkit.codec.container import Header
+from evalkit.network.factory import ModuleSource
 from evalkit.plumbing.errors import InputError
-from evalkit.prequential.forecaster import preferred_span
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.progress import format_seconds
+from evalkit.prequential.forecaster import next_distribution_of, preferred_span
 from evalkit.verbs.session import ScoreOptions, Session, open_model
+
+_QUICK = 0.5
+"""Seconds: a window that takes less is timed twice."""
 
 _STORED = ("recipe", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows")
 
@@ -38,6 +47,38 @@ def span_of(session: Session) -> int:
         # Blocks that are not kept yet are computed again for every token.
         return session.streaming.block
     return preferred_span(session.make_forecaster())
+
+
+def announce_rate(session: Session, tokens: int) -> None:
+    """Say how long coding will take where a model has no ``step``, so that every token costs a whole window.
+
+    Args:
+        session: opened for coding.
+        tokens: that will be coded.
+    """
+    source = session.artifact
+    if not isinstance(source, ModuleSource) or hasattr(source.model, "step"):
+        return
+    network = session.make_network()
+    next_distribution = None if network is None else next_distribution_of(network)
+    if next_distribution is None:
+        return
+    window = session.sliding.seq_len if session.sliding else 1
+    prefix = np.zeros(min(window, max(tokens, 1)), dtype=np.int64)
+    seconds = _QUICK
+    for _ in range(2):  # the first call may load kernels; a slow one is not worth repeating
+        began = time.monotonic()
+        next_distribution(prefix)
+        seconds = time.monotonic() - began
+        if seconds >= _QUICK:
+            break
+    LOG.info(
+        "the model offers no step(ids, state), so each token costs a window of %s: about %.3g tokens/s, %s for all %s",
+        f"{window:,}",
+        1 / max(seconds, 1e-9),
+        format_seconds(tokens * seconds),
+        f"{tokens:,}",
+    )
 
 
 def stored_options(session: Session) -> dict[str, Any]:

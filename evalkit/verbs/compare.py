@@ -1,7 +1,9 @@
 """Compare scores: several seeds against a baseline, or two runs token by token.
 
-Seeds: Welch's t-test (unequal variances). The challenge asks a record to show at p < 0.01 that it is at least 0.005
-nats per token lower than the one before; that is the one-sided test of ``mean(baseline) - mean(new) > 0.005``.
+Seeds: Welch's t-test (unequal variances). The challenge at first asked a record to show at p < 0.01 that it is at least
+0.005 nats per token lower than the one before; that is the one-sided test of ``mean(baseline) - mean(new) > 0.005``.
+Later it went by time: a run must be lower than the frontier, the best run before it, at one-sided p < 0.25.
+The tests are about independent runs, so copies of one run count once, and a side without spread enters no test.
 
 Two runs with per-token files: the difference at every position, with an interval that takes documents as the unit,
 since tokens of one document are not independent. With sums S_d and counts n_d of G documents the mean m is
@@ -11,6 +13,7 @@ of a ratio; Cochran, Sampling Techniques, 1977, chapter 6), with Student's t on 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +27,16 @@ from evalkit.report.load import SavedReport, TokenScores, open_report_stream
 
 RECORD_NATS = 0.005
 RECORD_P = 0.01
-"""The challenge's rule for a new record: at least 0.005 nats per token lower, shown at p < 0.01."""
+"""The challenge's first rule for a new record: at least 0.005 nats per token lower, shown at p < 0.01."""
+
+FRONTIER_P = 0.25
+"""Its later rule: lower than the frontier at that time, at this one-sided p."""
+
+NO_SPREAD = 1e-9
+"""Runs whose values agree to this share of their mean have no spread that a test could use."""
+
+SAME_LOSS = 1e-6
+"""Scores of one model with one set of options that agree to this share are one run, whatever machine they are from."""
 
 METRICS = ("val_loss", "bpb")
 
@@ -42,7 +54,7 @@ class Comparison:
         baseline_mean: of the old runs.
         baseline_sd: their standard deviation.
         difference: mean minus baseline mean; below 0 is better.
-        t: Welch's statistic for a difference of 0; None with fewer than two runs on a side or without any variation.
+        t: Welch's statistic for a difference of 0; None where a side has fewer than two runs or no spread.
         degrees: degrees of freedom (Welch-Satterthwaite).
         p_lower: one-sided p-value that the new runs are lower.
         p_two_sided: p-value that the runs differ either way.
@@ -71,8 +83,13 @@ class Comparison:
 
     @property
     def is_record(self) -> bool | None:
-        """Whether the record rule is met; None where there are too few runs to say."""
+        """Whether the first rule for records is met; None where there are too few runs to say."""
         return None if self.p_margin is None else self.p_margin < RECORD_P
+
+    @property
+    def passes_frontier(self) -> bool | None:
+        """Whether the later rule is met, with the baseline as the frontier; None where there are too few runs."""
+        return None if self.p_lower is None else self.p_lower < FRONTIER_P
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +145,53 @@ def require_same_tokens(reports: Sequence[SavedReport]) -> None:
             raise InputError(f"{other.path} and {first.path} count different bytes for the same tokens")
 
 
+def distinct_runs(reports: Sequence[SavedReport]) -> tuple[list[SavedReport], list[str]]:
+    """Return one report of each run, and sentences about those that were left out or may be repeats.
+
+    Two reports are of one run where their ledgers are equal, or where one model was scored with the same options to the
+    same loss (on another machine, say, or in other spans).
+    """
+    kept: list[SavedReport] = []
+    said: list[str] = []
+    for saved in reports:
+        same = next((other for other in kept if is_same_run(saved, other)), None)
+        if same is not None:
+            said.append(f"{saved.path} is the run of {same.path} again: counted once")
+            continue
+        repeat = next((other for other in kept if saved.report.artifact and _has_same_subject(saved, other)), None)
+        if repeat is not None:
+            said.append(
+                f"{saved.path} and {repeat.path} scored one artifact with the same options: repeats of one run tell "
+                f"less than seeds do, and the test takes them for seeds"
+            )
+        kept.append(saved)
+    return kept, said
+
+
+def is_same_run(one: SavedReport, other: SavedReport) -> bool:
+    """Whether two reports are of one run; see :func:`distinct_runs`."""
+    a, b = one.report, other.report
+    close = math.isclose(a.val_loss, b.val_loss, rel_tol=SAME_LOSS)
+    return a.ledger_sha256 == b.ledger_sha256 or (close and _has_same_subject(one, other))
+
+
+def _has_same_subject(one: SavedReport, other: SavedReport) -> bool:
+    return one.report.subject() == other.report.subject()
+
+
 def compare_reports(reports: Sequence[SavedReport], baseline: Sequence[SavedReport]) -> dict[str, Comparison]:
-    """Compare two groups of runs, one comparison for each metric.
+    """Compare two groups of runs, one comparison for each metric; copies of a run count once.
 
     Raises:
-        InputError: a group is empty, a report is in both, or the tokens differ.
+        InputError: a group is empty, a run is in both, or the tokens differ.
     """
     if not reports or not baseline:
         raise InputError("comparing needs at least one report on each side: REPORT.json... --baseline REPORT.json...")
     require_same_tokens([*reports, *baseline])
+    (reports, _), (baseline, _) = distinct_runs(reports), distinct_runs(baseline)
+    for new, old in itertools.product(reports, baseline):
+        if len(reports) + len(baseline) > 2 and is_same_run(new, old):
+            raise InputError(f"{new.path} and {old.path} are one run; a run stands on one side alone")
     bits = reports[0].report.tokens_scored / math.log(2) / reports[0].report.bytes_scored
     margins = {"val_loss": RECORD_NATS, "bpb": RECORD_NATS * bits}
     return {
@@ -159,7 +214,7 @@ def compare_values(
     a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     t = degrees = p_lower = p_two_sided = low = high = p_margin = None
     difference = float(a.mean() - b.mean())
-    if len(a) > 1 and len(b) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0):
+    if _has_spread(a) and _has_spread(b):
         test = stats.ttest_ind(a, b, equal_var=False, alternative="less")
         t, degrees, p_lower = float(test.statistic), float(test.df), float(test.pvalue)
         two_sided = stats.ttest_ind(a, b, equal_var=False)
@@ -185,6 +240,10 @@ def compare_values(
         margin=margin,
         p_margin=p_margin,
     )
+
+
+def _has_spread(values: npt.NDArray[np.float64]) -> bool:
+    return len(values) > 1 and float(np.ptp(values)) > NO_SPREAD * abs(float(values.mean()))
 
 
 def compare_tokens(
@@ -301,11 +360,16 @@ def compare_paired(
     return compare_tokens(scores, baseline, stream.read(0, len(stream)), bos=model.bos_id, decode=model.decode)
 
 
-def as_dict(comparisons: dict[str, Comparison], paired: PairedDifference | None) -> dict[str, Any]:
-    """Return the comparison as JSON holds it."""
+def as_dict(
+    comparisons: dict[str, Comparison], paired: PairedDifference | None, repeated: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the comparison as JSON holds it; ``repeated`` says which reports were of one run."""
+    loss = comparisons["val_loss"]
     return {
         "format": 1,
-        "rule": {"nats": RECORD_NATS, "p": RECORD_P, "met": comparisons["val_loss"].is_record},
+        "rule": {"nats": RECORD_NATS, "p": RECORD_P, "met": loss.is_record},
+        "later_rule": {"nats": 0.0, "p": FRONTIER_P, "met": loss.passes_frontier},
+        "repeated": list(repeated),
         "metrics": {name: asdict(c) for name, c in comparisons.items()},
         "paired": None if paired is None else asdict(paired),
     }

@@ -1,20 +1,21 @@
-"""Train, export, score and check in one go: what ``evalkit run`` and ``evalkit demo`` do."""
+"""Train, export, score and check in one go: what ``evalkit run`` and ``evalkit demo`` do; or only score and check."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.errors import EvalkitError
-from evalkit.plumbing.files import write_json
+from evalkit.plumbing.errors import EvalkitError, InputError
+from evalkit.plumbing.files import in_order, write_json
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.plumbing.typed_json import to_json
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.shards import NAMES, split_of
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
@@ -45,10 +46,10 @@ class PipelineOptions:
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
-        check_seconds: budget of the legality audit of each variant; 0 leaves it out.
-        decode_tokens: tokens to compress and decompress as part of the check.
+        check: how to check the score of each variant; None leaves it out.
         stride: of the windows.
         dtype: of scoring.
+        threads: of scoring on CPUs; 0 for all.
     """
 
     recipe: str
@@ -67,10 +68,10 @@ class PipelineOptions:
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
-    check_seconds: float = 60.0
-    decode_tokens: int = 0
+    check: CheckOptions | None = field(default_factory=CheckOptions)
     stride: int = 64
     dtype: str = "auto"
+    threads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +79,35 @@ class RunReport:
     """What ``evalkit run`` made.
 
     Attributes:
-        recipe: that was trained.
-        export: what ``evalkit export --json`` writes of the artifact.
+        recipe: that was trained; None for a user's module.
+        export: what ``evalkit export --json`` writes of the artifact; None for a user's module.
         stages: the score of each variant by its name, with the verdict of its check.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("artifact",)
 
-    recipe: str
-    export: Mapping[str, Any]
+    recipe: str | None
+    export: Mapping[str, Any] | None
     stages: Mapping[str, ScoreReport]
 
     @property
     def artifact(self) -> Mapping[str, Any]:
-        """Path, bytes and hash of the artifact."""
+        """Path, bytes and hash of what was scored."""
+        if self.export is None:
+            identity: Mapping[str, Any] = to_json(next(iter(self.stages.values())).artifact)
+            return identity
         artifact: Mapping[str, Any] = self.export["artifact"]
         return artifact
+
+    @property
+    def is_illegal(self) -> bool:
+        """Whether the check of some score found something."""
+        return any(stage.verdict == "illegal" for stage in self.stages.values())
+
+    @property
+    def is_over_cap(self) -> bool:
+        """Whether what ships is larger than the challenge allows."""
+        return any(s.artifact is not None and s.artifact.cap_headroom_bytes < 0 for s in self.stages.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON holds it."""
@@ -148,12 +162,50 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
             ),
         )
     LOG.info("exported %s: %s bytes", artifact, f"{exported.file.n_bytes:,}")
-    report = RunReport(
-        recipe=options.recipe,
-        export=exported.to_dict(),
-        stages={variant_name(*variant): _score_variant(options, artifact, *variant) for variant in options.variants},
+    score = ScoreOptions(
+        artifact=str(artifact),
+        tokenizer=str(options.tokenizer),
+        tokens=options.tokens or validation_shards(options.data),
+        stride=options.stride,
+        limit_tokens=options.limit_tokens,
+        dtype=options.dtype,
+        threads=options.threads,
     )
-    write_json(options.out / "report.json", report.to_dict())
+    scoring = {k: v for k, v in (options.settings or {}).items() if k not in training}
+    stages = {
+        variant_name(*variant): _score_variant(
+            score,
+            variant,
+            by_section(scoring, ("mixer", "ttt")),
+            options.out,
+            options.check,
+        )
+        for variant in options.variants
+    }
+    return _written(RunReport(recipe=options.recipe, export=exported.to_dict(), stages=stages), options.out)
+
+
+def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = None) -> RunReport:
+    """Score and check a user's module: alone, and with mixer and test-time training where ``options`` ask for them.
+
+    Args:
+        options: what to score and how.
+        out: folder for the reports.
+        check: how to check the score of each variant; None leaves it out.
+
+    Raises:
+        InputError: an input is unusable.
+    """
+    variants = dict.fromkeys([("none", False), (options.mixer, options.ttt)])
+    plain = replace(options, mixer="none", ttt=False, settings={})
+    stages = {
+        variant_name(*variant): _score_variant(plain, variant, options.settings, out, check) for variant in variants
+    }
+    return _written(RunReport(recipe=None, export=None, stages=stages), out)
+
+
+def _written(report: RunReport, out: Path) -> RunReport:
+    write_json(out / "report.json", report.to_dict())
     return report
 
 
@@ -179,41 +231,42 @@ def variant_name(mixer: str, ttt: bool) -> str:
     return "-".join(parts)
 
 
-def _score_variant(options: PipelineOptions, artifact: Path, mixer: str, ttt: bool) -> ScoreReport:
+def _score_variant(
+    plain: ScoreOptions,
+    variant: tuple[str, bool],
+    settings: Mapping[str, Mapping[str, str]],
+    out: Path,
+    check: CheckOptions | None,
+) -> ScoreReport:
+    mixer, ttt = variant
     used = {"mixer": mixer != "none", "ttt": ttt}
-    chosen = {k: v for k, v in (options.settings or {}).items() if used.get(k.split(".")[0])}
+    chosen = {section: values for section, values in settings.items() if used[section]}
     name = variant_name(mixer, ttt)
     LOG.info("scoring %s", name)
-    session = open_session(
-        ScoreOptions(
-            artifact=str(artifact),
-            tokenizer=str(options.tokenizer),
-            tokens=options.tokens or _validation_glob(options.data),
-            settings=by_section(chosen, ("mixer", "ttt")),
-            stride=options.stride,
-            limit_tokens=options.limit_tokens,
-            mixer=mixer,
-            ttt=ttt,
-            dtype=options.dtype,
-        )
-    )
+    session = open_session(replace(plain, mixer=mixer, ttt=ttt, settings=chosen))
     scored = score_session(session).without_scores()
-    if options.check_seconds:
+    if check is not None:
         LOG.info("checking %s", name)
-        check = check_session(
-            session, CheckOptions(budget_seconds=options.check_seconds, decode_tokens=options.decode_tokens)
-        )
-        write_json(options.out / f"check-{name}.json", check.to_dict())
-        scored = scored.checked(check)
-        for finding in check.findings[:3]:
+        checked = check_session(session, check)
+        write_json(out / f"check-{name}.json", checked.to_dict())
+        scored = scored.checked(checked)
+        for finding in checked.findings[:1]:
             LOG.info("  %s: %s", finding.axiom, finding.message)
-        for gap in check.uncovered[:3]:
+        for gap in checked.uncovered[:3]:
             LOG.info("  not covered: %s", gap)
-    write_json(options.out / f"score-{name}.json", scored.to_dict())
+    write_json(out / f"score-{name}.json", scored.to_dict())
     return scored
 
 
-def _validation_glob(data: Path) -> str:
-    found = sorted(data.rglob("*val*.bin"))
-    folder = found[0].parent if found else data
-    return str(folder / "*val*.bin")
+def validation_shards(data: Path) -> tuple[str, ...]:
+    """Return the validation shards in or below a data folder, as :func:`evalkit.tokens.shards.split_of` tells them.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted((p for p in data.rglob("*") if p.name.endswith(NAMES) and split_of(p) == "val"), key=in_order)
+    if not found:
+        raise InputError(
+            f"data folder {data} holds no validation shard such as x_val_000000.bin; name one with --tokens"
+        )
+    return tuple(str(path) for path in found if path.parent == found[0].parent)

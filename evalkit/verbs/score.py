@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from evalkit.network.causality import Leak
+from evalkit.network.factory import SourceFile
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.profiling import Profile
@@ -19,10 +22,22 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.reliability import ReliabilityForecaster
 from evalkit.prequential.resume import ResumeFolder, StateUnavailableError
-from evalkit.report.score_report import ArtifactIdentity, FileIdentity, Scored, TokenizerIdentity, TokensIdentity
+from evalkit.report.score_report import (
+    ArtifactIdentity,
+    FileIdentity,
+    Scored,
+    TokenBytesIdentity,
+    TokenizerIdentity,
+    TokensIdentity,
+)
+from evalkit.verbs.command_line import score_words
 from evalkit.verbs.session import ScoreOptions, Session, open_session
 
-_CHECKPOINT_SECONDS = 30.0
+_CHECKPOINT_SECONDS = 2.0
+"""A run that is killed loses this much work, and the span in hand; more where saving takes longer than a tenth of a
+second: it may take a twentieth of the time."""
+
+_CHEAP_SAVE_SECONDS = 0.1
 
 
 def score(options: ScoreOptions, *, resume: bool | None = None) -> Scored:
@@ -39,10 +54,25 @@ def score(options: ScoreOptions, *, resume: bool | None = None) -> Scored:
     return score_session(open_session(options), resume=resume)
 
 
-def score_session(session: Session, *, resume: bool | None = None, profile: Profile | None = None) -> Scored:
-    """Score an opened session; see :func:`score`. The report holds the profile, if there is one, as it stands then."""
+def score_session(
+    session: Session, *, resume: bool | None = None, profile: Profile | None = None, outputs: Sequence[str] = ()
+) -> Scored:
+    """Score an opened session; see :func:`score`.
+
+    Args:
+        session: what to score and how.
+        resume: see :func:`score`.
+        profile: where the time goes; the report holds it as it stands then.
+        outputs: further words of the command line, for what an interrupted run says about going on.
+    """
     if session.ranks is not None and resume is not None:
         raise InputError("several processes keep nothing to resume from; score without --resume, or in one process")
+    if session.options.mixer == "published":
+        if resume:
+            raise InputError(
+                "--mixer published keeps nothing to resume from; score from the beginning, without --resume"
+            )
+        resume = None
     started = time.monotonic()
     leak = session.find_leak()
     if leak is not None:
@@ -60,32 +90,47 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
         ledger = folder.ledger
         if state is not None:
             forecaster.load_state_dict(state)
-    resumed_at = len(ledger)
+    resumed_at = learned_to = len(ledger)
     _log_plan(session, resumed_at, folder)
+    if folder and resume:
+        _tell_resumed(folder, resumed_at, len(session.stream) - 1)
     progress = Progress("score", len(session.stream) - 1, done=resumed_at)
-    saved = time.monotonic()
+    next_save = time.monotonic() + _CHECKPOINT_SECONDS
+
+    def save() -> None:
+        nonlocal next_save
+        began = time.monotonic()
+        if folder:
+            folder.save_state(forecaster.state_dict()) if stateful else folder.ledger.flush()
+        ended = time.monotonic()
+        next_save = ended + _CHECKPOINT_SECONDS * max(1.0, (ended - began) / _CHEAP_SAVE_SECONDS)
 
     def after_span(ledger: Ledger) -> None:
-        nonlocal saved
+        nonlocal learned_to
+        learned_to = len(ledger)
         progress.update(len(ledger), f"{ledger.bpb:.4f} bpb")
-        if folder and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            folder.save_state(forecaster.state_dict()) if stateful else ledger.flush()
-            saved = time.monotonic()
+        if time.monotonic() >= next_save:
+            save()
 
     try:
         run_prequential(
             forecaster,
             session.stream,
-            session.tokenizer.byte_table,
+            session.num_bytes,
             ledger,
             span=session.preferred_span,
             after_span=after_span,
         )
-    except BaseException:
+    except BaseException as error:
         # Whatever stopped the run, what has been scored is kept.
         if folder:
             with suppress(InputError):  # a full disk says so once
+                if isinstance(error, KeyboardInterrupt) and learned_to == len(ledger):
+                    save()  # the interrupt came while scoring, which teaches nothing: the state is that of the ledger
                 folder.close()
+        if folder and isinstance(error, KeyboardInterrupt):
+            progress.close()
+            _tell_interrupted(session, outputs)
         raise
     finally:
         progress.close()
@@ -95,6 +140,27 @@ def score_session(session: Session, *, resume: bool | None = None, profile: Prof
     if folder:
         folder.remove()
     return report if profile is None else dataclasses.replace(report, profile=profile.to_dict())
+
+
+def _tell_resumed(folder: ResumeFolder, resumed_at: int, total: int) -> None:
+    if resumed_at:
+        LOG.info("resuming after %s of %s tokens", f"{resumed_at:,}", f"{total:,}")
+        return
+    other = folder.nearest()
+    LOG.warning(
+        "nothing to resume: no interrupted run of this very score is kept in %s%s; scoring from the beginning",
+        folder.path.parent,
+        "" if other is None else f" (one that differs in {' and '.join(other)} is)",
+    )
+
+
+def _tell_interrupted(session: Session, outputs: Sequence[str]) -> None:
+    words = score_words(session)
+    if words is None:
+        LOG.warning("what has been scored is kept; score again with resume=True to go on")
+        return
+    again = [*words, *outputs, *([] if "--resume" in outputs else ["--resume"])]
+    LOG.warning("what has been scored is kept; go on with:\n  %s", shlex.join(again))
 
 
 def _log_plan(session: Session, resumed_at: int, folder: ResumeFolder | None) -> None:
@@ -117,10 +183,15 @@ def _open_folder(session: Session, resume: bool | None) -> ResumeFolder | None:
         return None
     try:
         return ResumeFolder(session.identity(), resume=resume)
-    except StateUnavailableError:
+    except StateUnavailableError as error:
         if resume:
             raise
+        LOG.info("this run cannot be resumed if it is interrupted: %s", error)
         return None
+
+
+def _identities(files: Iterable[SourceFile]) -> tuple[FileIdentity, ...]:
+    return tuple(FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes) for file in files)
 
 
 def _report(
@@ -139,15 +210,18 @@ def _report(
             format=artifact.format,
             compression=artifact.compression,
             parameters=artifact.num_parameters,
-            files=tuple(
-                FileIdentity(path=file.path, sha256=file.sha256, bytes=file.bytes)
-                for file in getattr(artifact, "files", ())
-            ),
+            files=_identities(getattr(artifact, "files", ())),
+            code=_identities(session.code),
         ),
         recipe=options.recipe or (artifact.recognise() if artifact else None),
         config=resolved.config.to_dict() if resolved else None,
         config_origins=resolved.origins if resolved else None,
         tokens=TokensIdentity(names=tuple(session.stream.names), sha256=session.stream.sha256()),
+        token_bytes=None
+        if session.sidecar is None
+        else TokenBytesIdentity(
+            names=session.sidecar.counts.names, sha256=session.sidecar.sha256, documents=session.sidecar.documents
+        ),
         tokenizer=TokenizerIdentity(path=session.tokenizer.path, sha256=session.tokenizer.sha256),
         tokens_scored=len(ledger),
         bytes_scored=ledger.num_bytes,
@@ -177,6 +251,8 @@ def _report(
         ttt_report=found.get("ttt_report"),
         ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
         reliability=found.get("reliability"),
+        unknown_tokens=session.stream.count(session.tokenizer.unk_id) or None,
+        command=score_words(session),
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.
         nll=ledger.scores(),
         num_bytes=ledger.bytes(),

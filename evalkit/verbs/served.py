@@ -21,18 +21,9 @@ if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
 
 _SENT = (
-    "module",
-    "weights",
-    "tokenizer",
-    "seq_len",
-    "stride",
-    "mixer",
-    "ttt",
-    "device",
-    "dtype",
-    "batch_windows",
-    "threads",
-)
+    "module", "weights", "tokenizer", "seq_len", "stride", "mixer", "ttt", "context", "device", "dtype",
+    "batch_windows", "threads",
+)  # fmt: skip
 
 
 def child_factory(session: Session) -> ChildFactory:

@@ -11,12 +11,13 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evalkit.artifact.infer import NOT_INFERABLE, ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.artifact.recognition import shown
-from evalkit.network.factory import ModuleSource, of_object, open_module
+from evalkit.network.factory import ModuleSource, SourceFile, identify, of_object, open_module
 from evalkit.network.network import Network, model_vocabulary, model_window
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
@@ -28,8 +29,10 @@ from evalkit.plumbing.settings import configured, require
 from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
 from evalkit.source import read_source_of
+from evalkit.tokens.sidecar import Sidecar, audited, open_with_sidecar
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.texts import read_documents
+from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
@@ -68,8 +71,12 @@ class ScoreOptions:
             (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
         weights: file or folder that the factory of ``module`` is called with.
         tokenizer: path of the SentencePiece model.
-        tokens: glob of token shards; or
-        text: path of a text or of documents in JSON lines.
+        tokens: glob of token shards, or several; or
+        text: path of a text or of documents in JSON lines. Beside ``tokens`` and ``token_bytes`` it is the original
+            that the bytes are compared with.
+        token_bytes: glob of shards that say how many bytes of the original text each token stands for; None counts
+            them by the tokenizer's rule.
+        code: files that ship with the model besides, whose bytes count.
         recipe: recipe name; None recognises the artifact.
         source: path of the training script that made the artifact, to read its settings from; never executed.
         log: path of the log of its run, which goes before the script's defaults.
@@ -79,7 +86,9 @@ class ScoreOptions:
         limit_tokens: score at most this many tokens; 0 scores all.
         mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
         ttt: train on what has been scored.
-        context: ``sliding`` windows, or ``streaming``: keys and values kept, another estimator and far faster.
+        context: what a token may depend on, each another estimator with its own number: ``sliding`` windows of the
+            stream; ``documents``, the same windows laid in each document by itself, which starts with BOS;
+            ``streaming``, where keys and values are kept, which is far faster.
         device: ``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
         dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more where a
             measurement found it faster (:mod:`evalkit.plumbing.hardware`), float32 otherwise.
@@ -93,8 +102,10 @@ class ScoreOptions:
     module: str | Any | None = None
     weights: str | None = None
     tokenizer: str
-    tokens: str | None = None
+    tokens: str | tuple[str, ...] | None = None
     text: str | None = None
+    token_bytes: str | None = None
+    code: tuple[str, ...] = ()
     recipe: str | None = None
     source: str | None = None
     log: str | None = None
@@ -112,8 +123,15 @@ class ScoreOptions:
     reliability: int = 0
 
     def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.text is None):
+        if self.tokens is None and self.text is None:
             raise InputError("give what to score as either --tokens GLOB or --text FILE")
+        if self.tokens is not None and self.text is not None and self.token_bytes is None:
+            raise InputError(
+                "give what to score as either --tokens GLOB or --text FILE; both go together with --token-bytes alone, "
+                "whose sums are compared with the text"
+            )
+        if self.code and not self.has_model:
+            raise InputError("--code names files that ship with a model, and there is none: leave it out")
         if self.mixer not in MIXERS:
             raise InputError(f"--mixer is {self.mixer!r}; expected {', '.join(MIXERS)}")
         if self.artifact is not None and self.module is not None:
@@ -129,9 +147,11 @@ class ScoreOptions:
         if not self.has_model and (self.mixer != "hedge" or self.ttt):
             raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
         if self.context not in CONTEXTS:
-            raise InputError(f"--context is {self.context!r}; expected {' or '.join(CONTEXTS)}")
-        if self.context == "streaming" and (self.ttt or self.mixer == "published"):
-            raise InputError("--context streaming goes with --mixer none or hedge and without --ttt")
+            raise InputError(f"--context is {self.context!r}; expected {', '.join(CONTEXTS)}")
+        if self.context == "streaming" and self.ttt:
+            raise InputError("--context streaming goes without --ttt, which would change what has been kept")
+        if self.context != "sliding" and self.mixer == "published":
+            raise InputError("--mixer published is for --context sliding, as PR849 scores; use --mixer none or hedge")
         if self.limit_tokens < 0:
             raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 0 (all) or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -173,6 +193,7 @@ class Session:
         options: what was asked for.
         tokenizer: of the stream.
         stream: the tokens to score.
+        sidecar: the bytes of each token, where shards say them.
         artifact: the model's file, or a user's module; None for the online mixer alone.
         resolved: the model's configuration, and where each value came from.
         sliding: how windows are laid and computed; None without a model.
@@ -180,6 +201,7 @@ class Session:
         streaming: how much of the past is kept; None unless the context is ``streaming``.
         mixer: the online mixer; None unless it is ``hedge``.
         ttt: test-time training, or what PR849's mixer takes of it (``epochs`` 0); None where neither is asked for.
+        code: files that ship with the model besides.
         ranks: the processes of the run; None for this one alone. See :meth:`shared_among`.
     """
 
@@ -193,6 +215,8 @@ class Session:
     streaming: StreamingConfig | None
     mixer: MixerConfig | None
     ttt: TTTConfig | None
+    sidecar: Sidecar | None = None
+    code: tuple[SourceFile, ...] = ()
     ranks: Ranks | None = None
 
     def shared_among(self, ranks: Ranks) -> Session:
@@ -213,12 +237,21 @@ class Session:
         return dataclasses.replace(self, ranks=ranks)
 
     @property
+    def num_bytes(self) -> ByteCounts:
+        """What says how many bytes each token stands for."""
+        return self.sidecar or self.tokenizer.byte_table
+
+    @property
     def preferred_span(self) -> int:
         """Positions to score at a time: on GPUs many batches, so that there is always a next one; 0: the usual."""
-        on_gpu = self.sliding is not None and self.sliding.device.startswith("cuda")
-        if self.sliding is None or not on_gpu or self.options.mixer == "published":
+        if self.sliding is None or self.options.mixer == "published":
             return 0
+        if not self.sliding.device.startswith("cuda"):
+            # A document that a span cuts is computed twice.
+            return 4 * self.sliding.seq_len if self.options.context == "documents" else 0
         count = 1 if self.ranks is None else self.ranks.count
+        if self.options.context == "documents":
+            return 128 * count * self.sliding.seq_len
         from evalkit.prequential.sliding import SPAN_WINDOWS
 
         return count * SPAN_WINDOWS * self.sliding.stride
@@ -232,7 +265,7 @@ class Session:
 
     def find_leak(self) -> Leak | None:
         """Return where a user's module looks ahead, by a quick test; None where it does not, or is evalkit's own."""
-        if not isinstance(self.artifact, ModuleSource) or self.sliding is None:
+        if not isinstance(self.artifact, ModuleSource) or self.sliding is None or self.artifact.is_untouched:
             return None
         import torch
 
@@ -261,7 +294,7 @@ class Session:
         return forecaster
 
     def _make_forecaster(self) -> Forecaster:
-        network = self._make_network()
+        network = self.make_network()
         if self.mixer is not None:
             from evalkit.mixers import Mixer
             from evalkit.prequential.mixed import MixedForecaster
@@ -300,7 +333,8 @@ class Session:
         mixer.score(tokens, 1, 3, known, known, None if known is None else -known)
         mixer.commit(3)
 
-    def _make_network(self) -> NetworkForecaster | None:
+    def make_network(self) -> NetworkForecaster | None:
+        """Return the forecaster of the network alone, with its test-time training; None without a network."""
         if self.artifact is None or self.sliding is None:
             return None
         model: GPT | Network
@@ -325,6 +359,7 @@ class Session:
             self.sliding,
             self.ttt,
             self.tokenizer.byte_table,
+            num_bytes=self.num_bytes,
             document_token=self.tokenizer.bos_id if self.tokenizer.bos_id >= 0 else None,
             num_chunks=-(-(len(self.stream) - 1) // self.ttt.chunk_tokens) if self.ttt.schedule == "cosine" else None,
             ranks=self.ranks,
@@ -354,6 +389,7 @@ class Session:
         return {
             "artifact_sha256": self.artifact.sha256 if self.artifact else None,
             "tokenizer_sha256": self.tokenizer.sha256,
+            "token_bytes_sha256": self.sidecar.sha256 if self.sidecar else None,
             "mixer": options.mixer,
             "ttt": options.ttt,
             "context": options.context if self.artifact else None,
@@ -369,13 +405,14 @@ class Session:
             "artifact": self.artifact.sha256 if self.artifact else None,
             "tokenizer": self.tokenizer.sha256,
             "tokens": self.stream.sha256(),
+            "token_bytes": self.sidecar.sha256 if self.sidecar else None,
             "model": self.resolved.config.to_dict() if self.resolved else None,
             "sliding": dataclasses.asdict(self.sliding) | {"threads": 0} if self.sliding else None,
             "mixer": self.options.mixer,
             "ttt": self.options.ttt,
             "context": self.options.context,
             "reliability": self.options.reliability,
-            "settings": {section: dict(values) for section, values in self.options.settings.items()},
+            "settings": {section: dict(values) for section, values in self.options.settings.items() if values},
         }
 
 
@@ -389,15 +426,20 @@ def open_session(options: ScoreOptions) -> Session:
         session = open_model(options)
     tokenizer = session.tokenizer
     with timed("opened and checked the tokens"):
-        if options.tokens is not None:
-            stream = open_shards(options.tokens)
-        else:
-            stream = tokenize_file(str(options.text), tokenizer)
+        stream, sidecar = _open_stream(options, tokenizer)
         if options.limit_tokens:
             stream = stream.truncated(options.limit_tokens + 1)
+            sidecar = sidecar and sidecar.truncated(options.limit_tokens + 1)
         stream.validate(tokenizer)
+        sliding = session.sliding
+        if sliding is not None and sliding.document_token is not None and not stream.count(sliding.document_token):
+            raise InputError(
+                f"--context documents: the stream has no document, since BOS (id {tokenizer.bos_id}), which opens one, "
+                f"is nowhere in it; use --context sliding, or tokenise the text with BOS before each document"
+            )
     LOG.debug("stream: %s tokens to score, of %s", f"{len(stream) - 1:,}", ", ".join(stream.names))
-    return dataclasses.replace(session, stream=stream, sliding=_compiled_if_long(session, len(stream)))
+    sliding = _compiled_if_long(session, len(stream))
+    return dataclasses.replace(session, stream=stream, sidecar=sidecar, sliding=sliding)
 
 
 def _compiled_if_long(session: Session, num_tokens: int) -> SlidingConfig | None:
@@ -405,9 +447,32 @@ def _compiled_if_long(session: Session, num_tokens: int) -> SlidingConfig | None
     window, artifact = session.sliding, session.artifact
     if window is None or artifact is None or not window.device.startswith("cuda"):
         return window
-    work = 2.0 * artifact.num_parameters * window.seq_len * (num_tokens / window.stride)
+    # A document is padded to a window, but most of its tokens are computed once.
+    passes = 2.0 if window.document_token is not None else window.seq_len / window.stride
+    work = 2.0 * artifact.num_parameters * num_tokens * passes
     LOG.debug("compile: %s (about %.2g floating-point operations)", work >= _WORTH_COMPILING, work)
     return dataclasses.replace(window, compile=work >= _WORTH_COMPILING)
+
+
+def _open_stream(options: ScoreOptions, tokenizer: TextTokenizer) -> tuple[TokenStream, Sidecar | None]:
+    """Open the tokens, and the bytes of each where shards say them."""
+    if options.token_bytes is None:
+        if options.tokens is not None:
+            return open_shards(options.tokens), None
+        return tokenize_file(str(options.text), tokenizer), None
+    shards, sidecar = open_with_sidecar(options.tokens, options.token_bytes)
+    stream = tokenize_file(str(options.text), tokenizer) if shards is None else shards
+    stream.validate(tokenizer)
+    sidecar = audited(sidecar, stream, tokenizer, read_documents(options.text) if options.text else None)
+    counted = sum(int(part.sum(dtype="int64")) for part in sidecar.counts.parts)
+    if sidecar.documents is None and counted > sidecar.tokenizer_bytes:
+        LOG.warning(
+            "--token-bytes counts %s bytes, the text that the tokens decode to has %s: give the original with --text "
+            "to have them compared",
+            f"{counted:,}",
+            f"{sidecar.tokenizer_bytes:,}",
+        )
+    return stream, sidecar
 
 
 def open_model(options: ScoreOptions) -> Session:
@@ -445,7 +510,7 @@ def open_model(options: ScoreOptions) -> Session:
     if artifact is not None:
         dtype, dtype_because = _choose_dtype(options, artifact)
         LOG.debug("dtype: %s (%s)", dtype, dtype_because)
-        sliding = _sliding_config(options, artifact, resolved, dtype)
+        sliding = _sliding_config(options, artifact, resolved, tokenizer, dtype)
     return Session(
         options=options,
         tokenizer=tokenizer,
@@ -457,6 +522,7 @@ def open_model(options: ScoreOptions) -> Session:
         streaming=_streaming_config(options, sliding),
         mixer=_mixer_config(options, tokenizer, artifact),
         ttt=_ttt_config(options),
+        code=_code_files(options.code, artifact),
     )
 
 
@@ -483,11 +549,34 @@ def _choose_dtype(options: ScoreOptions, artifact: Artifact | ModuleSource) -> t
     return "bfloat16" if speed.prefers_bfloat16 else "float32", str(speed)
 
 
+def _code_files(paths: tuple[str, ...], artifact: Artifact | ModuleSource | None) -> tuple[SourceFile, ...]:
+    """Return the files of ``--code``, each once, and none that the model's own bytes hold already."""
+    own = artifact.shipped if artifact is not None else ()
+    known = {Path(path).resolve() for path in own}
+    files = []
+    for path in paths:
+        if not Path(path).exists():
+            raise InputError(f"--code {path} does not exist")
+        if Path(path).resolve() not in known:
+            known.add(Path(path).resolve())
+            files.append(identify(path))
+    return tuple(files)
+
+
 def _sliding_config(
-    options: ScoreOptions, artifact: Artifact | ModuleSource, resolved: ResolvedConfig | None, dtype: str
+    options: ScoreOptions,
+    artifact: Artifact | ModuleSource,
+    resolved: ResolvedConfig | None,
+    tokenizer: TextTokenizer,
+    dtype: str,
 ) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
+    if options.context == "documents" and tokenizer.bos_id < 0:
+        raise InputError(
+            f"--context documents: the tokenizer {tokenizer.path} has no BOS, which would open a document; use "
+            f"--context sliding"
+        )
     seq_len, origin = options.seq_len, "--seq-len"
     if seq_len is None and isinstance(artifact, ModuleSource):
         asked = model_window(artifact.model, artifact.path)
@@ -511,6 +600,7 @@ def _sliding_config(
         device=options.device,
         dtype=dtype,
         threads=options.threads,
+        document_token=tokenizer.bos_id if options.context == "documents" else None,
     )
 
 

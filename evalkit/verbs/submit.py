@@ -7,8 +7,10 @@ val_bpb, bytes_total, bytes_code), and the runs it averages. Sizes are those of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import shlex
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_table
 from evalkit.report.load import SavedReport, read_check
 from evalkit.report.score_report import ArtifactIdentity, ScoreReport
-from evalkit.verbs.compare import require_same_tokens
+from evalkit.verbs.command_line import without_folders
+from evalkit.verbs.compare import is_same_run, require_same_tokens
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
 
@@ -170,14 +173,6 @@ def readme(values: dict[str, Any], runs: Sequence[_Run], options: SubmitOptions)
     sizes += [[name, f"{size:,}"] for name, size in values["code"].items()]
     sizes += [["total", f"{values['bytes_total']:,}"], ["under the cap", f"{values['bytes_headroom']:,}"]]
     shards = ", ".join(Path(name).name for name in first.tokens.names)
-    settings = " ".join(
-        f"--set {section}.{key}={value}" for section, items in first.settings.items() for key, value in items.items()
-    )
-    command = (
-        f"evalkit score {Path(runs[0].artifact.path).name} --tokens SHARDS --tokenizer MODEL "
-        f"--seq-len {first.seq_len} --stride {first.stride} --mixer {first.mixer}"
-        f"{' --ttt' if first.ttt else ''}{' ' + settings if settings else ''}"
-    )
     parts = [
         f"# {options.name}",
         values["blurb"],
@@ -187,9 +182,17 @@ def readme(values: dict[str, Any], runs: Sequence[_Run], options: SubmitOptions)
         "## Size",
         format_table(["part", "bytes"], sizes),
         "## Score it again",
-        f"```\n{command}\n```",
+        "In a folder that holds the files named here:",
+        "```\n" + "\n".join(score_again(run.report) for run in runs) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def score_again(report: ScoreReport) -> str:
+    """Return the command line that scores a run again in a folder that holds its files."""
+    if report.command is None:
+        return "evalkit.score(...) in Python: the model was an object, which no command line names"
+    return shlex.join(without_folders(report.command))
 
 
 def _without_folders(run: _Run) -> ScoreReport:
@@ -200,6 +203,7 @@ def _without_folders(run: _Run) -> ScoreReport:
         artifact=replace(run.artifact, path=Path(run.artifact.path).name),
         tokens=replace(report.tokens, names=tuple(Path(name).name for name in report.tokens.names)),
         tokenizer=replace(report.tokenizer, path=Path(report.tokenizer.path).name),
+        command=None if report.command is None else tuple(without_folders(report.command)),
     )
 
 
@@ -249,6 +253,9 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if files and len(files) != len(reports):
             raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
+    for one, other in itertools.combinations(reports, 2):
+        if is_same_run(one, other):
+            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     runs = []
     for i, saved in enumerate(reports):
         report, artifact = saved.report, saved.report.artifact

@@ -50,7 +50,7 @@ def read_folder(path: Path) -> Folder:
         texts=tuple(texts),
         tables=tuple(tables),
         script=script,
-        scripts={f: unwrap(content) for f, content in sources.items()},
+        scripts={f: unwrap(f, content) for f, content in sources.items()},
         ten_minutes=_ten_minutes(path, declared),
         copies=tuple(copies),
         notes=tuple(notes),

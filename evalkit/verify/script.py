@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import base64
 import lzma
 import re
-import zlib
-from collections.abc import Iterator
 
+from evalkit.plumbing.errors import InputError
+from evalkit.source.script import MAX_SCRIPT_BYTES
+from evalkit.source.script import unwrap as undo
 from evalkit.verify.statements import Script
 
 MAX_SOURCE = 4 << 20
@@ -31,52 +31,20 @@ def read_script(files: dict[str, int], scripts: dict[str, bytes]) -> Script | No
     if name is None:
         return None
     content = scripts[name]
-    source = unwrap(content)
+    source = unwrap(name, content)
     beside = [f for f in scripts if f != name and f.rpartition("/")[2] in content.decode("utf-8", "replace")]
     hidden = [(f, files[f]) for f in beside if len(content) < 2_000 and b"exec" in content]
     return Script(name, files[name], len(lzma.compress(content, filters=_XZ)), source, tuple(hidden))
 
 
-def unwrap(content: bytes, depth: int = 3) -> str:
-    """Return the Python source; a wrapper's compressed payload is opened within 4 MiB, at most three deep."""
-    text = content[:MAX_SOURCE].decode("utf-8", errors="replace")
-    if depth == 0 or len(text) < 200 or not re.search(r"exec|lzma|zlib|brotli|b85|b64", text[:3000] + text[-3000:]):
-        return text
-    longest = max(
-        re.finditer(r"""(['"])((?:(?!\1)[^\\\n]|\\.){1000,})\1""", text), key=lambda m: len(m.group(2)), default=None
-    )
-    if longest is None or len(longest.group(2)) < 0.5 * len(text):
-        return text
-    try:
-        literal = ast.literal_eval(longest.group())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    for decode in (base64.b85decode, base64.b64decode, base64.a85decode):
+def unwrap(name: str, content: bytes) -> str:
+    """Return the Python source, as text: what a wrapper executes, where it is one that evalkit undoes."""
+    if len(content) <= MAX_SCRIPT_BYTES and b"exec" in content:
         try:
-            packed = decode(literal)
-        except ValueError:
-            continue
-        for opened in _open(packed):
-            if b"import" in opened or b"def " in opened or b"exec" in opened:
-                return unwrap(opened, depth - 1)
-    return text
-
-
-def _open(packed: bytes) -> Iterator[bytes]:
-    raw = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-    for make in (
-        lzma.LZMADecompressor,
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=raw),
-    ):
-        try:
-            yield make().decompress(packed, max_length=MAX_SOURCE)
-        except (lzma.LZMAError, EOFError, ValueError):
-            continue
-    for bits in (15, -15, 31):
-        try:
-            yield zlib.decompressobj(bits).decompress(packed, MAX_SOURCE)
-        except zlib.error:
-            continue
+            return undo(content, name).text
+        except InputError:  # a wrapper of another kind, or no Python: what is there can still be read
+            pass
+    return content[:MAX_SOURCE].decode("utf-8", errors="replace")
 
 
 def byte_constants(source: str) -> list[tuple[int, str, float]]:

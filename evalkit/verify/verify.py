@@ -48,7 +48,7 @@ class VerifyReport:
             return [score.bpb.value for _, score in self.support.scores]
         return [self.folder.declared.headline.value] if self.folder.declared.headline else []
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the report's JSON."""
         return {
             "folder": self.folder.path.name,

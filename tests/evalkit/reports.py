@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import replace
@@ -61,8 +62,10 @@ def write_check(path: Path, check: LegalityReport) -> str:
 
 
 def write_report(path: Path, report: ScoreReport, nll: npt.NDArray[np.float64], num_bytes: npt.NDArray[Any]) -> Path:
-    """Write a report whose sums are those of ``nll``, and the per-token file beside it."""
-    path.write_text(json.dumps(replace(report, nats=float(nll.sum())).to_dict()), encoding="utf-8")
+    """Write a report of a run whose scores are ``nll``, and the per-token file beside it."""
+    ledger = hashlib.sha256(nll.tobytes()).hexdigest()
+    run = replace(report, nats=float(nll.sum()), bytes_scored=int(num_bytes.sum()), ledger_sha256=ledger)
+    path.write_text(json.dumps(run.to_dict()), encoding="utf-8")
     buffer = io.BytesIO()
     np.savez(buffer, position=np.arange(1, len(nll) + 1), nll=nll, bytes=num_bytes.astype(np.int32))
     path.with_suffix(".npz").write_bytes(buffer.getvalue())

@@ -43,9 +43,12 @@ def test_welch_with_unequal_variances() -> None:
     assert result.p_margin is None
 
 
-def test_one_run_or_no_variation_gives_no_p_value() -> None:
-    assert compare_values([1.0], [1.2, 1.3], metric="bpb").p_lower is None
-    assert compare_values([1.0, 1.0], [1.2, 1.2], metric="bpb").p_lower is None
+@pytest.mark.parametrize("still", [[1.0], [1.0, 1.0], [1.0, 1.0 + 1e-15, 1.0]])
+def test_a_side_without_spread_enters_no_test(still: list[float]) -> None:
+    for new, old in ((still, [1.2, 1.3]), ([1.2, 1.3], still), (still, still)):
+        result = compare_values(new, old, metric="val_loss", margin=0.005)
+        assert (result.t, result.p_lower, result.p_two_sided, result.low) == (None, None, None, None)
+        assert (result.is_record, result.passes_frontier) == (None, None)
 
 
 def test_clustered_mean_worked_out_by_hand() -> None:
@@ -131,6 +134,86 @@ def test_command_pairs_two_runs(runs: dict[str, Path], capsys) -> None:
 def test_command_summarises_seeds_without_a_baseline(runs: dict[str, Path], capsys) -> None:
     assert run_command(["compare", str(runs["old0"]), str(runs["old1"])]) == 0
     assert "sd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("copy", ["named thrice", "file", "hard link", "symbolic link", "scored again", "other spans"])
+def test_copies_of_one_run_are_one_run(copy: str, runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    first = runs["new0"]
+    values = json.loads(first.read_text())
+    second = tmp_path / "copy.json"
+    if copy == "named thrice":
+        second = first
+    elif copy == "hard link":
+        second.hardlink_to(first)
+    elif copy == "symbolic link":
+        second.symlink_to(first)
+    else:
+        if copy == "scored again":  # another path and clock, the same scores
+            values["artifact"]["path"], values["seconds"], values["tokens_per_second"] = "elsewhere/m.evk", 9.0, 7.0
+        if copy == "other spans":  # another chain over the same scores, up to rounding
+            values["ledger_sha256"] = "a" * 64
+            for name in ("nats", "val_loss", "bpb"):
+                values[name] *= 1 + 1e-10
+        second.write_text(json.dumps(values))
+    old = [str(runs[f"old{i}"]) for i in range(3)]
+    assert (
+        run_command(
+            ["compare", str(first), str(second), str(second), "--baseline", *old, "--json", str(tmp_path / "c.json")]
+        )
+        == 0
+    )
+    captured = capsys.readouterr()
+    assert "counted once" in captured.err
+    assert "Warning" not in captured.err
+    assert "significant" not in captured.out
+    assert "p = " not in captured.out.split("token by token")[0]
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert len(result["metrics"]["val_loss"]["values"]) == 1
+    assert result["metrics"]["val_loss"]["p_lower"] is None
+    assert (result["rule"]["met"], result["later_rule"]["met"], len(result["repeated"])) == (None, None, 2)
+    assert run_command(["compare", str(first), str(second)]) == 0
+    assert "sd" not in capsys.readouterr().out
+
+
+def test_a_run_on_both_sides_is_refused(runs: dict[str, Path], capsys) -> None:
+    two = [str(runs["new0"]), str(runs["new1"])]
+    assert run_command(["compare", *two, "--baseline", str(runs["old0"]), two[0]]) == 2
+    assert "one run; a run stands on one side alone" in capsys.readouterr().err
+
+
+def test_repeats_of_one_artifact_are_said(runs: dict[str, Path], capsys) -> None:
+    assert run_command(["compare", *(str(runs[f"new{i}"]) for i in range(2))]) == 0
+    assert "repeats of one run tell less than seeds do" in capsys.readouterr().err
+
+
+def test_both_rules_are_offered(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    new, old = [str(runs[f"new{i}"]) for i in range(3)], [str(runs[f"old{i}"]) for i in range(3)]
+    assert run_command(["compare", *old, "--baseline", *new, "--json", str(tmp_path / "c.json")]) == 0
+    assert "at p < 0.25 is not met" in capsys.readouterr().out
+    assert run_command(["compare", *new, "--baseline", *old, "--json", str(tmp_path / "c.json")]) == 0
+    assert "at p < 0.25 is met" in capsys.readouterr().out
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["later_rule"] == {"nats": 0.0, "p": 0.25, "met": True}
+    # One-sided p between the two rules: 1/2 + t / (2 sqrt(2 + t^2)) with t = -1 / sqrt(2) is 0.276.
+    assert compare_values([1.0, 1.2], [1.1, 1.3], metric="val_loss").passes_frontier is False
+    assert compare_values([1.0, 1.2], [1.2, 1.4], metric="val_loss", margin=0.005).passes_frontier is True
+
+
+@pytest.mark.parametrize("change", [{"bpb": 1.0}, {"val_loss": 1.0}, {"nats": 9.0}, {"bytes_scored": 7}])
+@pytest.mark.parametrize("command", ["compare", "report", "submit"])
+def test_a_report_that_contradicts_itself_is_refused(
+    command: str, change: dict[str, float], runs: dict[str, Path], tmp_path: Path, capsys
+) -> None:
+    runs["new0"].write_text(json.dumps(json.loads(runs["new0"].read_text()) | change))
+    out, report = str(tmp_path / "out"), str(runs["new0"])
+    words = {
+        "compare": ["compare", report, "--baseline", str(runs["old0"])],
+        "report": ["report", report, "-o", out],
+        "submit": ["submit", out, "--report", report, "--name", "n", "--author", "a"],
+    }
+    assert run_command(words[command]) == 2
+    assert "by its other fields it is" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_other_tokens_are_refused(runs: dict[str, Path], capsys) -> None:

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from evalkit.artifact.infer import infer_from_shapes, resolve_config
+from evalkit.model.attention import AttentionContext
+from evalkit.model.block import Visit
 from evalkit.model.cache import KVCache
 from evalkit.model.config import ModelConfig
 from evalkit.model.embedding import WindowSmear
 from evalkit.model.gpt import GPT
 from evalkit.model.hashing import pair_rows
+from evalkit.model.rope import rotary_tables
 from evalkit.plumbing.errors import InputError
 from evalkit.recipes import load_recipe
 
@@ -27,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "lanes": {"parallel_form": "lanes", "parallel_start": 2},
     "dead skips": {"parallel_form": "lanes_dead_skips", "parallel_start": 1},
     "routed": {"parallel_form": "routed", "parallel_start": 2},
+    "routed, late skip": {"parallel_form": "routed_late_skip", "parallel_start": 3},
     "window gate": {"attention_gate": "window", "attention_gate_width": 24, "attention_gate_scale": 0.5},
     "query gate": {
         "attention_gate": "window_doubled", "attention_gate_width": 12, "attention_gate_source": "query",
@@ -39,6 +43,7 @@ OFF: dict[str, dict[str, Any]] = {
     "lanes": {"parallel_form": "none"},
     "dead skips": {"parallel_form": "lanes"},
     "routed": {"parallel_form": "none"},
+    "routed, late skip": {"parallel_form": "routed"},
     "window gate": {"attention_gate_scale": 1.0},
     "query gate": {"attention_gate_source": "input"},
     "window smear": {"smear_reset_token": -1},
@@ -88,6 +93,59 @@ def test_switching_a_feature_off_changes_the_logits(form: str, ids: torch.Tensor
     without = GPT(dataclasses.replace(with_it.config, **changes))
     without.load_state_dict({n: v for n, v in with_it.state_dict().items() if n in without.state_dict()})
     assert (without(ids) - with_it(ids)).abs().max() > 1e-3
+
+
+def routed(model: GPT, ids: torch.Tensor, *, late: bool) -> torch.Tensor:
+    """Two lanes with routing, written out from the formulas; late: the skip of the splitting pass reaches lane 0 alone.
+
+    A and F, a block's scaled attention and MLP, are the model's own: what is new here is how they are put together.
+    """
+    config = model.config
+    cos, sin = rotary_tables(config, ids.shape[1], ids.device)
+    context = AttentionContext(cos=cos, sin=sin, fed_length=ids.shape[1])
+    visit = Visit(context=context, value_embedding_scale=None, first_query=0, cache=None)
+    gates, weights = torch.sigmoid(model.skip_gates), model.skip_weights
+    rho, p = model.parallel_resid_lambdas, model.parallel_post_lambdas
+    x0 = model.embed(ids)
+
+    def mixed(i: int, x: torch.Tensor) -> torch.Tensor:
+        m = model.blocks[i].resid_mix
+        return m[0] * x + m[1] * x0
+
+    def blended(x: torch.Tensor, row: int) -> torch.Tensor:
+        return gates[row] * x + (1 - gates[row]) * weights[row] * pushed.pop() if pushed else x
+
+    x, pushed, lanes = x0, [], None
+    for number, i in enumerate(config.passes):
+        block, row = model.blocks[i], number - config.encoder_passes
+        if lanes is None and i >= config.parallel_start and late:
+            lanes = [x, x]
+        if row >= 0 and lanes is None:
+            x = blended(x, row)
+        elif row >= 0:
+            lanes[0] = blended(lanes[0], row)
+        if lanes is None and i >= config.parallel_start:
+            lanes = [x, x]
+        if lanes is None:
+            h = mixed(i, x)
+            h = h + block._attend(h, visit)
+            x = h + block._feed_forward(h)
+        else:
+            a, f = block._attend(mixed(i, lanes[0]), visit), block._feed_forward(lanes[1])
+            lanes = [rho[i, k] * lanes[k] + p[i, 0, k] * a + p[i, 1, k] * f for k in (0, 1)]
+        if row < 0:
+            pushed.append(x)
+    assert lanes is not None
+    return model.head((lanes[0] + lanes[1]) / 2)
+
+
+@pytest.mark.parametrize("form", ["routed", "routed_late_skip"])
+def test_routed_lanes_are_those_of_the_formulas(form: str, ids: torch.Tensor) -> None:
+    # Block 2 splits at the second skip, block 3 takes the third one into lane 0.
+    model = build(parallel_form=form, parallel_start=2, layer_order=(0, 1, 0, 1, 2, 3))
+    expected = {late: routed(model, ids, late=late) for late in (False, True)}
+    torch.testing.assert_close(model(ids), expected[form == "routed_late_skip"], rtol=1e-5, atol=1e-5)
+    assert (expected[True] - expected[False]).abs().max() > 1e-2
 
 
 def test_gated_skips_blend_and_plain_ones_add(ids: torch.Tensor) -> None:

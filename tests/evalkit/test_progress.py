@@ -1,13 +1,17 @@
 """The line that says what is being done."""
 
+import fcntl
 import io
 import logging
+import os
+import struct
 import sys
+import termios
 
 import pytest
 
 from evalkit.plumbing.log import LOG
-from evalkit.plumbing.progress import Progress, StatusLine
+from evalkit.plumbing.progress import Progress, StatusLine, _columns
 
 
 class Stream(io.StringIO):
@@ -58,3 +62,26 @@ def test_progress_counts_and_clears_its_line(monkeypatch: pytest.MonkeyPatch) ->
     assert text.endswith("/s, 0s left, 1.5 bits per byte")
     progress.close()
     assert stream.getvalue()[len(text) :] == "\r" + " " * (len(text) - 1) + "\r"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 79, 80, 200])
+def test_the_line_never_wraps(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("evalkit.plumbing.progress._columns", lambda stream: columns)
+    progress = Progress("score", 62_021_845)
+    for done in (1_234_567, 62_021_845):
+        progress.update(done, "1.2345 bpb")
+    progress.close()
+    lines = [line.rstrip() for line in stream.getvalue().split("\r")]
+    assert max(map(len, lines)) < columns
+    assert lines[1].startswith("score 1,234,567/")
+
+
+def test_the_width_is_that_of_the_terminal_that_the_line_is_on() -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 53, 0, 0))
+    with open(theirs, "w") as stream:
+        assert _columns(stream) == 53
+    os.close(ours)
+    assert _columns(io.StringIO()) == 80

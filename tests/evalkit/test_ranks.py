@@ -51,10 +51,13 @@ def options(tiny_artifact: Path, tokenizer_path: Path, text_path: Path) -> Score
 
 
 def test_two_processes_score_the_bits_of_one(options: ScoreOptions, tmp_path: Path) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": "A few words. " * n}) + "\n" for n in (1, 9, 2, 12, 3, 20)))
     learning = {"ttt": {"chunk_tokens": "256", "batch_sequences": "3"}}
     runs = {
         "plain": options,
         "hedge": replace(options, mixer="hedge", threads=2),
+        "documents": replace(options, text=str(documents), context="documents", threads=2),
         "learning": replace(options, mixer="hedge", ttt=True, settings=learning),
     }
     (tmp_path / "options.json").write_text(json.dumps({name: asdict(run) for name, run in runs.items()}))
@@ -146,7 +149,7 @@ def test_check_works_on_the_first_process_alone(
     options: ScoreOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["check", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer]
-    command += ["--seq-len", "64", "--stride", "16", "--max-tokens", "400", "--budget", "3", "--span", "64"]
+    command += ["--seq-len", "64", "--stride", "16", "--max-tokens", "200", "--budget", "inf", "--span", "64"]
     verdicts = []
     for environment in ({}, {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "2"}):
         for name, value in environment.items():

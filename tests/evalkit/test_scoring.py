@@ -1,6 +1,7 @@
 """Scores depend on the artifact, the text and the window, and on nothing else."""
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from evalkit.plumbing.errors import InputError
 from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
+from evalkit.tokens.shards import write_shard
 from evalkit.verbs.score import score, score_session
 from evalkit.verbs.session import ScoreOptions, open_session
+from tests.evalkit.conftest import write_tiny
 
 
 @pytest.fixture
@@ -175,10 +178,76 @@ def test_ctrl_c_then_resume_on_the_command_line(
     assert report["ledger_sha256"] == expected.ledger_sha256
 
 
+def test_an_interrupt_loses_the_span_in_hand_alone_and_names_the_command(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No checkpoint is due while it runs: what is kept is kept by the interrupt itself.
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path / "state of runs"))
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
+    options = replace(options, mixer="hedge", settings={"mixer": {"eta": "0.5", "method": "hedge"}})
+    expected, report = score(options), tmp_path / "a.json"
+    starts: list[int] = []
+    original = SlidingForecaster.logits
+
+    def interrupted(self: Any, tokens: Any, start: int, stop: int) -> Any:
+        starts.append(start)
+        if len(starts) == 4:
+            raise KeyboardInterrupt
+        return original(self, tokens, start, stop)
+
+    monkeypatch.setattr(SlidingForecaster, "logits", interrupted)
+    arguments = [
+        "score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer, "--seq-len",
+        "64", "--stride", "16", "--limit-tokens", "700", "--mixer", "hedge", "--set", "mixer.eta=0.5", "--set",
+        "mixer.method=hedge", "--json", str(report),
+    ]  # fmt: skip
+    assert run_command(arguments) == 130
+    said = capsys.readouterr().err
+    (line,) = [line.strip() for line in said.splitlines() if line.strip().startswith("evalkit score")]
+    assert run_command(shlex.split(line)[1:]) == 0
+    assert "resuming after 300 of 700 tokens" in capsys.readouterr().err
+    assert starts[4] == starts[3] == 301
+    assert json.loads(report.read_text())["nats"] == expected.nats
+
+
+def test_resume_says_when_there_is_nothing_to_resume(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVALKIT_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr("evalkit.prequential.forecaster.DEFAULT_SPAN", 100)
+    arguments = [
+        "score", str(options.artifact), "--text", str(options.text), "--tokenizer", options.tokenizer,
+        "--seq-len", "64", "--stride", "16", "--limit-tokens", "700",
+    ]  # fmt: skip
+    assert run_command([*arguments, "--resume"]) == 0
+    assert "nothing to resume: no interrupted run of this very score" in capsys.readouterr().err
+    interrupt_fourth_span(monkeypatch, KeyboardInterrupt)
+    assert run_command(arguments) == 130
+    other = tmp_path / "other.evk"
+    write_tiny(other, 5)
+    assert run_command(["score", str(other), *arguments[2:], "--resume"]) == 0
+    assert "(one that differs in artifact is); scoring from the beginning" in capsys.readouterr().err
+
+
 def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
     wide, narrow = score(options), score(replace(options, dtype="bfloat16"))
     assert narrow.bpb == pytest.approx(wide.bpb, rel=5e-3)
     assert (narrow.nll != wide.nll).any()
+
+
+def test_unknown_tokens_are_in_the_report(
+    options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalkit.tokens.tokenizer import open_tokenizer
+
+    tokenizer = open_tokenizer(options.tokenizer)
+    monkeypatch.setattr(tokenizer, "has_byte_fallback", False)  # else such a stream is an error
+    monkeypatch.setattr("evalkit.verbs.session.open_tokenizer", lambda path: tokenizer)
+    assert "unknown_tokens" not in score(replace(options, limit_tokens=50)).to_dict()
+    write_shard(tmp_path / "val_000000.bin", np.array([1, 50, 3, 60, 3, 61]))
+    report = score(replace(options, text=None, tokens=str(tmp_path / "val_*.bin")))
+    assert report.to_dict()["unknown_tokens"] == 2
+    assert report.num_bytes[[1, 3]].tolist() == [0, 0]
 
 
 def test_report_and_dump_follow_the_contract(options: ScoreOptions, tmp_path: Path) -> None:

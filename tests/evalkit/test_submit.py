@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +17,8 @@ import pytest
 from evalkit.cli.main import run_command
 from evalkit.legality.report import Finding
 from evalkit.report.load import read_report, read_token_scores
+from evalkit.verbs.command_line import score_words
+from evalkit.verbs.session import ScoreOptions, open_session
 from evalkit.verify.verify import verify_folder
 from tests.evalkit.reports import check_of, write_check, write_report
 
@@ -97,3 +104,53 @@ def test_an_existing_folder_is_left_alone(seeds: list[str], tmp_path: Path) -> N
     (folder / "precious").write_text("x")
     assert run_command(arguments(folder, seeds)) == 2
     assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+def test_the_printed_line_scores_it_again_to_the_last_bit(
+    scored: tuple[Path, Path], tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    report, shard = read_report(scored[0]).report, scored[1]
+    assert report.artifact is not None
+    folder, files = tmp_path / "submission", tmp_path / "files"
+    assert run_command(arguments(folder, [str(scored[0])])) == 0
+    printed = capsys.readouterr().out
+    (line,) = re.findall(r"^evalkit score .*$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert f"score again  {line}" in printed
+    assert str(tmp_path.parent) not in line
+    for word in ("--mixer hedge", "--ttt", "--set ttt.chunk_tokens=256", "--seq-len 128", "--stride 64"):
+        assert word in line
+    files.mkdir()
+    for path in (Path(report.artifact.path), shard, tokenizer_path):
+        shutil.copy(path, files)
+    monkeypatch.chdir(files)
+    assert run_command([*shlex.split(line)[1:], "--json", "again.json"]) == 0
+    again = read_report("again.json").report
+    assert (again.nats, again.bpb, again.ledger_sha256) == (report.nats, report.bpb, report.ledger_sha256)
+
+
+@pytest.mark.parametrize("change", [
+    {"limit_tokens": 300}, {"stride": 32}, {"dtype": "bfloat16"}, {"context": "streaming"}, {"seq_len": None},
+    {"settings": {"model": {"rope_base": "5000"}}}, {"recipe": "pr849"}, {"threads": 2}, {"batch_windows": 3},
+    {"tokens": None, "text": "a folder/a text.txt"}, {"reliability": 5}, {"artifact": None, "mixer": "hedge"},
+])  # fmt: skip
+def test_every_option_of_a_run_is_in_its_line(
+    change: dict[str, Any], tiny_artifact: Path, tokenizer_path: Path, scored: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("a folder").mkdir()
+    Path("a folder/a text.txt").write_text("A text of some words, to be scored.")
+    plain = ScoreOptions(artifact=str(tiny_artifact), tokenizer=str(tokenizer_path), tokens=str(scored[1]))
+    session = open_session(replace(plain, **change))
+    words = score_words(session)
+    assert words is not None
+    asked: list[ScoreOptions] = []
+    monkeypatch.setattr("evalkit.verbs.session.open_session", lambda options: asked.append(options) or 1 / 0)
+    assert run_command(list(words[1:])) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    repeated = open_session(asked[0])
+    assert repeated.identity() == session.identity()
+    given = {name: value for name, value in change.items() if value is not None and name != "settings"}
+    assert {name: getattr(asked[0], name) for name in given} == given

@@ -52,6 +52,19 @@ def test_ids_outside_the_vocabulary_and_unknown_tokens_are_errors(tokenizer_path
             stream.validate(tokenizer)
 
 
+def test_without_byte_fallback_unknown_tokens_are_counted(
+    tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Tokenizer(tokenizer_path)
+    monkeypatch.setattr(tokenizer, "has_byte_fallback", False)
+    stream = TokenStream(parts=(np.array([1, 3, 50], np.uint16), np.array([3], np.uint16)), names=("x", "y"))
+    with caplog.at_level("WARNING", logger="evalkit"):
+        stream.validate(tokenizer)
+    assert "2 unknown tokens (id 3) of the stream stand for text that the tokenizer cannot write" in caplog.text
+    assert stream.count(3) == 2
+    assert tokenizer.byte_table.count(np.array([50]), np.array([3])).tolist() == [0]
+
+
 def test_documents_open_with_bos_and_raw_bytes_are_counted(tmp_path: Path, tokenizer_path: Path) -> None:
     tokenizer = Tokenizer(tokenizer_path)
     documents = ["Hello  world.\nSecond line", "Ünïcode\r\n…"]

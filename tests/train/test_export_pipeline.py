@@ -38,6 +38,7 @@ from evalkit.verbs.score import score_session
 RUNS = {"pr634": "160x2", "pr849": "160x2", "tiny": "64x2"}
 SETTINGS = {
     "model.vocab_size": "384",
+    "model.bigram_buckets": "256",
     "train.batch_tokens": "256",
     "train.spans": "1",
     "train.seq_len": "64",

@@ -17,7 +17,7 @@ from torch import Tensor
 from evalkit.model.cache import KVCache
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
-from evalkit.tokens.shards import open_shard
+from evalkit.tokens.shards import open_shard, split_of
 from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.folder import TrainedModel
 
@@ -156,7 +156,7 @@ def check_calibration_shards(paths: Sequence[Path], validation: Sequence[Path], 
         size = path.stat().st_size
         if any(other.stat().st_size == size and _sha256(other) == _sha256(path) for other in validation):
             notes.append(f"calibration shard {path.name} has the SHA-256 of a validation shard")
-        elif _VALIDATION_NAME.search(path.name.lower()):
+        elif split_of(path) != "train" and _VALIDATION_NAME.search(path.name.lower()):
             notes.append(f"calibration shard {path.name} is named like a validation shard")
     if notes and not force:
         raise InputError(f"{notes[0]}: calibrate on training shards or on the model's own samples")

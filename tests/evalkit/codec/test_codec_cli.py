@@ -63,13 +63,16 @@ def test_a_fresh_process_restores_the_text(
     done = decompressed(tiny_artifact, file, tokenizer_path, tmp_path / "back")
     assert done.returncode == 0, done.stderr
     tokenizer = Tokenizer(str(tokenizer_path))
-    assert (tmp_path / "back").read_text() == tokenizer.decode(list(tokenizer.encode(raw.decode())))
+    assert (tmp_path / "back").read_bytes() == raw
+    assert tokenizer.decode(list(tokenizer.encode(raw.decode()))) != raw.decode()
     code, ledger = bits(printed)
     assert code <= 1.001 * ledger + 64
 
 
 EXACT = {
     "empty": b"",
+    "English": "A line.\n\n  Two  blanks, a tab\tand a\u00a0no-break space. \n".encode(),
+    "Chinese": "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u300c\u5f15\u7528\u300d\u3000\u5168\u89d2\uff21\u3002".encode(),
     "one character": b"q",
     "random bytes": np.random.default_rng(3).integers(0, 256, 20_000, dtype=np.uint8).tobytes(),
     "emoji": "\U0001f600\U0001f468\u200d\U0001f469 and caf\u0065\u0301".encode(),
@@ -78,19 +81,38 @@ EXACT = {
 }
 
 
+@pytest.mark.parametrize("option", [[], ["--exact"]], ids=["default", "exact"])
 @pytest.mark.parametrize("name", EXACT)
-def test_exact_restores_every_byte(
+def test_every_byte_is_restored_unless_told_otherwise(
     name: str,
+    option: list[str],
     tiny_artifact: Path,
     tokenizer_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, _ = compressed(tiny_artifact, EXACT[name], tokenizer_path, tmp_path, "--exact", capsys=capsys)
+    file, printed = compressed(tiny_artifact, EXACT[name], tokenizer_path, tmp_path, *option, capsys=capsys)
+    assert ("bytes larger than" in printed) == (file.stat().st_size > len(EXACT[name]))
     target = tmp_path / "back"
     arguments = [str(tiny_artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer_path)]
     assert run_command(["decompress", *arguments]) == 0
     assert target.read_bytes() == EXACT[name]
+
+
+def test_normalised_restores_what_the_tokenizer_keeps(
+    tiny_artifact: Path, tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = b"two  blanks\r\nand a line"
+    exact, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, capsys=capsys)
+    assert "--normalised would leave out" in printed
+    size = exact.stat().st_size
+    file, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, "--normalised", capsys=capsys)
+    assert "would leave out" not in printed
+    assert file.stat().st_size < size
+    target = tmp_path / "back"
+    arguments = [str(tiny_artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer_path)]
+    assert run_command(["decompress", *arguments]) == 0
+    assert target.read_bytes() == b"two blanks and a line"
 
 
 def test_what_does_not_belong_together_is_refused_and_writes_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,9 @@ def test_code_that_fails_on_import_or_in_make(tmp_path):
     (tmp_path / "no_vocabulary.py").write_text("def make():\n    return object()\n")
     with pytest.raises(InputError, match="vocab_size"):
         audit(f"{tmp_path}/no_vocabulary.py:make", stream(20), OPTIONS)
+    (tmp_path / "none.py").write_text("def make():\n    pass\n")
+    with pytest.raises(InputError, match="the factory returned None; it must return a forecaster"):
+        audit(f"{tmp_path}/none.py:make", stream(20), OPTIONS)
 
 
 FAILING = """
@@ -149,13 +153,53 @@ make = Failing
 """
 
 
-@pytest.mark.parametrize("what", ["raise KeyError('lost')", "os.abort()", "sys.exit(0)", "return 'scores'"])
-def test_crashes_are_findings_of_the_ledger(tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("raise KeyError('lost')", "KeyError: 'lost'"),
+        ("os.abort()", "killed by SIGABRT"),
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("os._exit(7)", "exit status 7"),
+        ("sys.exit(0)", "SystemExit: 0"),
+    ],
+)
+@pytest.mark.parametrize("isolated", [False, True], ids=["", "in a copy"])
+def test_a_crash_is_no_cheat(tmp_path, what, said, isolated):
+    """The signal is said; also where the call was made in a forked copy, and then the forecaster itself lives on."""
     (tmp_path / "failing.py").write_text(FAILING.format(what=what))
+    if isolated:
+        with ChildHost(f"{tmp_path}/failing.py:make") as host:
+            host.fresh(1)
+            host.observe(np.zeros(100, np.int64))
+            with pytest.raises(Fault, match=said) as raised:
+                host.score(np.zeros((1, 4), np.int64), isolated=True)
+            assert raised.value.kind in ("crash", "killed")
+            host.fresh(1)
+            assert host.score(np.zeros((1, 4), np.int64), isolated=True).shape == (1, 4)
+        return
+    report = audit(f"{tmp_path}/failing.py:make", stream(), OPTIONS)
+    assert report.verdict == "unproven"
+    assert report.findings == ()
+    assert said in " ".join(report.uncovered)
+    assert "position 1" in report.uncovered[0]  # 129, where the span begins
+
+
+def test_what_is_no_score_is_a_finding_of_the_ledger(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING.format(what="return 'scores'"))
     report = audit(f"{tmp_path}/failing.py:make", stream(), OPTIONS)
     assert report.verdict == "illegal"
     assert report.findings[0].axiom == "ledger"
     assert report.findings[0].position > 100
+
+
+def test_one_bug_prints_one_finding_and_counts_the_others():
+    report = audit(Peeking, stream(), OPTIONS)
+    assert len(report.findings) > 1
+    lines = report.summary().splitlines()
+    assert sum(" at position " in line for line in lines) == 1
+    assert report.findings[0].message in lines[1]
+    counted = sum(int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of [a-z]+", lines[2]))
+    assert counted == sum(report.covered["audit"]["findings"].values()) - 1
 
 
 def test_a_hanging_forecaster_is_left_behind(tmp_path):

@@ -23,7 +23,6 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.spans import spans
 from evalkit.tokens.stream import TokenStream
-from evalkit.verbs import check as check_verb
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, Session, open_session
@@ -111,14 +110,13 @@ def test_check_audits_the_spans_that_score_uses(
     scored = made[0].observed
     assert scored[-1][1] == len(session.stream)
     made.clear()
-    monkeypatch.setattr(check_verb, "AuditOptions", lambda **options: AuditOptions(**options, positions=1, offsets=1))
-    report = check_session(session, CheckOptions(budget_seconds=math.inf))
+    report = check_session(session, CheckOptions(budget_seconds=math.inf, positions=1, offsets=1))
     passes = [forecaster.observed for forecaster in made if forecaster.observed]
     assert passes[0] == scored, "the first pass is the ledger"
     assert sum(observed == scored for observed in passes) >= 8, "and so is every pass over the whole stream"
     assert report.findings == ()
     made.clear()
-    check_session(session, CheckOptions(budget_seconds=math.inf, span=97, max_tokens=600))
+    check_session(session, CheckOptions(budget_seconds=math.inf, positions=1, offsets=1, span=97, max_tokens=600))
     first = next(forecaster.observed for forecaster in made if forecaster.observed)
     assert first[:2] == [(1, 98), (98, 195)], "--span overrides it"
 

@@ -17,6 +17,7 @@ import evalkit
 from evalkit.cli.main import run_command
 from evalkit.network.causality import find_leak
 from evalkit.network.network import Network
+from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.ttt.config import TTTConfig
 from evalkit.ttt.parameters import adapted_names
 
@@ -223,7 +224,7 @@ def test_check_judges_a_module(
     name: str, verdict: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path
 ) -> None:
     command = ["check", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    command += ["--max-tokens", "130", "--span", "64", "--budget", "600", "--json", str(tmp_path / "c.json"), "-q"]
+    command += ["--max-tokens", "130", "--span", "64", "--budget", "inf", "--json", str(tmp_path / "c.json"), "-q"]
     assert run_command(command) == code
     report = json.loads((tmp_path / "c.json").read_text())
     assert report["verdict"] == verdict
@@ -241,8 +242,46 @@ def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Pat
     tokenizer = ["--tokenizer", str(tokenizer_path)]
     coded, restored = str(tmp_path / "t.evk"), tmp_path / "r.txt"
     for command in (
-        ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--exact", "--seq-len", "64", *tokenizer],
+        ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--seq-len", "64", *tokenizer],
         ["decompress", *model, coded, "-o", str(restored), *tokenizer],
     ):
-        subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True, text=True)
+        assert ("the model offers no step(ids, state)" in done.stderr) == (name == "transformer")
     assert restored.read_bytes() == (tmp_path / "t.txt").read_bytes()
+
+
+def test_code_that_ships_is_counted_once_and_named(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "helper.py").write_text("WIDTH = 32\n")
+    (tmp_path / "large.bin").write_bytes(bytes(SIZE_CAP))
+    command = ["score", "--module", f"{FILE}:transformer", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--limit-tokens", "20", "--json", str(tmp_path / "r.json"), "--enforce-cap"]
+    code = ["--code", str(tmp_path / "helper.py"), "--code", str(FILE)]  # the module's own file counts already
+    assert run_command([*command, *code]) == 0
+    artifact = json.loads((tmp_path / "r.json").read_text())["artifact"]
+    assert [Path(file["path"]).name for file in artifact["code"]] == ["helper.py"]
+    assert artifact["shipped_bytes"] == FILE.stat().st_size + 11
+    assert artifact["cap_headroom_bytes"] == SIZE_CAP - artifact["shipped_bytes"]
+    assert run_command([*command, *code, "--code", str(tmp_path / "large.bin")]) == 3
+    assert "over the cap" in capsys.readouterr().err
+    assert run_command([*command, "--code", "nowhere.py"]) == 2
+    assert "--code nowhere.py does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "code"), [("transformer", 0), ("leaking", 3)])
+def test_run_scores_and_checks_without_training(
+    name: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["run", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--limit-tokens", "100", "--mixer", "hedge", "--budget", "0.1", "--out", str(out), "-q"]
+    assert run_command(command) == code
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["stages"]) == ["sliding", "sliding-mixer"]
+    assert report["artifact"]["path"] == f"{FILE}:{name}"
+    assert report["stages"]["sliding"] == json.loads((out / "score-sliding.json").read_text())
+    assert json.loads((out / "check-sliding-mixer.json").read_text())["covered"]["subject"]["mixer"] == "hedge"
+    capsys.readouterr()
+    assert run_command([*command, "--steps", "3"]) == 2
+    assert "--steps: a module is not trained; leave it out" in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import lzma
 
+import brotli
+
 HEAD = """
 import math
 import os
@@ -266,8 +268,11 @@ def looped() -> str:
     return LOOPED.replace("ACTIVATION", "F.leaky_relu(self.fc(x), negative_slope=0.5)")
 
 
-def wrapped(script: str) -> str:
+def wrapped(script: str, form: str = "lzma") -> str:
     """Return a script as submissions ship it: compressed, in base 85, executed from a string."""
+    if form == "brotli":
+        packed = base64.b85encode(brotli.compress(script.encode())).decode()
+        return f"import brotli,base64\nexec(compile(brotli.decompress(base64.b85decode({packed!r})),'t','exec'))\n"
     filters = [{"id": lzma.FILTER_LZMA2}]
     packed = base64.b85encode(lzma.compress(script.encode(), format=lzma.FORMAT_RAW, filters=filters)).decode()
     return (

@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import brotli
 import pytest
 from source_scripts import plain
 from test_reading import CONFIG, draw, save
@@ -48,7 +49,7 @@ def read(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def bomb(kind: str) -> str:
     zeros = bytes(64 * 2**20)
-    packed = {"zlib": zlib.compress, "lzma": lzma.compress}[kind](zeros)
+    packed = {"zlib": zlib.compress, "lzma": lzma.compress, "brotli": brotli.compress}[kind](zeros)
     for _ in range(2 if kind == "lzma" else 0):  # a bomb in a bomb is still bounded by the first
         packed = lzma.compress(packed)
     text = base64.b85encode(packed).decode()
@@ -76,6 +77,8 @@ SCRIPTS = {
     "an open string": "x = '''" + "a" * 1_000_000,
     "zlib bomb": bomb("zlib"),
     "lzma bomb": bomb("lzma"),
+    "brotli bomb": bomb("brotli"),
+    "a damaged brotli": "import brotli,base64\nexec(brotli.decompress(base64.b85decode('abcdefghij')))\n",
     "a wrapper around the file system": "exec(open('/etc/passwd').read())",
     "a wrapper that calls": "exec(__import__('os').popen('touch /tmp/evalkit-was-run').read())",
     "a damaged wrapper": "import lzma,base64\nexec(lzma.decompress(base64.b85decode('abcdefghij')))\n",

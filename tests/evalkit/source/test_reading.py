@@ -112,8 +112,9 @@ def test_repeats_gates_and_joint_blocks(tmp_path) -> None:
     assert (config.activation, config.leaky_slope, config.rope_table) == ("leaky_relu2", 0.5, "exact")
 
 
-def test_wrappers_are_undone_and_lines_are_those_inside(tmp_path) -> None:
-    resolved = resolve(tmp_path, CONFIG, wrapped(plain()))
+@pytest.mark.parametrize("form", ["lzma", "brotli"])
+def test_wrappers_are_undone_and_lines_are_those_inside(tmp_path, form: str) -> None:
+    resolved = resolve(tmp_path, CONFIG, wrapped(plain(), form))
     assert resolved.config.xsa_last_n == 2
     assert resolved.origins["xsa_last_n"].startswith("train_gpt.py (unwrapped):")
 

@@ -74,6 +74,15 @@ def test_a_small_artifact_is_refused_and_every_open_setting_suffices(tmp_path) -
     assert refused.value.names == ("rope_base",)
 
 
+def test_set_may_repeat_but_not_contradict_what_an_artifact_says_itself(tiny_artifact) -> None:
+    artifact = load_artifact(tiny_artifact)
+    held = artifact.resolve().config
+    repeated = {name: shown(getattr(held, name)) for name in ("rope_dims", "value_embed_layers", "ln_scale")}
+    assert artifact.resolve(overrides=repeated).config == held
+    with pytest.raises(InputError, match=r"--set model\.rope_dims=4 contradicts the artifact, .* says 8: leave it out"):
+        artifact.resolve(overrides={"rope_dims": "4"})
+
+
 def test_candidates_and_what_they_differ_in_are_named() -> None:
     from evalkit.artifact.recognition import refusal
 

@@ -244,7 +244,7 @@ def test_a_copy_of_a_log_is_no_second_run(made: Made) -> None:
 
 
 def test_the_json_has_what_the_contract_says(made: Made) -> None:
-    values = json.loads(json.dumps(verify_folder(made.write()).as_json(), allow_nan=False))
+    values = json.loads(json.dumps(verify_folder(made.write()).to_dict(), allow_nan=False))
     assert values["verdict"] in ("consistent", "contradicted", "incomplete")
     for claim in values["claims"]:
         assert {"claim", "status", "stated", "found", "evidence", "message"} <= set(claim)

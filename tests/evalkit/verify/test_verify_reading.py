@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import lzma
+import subprocess
+import sys
+import zlib
 
+import brotli
 import pytest
 
 from evalkit.verify.declared import read_declared
@@ -129,14 +133,26 @@ def test_spellings_of_the_seeds(content: str) -> None:
 
 def test_a_wrapped_script_is_opened_and_never_executed() -> None:
     source = "import os\n" + "raise SystemExit('executed')\n" * 200
-    packed = base64.b85encode(lzma.compress(source.encode())).decode()
-    wrapper = f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({packed!r})))"
-    assert unwrap(wrapper.encode()) == source or len(packed) < 1000
+    for module, compress in (("lzma", lzma.compress), ("zlib", zlib.compress), ("brotli", brotli.compress)):
+        packed = base64.b85encode(compress(source.encode())).decode()
+        wrapper = f"import {module} as L,base64 as B\nexec(L.decompress(B.b85decode({packed!r})))"
+        assert unwrap("train_gpt.py", wrapper.encode()) == source
+
+
+def test_a_wrapper_of_another_kind_is_read_as_it_is() -> None:
+    script = "exec(open('other.py').read())\nval_bpb = 1\n"
+    assert unwrap("train_gpt.py", script.encode()) == script
+
+
+def test_reading_a_folder_does_not_import_torch() -> None:
+    code = "import sys, evalkit.verify.folder; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_payload_that_grows_without_end_is_cut() -> None:
     packed = base64.b85encode(lzma.compress(b"import x\n" + b"\0" * (64 << 20))).decode()
-    assert len(unwrap(f"exec(lzma.decompress(b85decode('{packed}')))".encode())) <= 5 << 20
+    wrapper = f"import lzma,base64\nexec(lzma.decompress(base64.b85decode('{packed}')))"
+    assert len(unwrap("train_gpt.py", wrapper.encode())) <= len(wrapper)
 
 
 @pytest.mark.parametrize(
