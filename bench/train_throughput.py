@@ -35,8 +35,8 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def training_flops_per_token(m: ModelConfig, seq_len: int) -> float:
     """Forward and backward floating-point operations per token, causal attention counted once."""
-    matrices = m.num_layers * (2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden)
-    return 3 * (2 * (matrices + m.model_dim * m.vocab_size) + m.num_layers * 4 * m.model_dim * (seq_len + 1) / 2)
+    matrices = len(m.passes) * (2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden)
+    return 3 * (2 * (matrices + m.model_dim * m.vocab_size) + len(m.passes) * 4 * m.model_dim * (seq_len + 1) / 2)
 
 
 def best_seconds(steps: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from evalkit.model.kernels import fastest_attention
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
@@ -21,6 +22,7 @@ from evalkit.train.config import RunConfig
 from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
 from evalkit.train.folder import TrainingFolder
 from evalkit.train.loop import Trainer, TrainResult
+from evalkit.train.parameters import DTYPES
 from evalkit.train.resolve import resolve
 from evalkit.train.validation import Validator
 
@@ -89,7 +91,19 @@ def train_model(
         trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder)
         # The first rank alone looks at the folder, so that no other one meets what it has just written.
         found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
-        return trainer.run(resume=ranks.largest(float(found))[0] > 0)
+        resumed = ranks.largest(float(found))[0] > 0
+        kernel = fastest_attention(
+            config.model,
+            seq_len=config.train.seq_len,
+            device=ranks.device,
+            dtype=DTYPES[config.train.precision],
+            training=True,
+        )
+        if kernel is None:
+            return trainer.run(resume=resumed)
+        LOG.info("%s", kernel)
+        with kernel.active():
+            return trainer.run(resume=resumed)
 
 
 def _device(name: str, ranks: Ranks) -> str:

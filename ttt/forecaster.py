@@ -103,6 +103,7 @@ class TTTForecaster:
             dtype=sliding.dtype,
             threads=sliding.threads,
             ranks=ranks,
+            compile=sliding.compile,
         )
         self._mixes = config.frozen_weight > 0 and config.epochs > 0
         self._network = network
@@ -243,7 +244,7 @@ class TTTForecaster:
 
     def report(self) -> dict[str, Any]:
         """Return what the report shows: each chunk's learning rate, losses and seconds."""
-        report: dict[str, Any] = {
+        report: dict[str, Any] = self._sliding.report() | {
             "ttt_report": {
                 "trained_parameters": sum(tensor.numel() for tensor in self._trainer.trained.values()),
                 "steps": sum(chunk["steps"] for chunk in self.chunks),

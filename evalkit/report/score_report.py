@@ -118,6 +118,8 @@ class ScoreReport:
         seq_len: window in tokens.
         device: of the model.
         dtype: of its matrices.
+        dtype_because: why they have it.
+        attention: the attention kernel that was measured to be the fastest, on a GPU.
         context: ``sliding``, ``documents`` or ``streaming``.
         mixer: ``none``, ``hedge`` or ``published``.
         ttt: whether the model trained on what had been scored.
@@ -174,6 +176,8 @@ class ScoreReport:
     versions: Mapping[str, str]
     code: CodeIdentity | None
     ranks: int | None = None
+    dtype_because: str | None = None
+    attention: str | None = None
     network_nats: float | None = None
     network_stream: Mapping[str, Any] | None = None
     mixer_report: Mapping[str, Any] | None = None

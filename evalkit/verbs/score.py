@@ -245,6 +245,8 @@ def _report(
         versions=versions(),
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
+        dtype_because=session.dtype_because,
+        attention=found.get("attention"),
         network_nats=found.get("network_nats"),
         network_stream=found.get("network_stream"),
         mixer_report=found.get("mixer_report"),
