@@ -115,7 +115,7 @@ def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any
     use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
     decorators = [
         click.option(
-            "--recipe", required=True, metavar="NAME", help="What to train, or a recipe.toml of an earlier run."
+            "--recipe", metavar="NAME", help="What to train, or a recipe.toml of an earlier run (--resume knows)."
         ),
         click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards."),
         click.option("--tokenizer", required=tokenizer_required, metavar="MODEL", help=use),
@@ -123,7 +123,11 @@ def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any
         click.option(
             "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override, such as train.seq_len=1024."
         ),
-        click.option("--scale", metavar="SIZE", help="Keep the features, smaller: WIDTHxDEPTH, or a fraction."),
+        click.option(
+            "--scale",
+            metavar="SIZE",
+            help="Keep the features, smaller: WIDTHxDEPTH, or a fraction. Fewer tokens a step too, unless --set says.",
+        ),
         click.option("--steps", type=int, help="Stop after so many steps (no clock then, unless --max-seconds says)."),
         click.option("--max-seconds", type=float, help="Stop after this many seconds of training."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),

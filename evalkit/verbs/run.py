@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,10 +14,12 @@ from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.plumbing.typed_json import to_json
+from evalkit.report.load import read_report
 from evalkit.report.score_report import ScoreReport
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.submit import SubmitOptions, submit
 
 
 class Interrupted(EvalkitError):
@@ -29,7 +31,7 @@ class PipelineOptions:
     """What to run.
 
     Attributes:
-        recipe: name or ``.toml`` file.
+        recipe: name or ``.toml`` file; None for that of the run that is resumed.
         data: folder with training and validation shards.
         tokenizer: SentencePiece model.
         out: folder for the run, the artifact and the reports.
@@ -41,7 +43,9 @@ class PipelineOptions:
         resume: continue an interrupted run.
         container: of the artifact.
         fit: give every tensor the step with which the file just fits ``target_bytes``.
-        target_bytes: cap on the artifact.
+        target_bytes: cap on the artifact and the code.
+        code: files that ship with the artifact and count towards the cap.
+        submission: folder to write of the last variant's score, and what it says; None writes none.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
@@ -51,7 +55,7 @@ class PipelineOptions:
         dtype: of scoring.
     """
 
-    recipe: str
+    recipe: str | None
     data: Path
     tokenizer: Path
     out: Path
@@ -64,6 +68,8 @@ class PipelineOptions:
     container: str = "evalkit"
     fit: bool = False
     target_bytes: int = SIZE_CAP
+    code: tuple[Path, ...] = ()
+    submission: SubmitOptions | None = None
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
@@ -116,7 +122,7 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
     folder = options.out / "run"
     done = options.resume and (folder / "summary.json").exists()
     if not done:
-        LOG.info("training %s on %s", options.recipe, options.data)
+        LOG.info("training %s on %s", options.recipe or "the run that was begun", options.data)
         trained = run_training(
             options.recipe,
             options.data,
@@ -129,19 +135,23 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
             resume=options.resume,
         )
         if trained.status != "done":
-            raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
+            raise Interrupted(
+                f"training was interrupted after {trained.steps} steps; continue with the same command and --resume"
+            )
         LOG.info(
             "trained %s steps on %s tokens in %.0f s", f"{trained.steps:,}", f"{trained.tokens:,}", trained.seconds
         )
     artifact = options.out / ("model.evk" if options.container == "evalkit" else "model.ptz")
+    weights = load_run(folder)
     with timed("export"):
         exported = export_run(
-            load_run(folder),
+            weights,
             artifact,
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
                 fit=options.fit,
                 target_bytes=options.target_bytes,
+                code=options.code,
                 calibration_tokens=options.calibration_tokens,
                 calibration_data=options.data,
                 tokenizer=options.tokenizer,
@@ -149,11 +159,16 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
         )
     LOG.info("exported %s: %s bytes", artifact, f"{exported.file.n_bytes:,}")
     report = RunReport(
-        recipe=options.recipe,
+        recipe=weights.config.recipe,
         export=exported.to_dict(),
         stages={variant_name(*variant): _score_variant(options, artifact, *variant) for variant in options.variants},
     )
     write_json(options.out / "report.json", report.to_dict())
+    if options.submission is not None:
+        submit(
+            [read_report(options.out / f"score-{variant_name(*options.variants[-1])}.json")],
+            replace(options.submission, code=options.code),
+        )
     return report
 
 

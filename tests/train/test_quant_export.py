@@ -280,7 +280,7 @@ def test_fit_fills_the_cap_and_keeps_what_loses_less() -> None:
     cap = plan.total_bytes - 10_000
     tight = fitted(cap)
     assert packed(tight.tensors) + 2000 == tight.best.total_bytes
-    assert 0.97 * (cap - 2000) < tight.best.total_bytes - 2000 <= cap - 2000
+    assert 0.998 * (cap - 2000) < tight.best.total_bytes - 2000 <= cap - 2000
     assert [row.loss for row in tight.table if row.loss is not None] == [tight.best.loss] == measured
     assert any(not row.fits for row in tight.table), "the plan"
     # With room for both, the lower loss decides, whichever it is.
