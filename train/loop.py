@@ -136,7 +136,7 @@ class Trainer:
     def forward_backward(self, step: int, *, quantised: bool, alpha: float, looped: bool = True) -> Tensor:
         """Accumulate the gradients of this rank's spans of step ``step``; return its mean loss in nats."""
         train = self.config.train
-        announced_since = self._now() if self._announces else None
+        announced_since = time.perf_counter() if self._announces else None
         self._announces = False
         mine = train.spans // self._ranks.count
         sharpness = torch.tensor(alpha, device=self._ranks.device)
@@ -149,11 +149,10 @@ class Trainer:
                 span_tokens=train.span_tokens,
                 seq_len=train.seq_len,
             )
-            device = self._ranks.device
             nats, penalty = self._objective(
                 self.masters,
-                ids.to(device, non_blocking=True),
-                targets.to(device, non_blocking=True),
+                self._sent(ids),
+                self._sent(targets),
                 quantised=quantised,
                 alpha=sharpness,
                 looped=looped,
@@ -162,8 +161,14 @@ class Trainer:
             total += nats.detach() / mine
             if announced_since is not None and turn == 0:
                 float(total)  # a GPU has done the work only then
-                self._announce(self._now() - announced_since)
+                self._announce(time.perf_counter() - announced_since)
         return total
+
+    def _sent(self, tokens: Tensor) -> Tensor:
+        """Return tokens on the device, without waiting for them: only pinned memory can be copied meanwhile."""
+        if self._ranks.device.type != "cuda":
+            return tokens.to(self._ranks.device)
+        return tokens.pin_memory().to(self._ranks.device, non_blocking=True)
 
     def _announce(self, seconds: float) -> None:
         """Say what a step is and how long the run may take, once a first micro-batch has taken ``seconds``."""
