@@ -28,7 +28,7 @@ from evalkit.train.validation import Validator
 
 
 def run_training(
-    recipe: str,
+    recipe: str | None,
     data: Path,
     tokenizer: Path | None,
     out: Path,
@@ -42,7 +42,7 @@ def run_training(
     """Train a recipe's model and leave everything in the run folder; see :mod:`evalkit.train.folder`.
 
     Args:
-        recipe: name of a recipe, or a ``.toml`` file.
+        recipe: name of a recipe, or a ``.toml`` file; None for that of the run that is resumed.
         data: folder with shards.
         tokenizer: SentencePiece model, for bits per byte; None reports nats per token alone.
         out: run folder.
@@ -55,7 +55,10 @@ def run_training(
     Raises:
         InputError: anything the user can put right. A checkpoint that was written stays usable.
     """
-    config = resolve(load_recipe(recipe), overrides, scale=scale, steps=steps, max_seconds=max_seconds)
+    if recipe is None and not resume:
+        raise InputError("--recipe is missing; name what to train, or go on with the run in --out by --resume")
+    base = load_recipe(recipe) if recipe is not None else TrainingFolder(path=out).recipe()
+    config = resolve(base, overrides, scale=scale, steps=steps, max_seconds=max_seconds)
     for section in dataclasses.fields(config):
         LOG.debug("%s: %s", section.name, getattr(config, section.name))
     return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume)
