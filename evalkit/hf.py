@@ -18,7 +18,8 @@ from evalkit.plumbing.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE")
+"""Environment variables that keep transformers off the network, and its progress bars out of the logs."""
 
 
 def load(weights: str | None = None) -> nn.Module:
@@ -34,7 +35,7 @@ def load(weights: str | None = None) -> nn.Module:
     path = Path(weights)
     if not path.exists():
         raise InputError(f"--weights {weights} does not exist")
-    for name in _OFFLINE:
+    for name in _SETTINGS:
         os.environ.setdefault(name, "1")
     try:
         import transformers

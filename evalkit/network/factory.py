@@ -21,6 +21,9 @@ from typing import Any, ClassVar
 from evalkit.legality.child import StrangerFault, describe, load_factory
 from evalkit.plumbing.errors import InputError
 
+_LONGEST = 400
+"""Characters of a stranger's message that are shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
@@ -159,7 +162,7 @@ def _load(spec: str) -> Callable[..., Any]:
     except StrangerFault as fault:
         raise InputError(f"--module: {fault}") from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"--module {spec} cannot be imported: {describe(error)}") from error
+        raise InputError(f"--module {spec} cannot be imported: {_in_one_line(describe(error))}") from error
     return factory
 
 
@@ -168,16 +171,27 @@ def _call(factory: Callable[..., Any], spec: str, weights: str | None) -> Any:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # a factory written in C tells nothing of itself
         parameters = []
-    takes_weights = bool(parameters) and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY
+    by_name = any(p.kind is inspect.Parameter.KEYWORD_ONLY and p.name == "weights" for p in parameters)
+    takes_weights = by_name or (bool(parameters) and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY)
     if weights is not None and not takes_weights:
         raise InputError(f"--module {spec}: the factory takes no argument; leave out --weights {weights}")
-    needs_weights = takes_weights and parameters[0].default is inspect.Parameter.empty
+    needs_weights = takes_weights and not by_name and parameters[0].default is inspect.Parameter.empty
     needs_weights = needs_weights and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL
     try:
-        return factory(weights) if weights is not None or needs_weights else factory()
+        if weights is None and not needs_weights:
+            return factory()
+        return factory(weights=weights) if by_name else factory(weights)
+    except InputError:
+        raise  # a sentence of evalkit's own, such as load_state's
     except (Exception, SystemExit) as error:
         hint = "" if weights is not None or not needs_weights else " (give a file with --weights)"
-        raise InputError(f"--module {spec}: the factory raised {describe(error)}{hint}") from error
+        raise InputError(f"--module {spec}: the factory raised {_in_one_line(describe(error))}{hint}") from error
+
+
+def _in_one_line(text: str) -> str:
+    """Return a message, which may be a list of every weight that does not fit, as the beginning of one sentence."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line) - _LONGEST:,} characters more)"
 
 
 def _kind(value: object) -> str:

@@ -18,12 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evalkit.legality.child import describe
+from evalkit.model.gpt import GPT
+from evalkit.model.regions import Compiled
 from evalkit.plumbing.errors import EvalkitError, InputError
 
 
@@ -70,12 +74,13 @@ class Network:
 
     def compiled(self) -> Network:
         """Return this network with its forward pass compiled for the shapes that it will meet."""
-        function = torch.compile(self._from or self.model, dynamic=False)
         other = Network(model=self.model, vocab_size=self.vocab_size, name=self.name)
-        if self._from is not None:
-            other._from = function
+        if type(self.model) is GPT:  # a subclass may have a pass of its own
+            other._from = partial(self.model.logits_from, how=Compiled())
+        elif self._from is not None:
+            other._from = torch.compile(self._from, dynamic=False)
         else:
-            other._whole = function
+            other._whole = torch.compile(self.model, dynamic=False)
         return other
 
     def logits(self, ids: Tensor, first_row: int = 0) -> Tensor:
@@ -112,7 +117,11 @@ class Network:
         except (EvalkitError, MemoryError):
             raise
         except Exception as error:
-            raise InputError(f"{self.name} failed on ids of shape {list(ids.shape)}: {describe(error)}") from error
+            reason = " ".join(describe(error).split())
+            raise InputError(
+                f"{self.name} failed on ids of shape {list(ids.shape)}: {reason}; if it takes fewer tokens at a time, "
+                f"give its window with --seq-len"
+            ) from error
 
     def _checked(self, returned: Any, ids: Tensor, rows: int, call: str) -> Tensor:
         logits = returned
@@ -134,7 +143,8 @@ class Network:
             )
         if not logits.is_floating_point():
             raise InputError(f"{self.name}: {call} returned {logits.dtype} numbers; expected floating-point logits")
-        return logits.float()
+        # a view of a weight asks for its gradient even where none are kept
+        return logits.float() if torch.is_grad_enabled() else logits.detach().float()
 
 
 def copied(network: Network) -> Network:
@@ -158,14 +168,14 @@ def model_vocabulary(model: Any, tokenizer_size: int, name: str) -> int:
     size = getattr(model, "vocab_size", None)
     if size is None:
         return tokenizer_size
-    if isinstance(size, bool) or not isinstance(size, int):
+    if isinstance(size, bool) or not isinstance(size, Integral):
         raise InputError(f"{name}: vocab_size is {_shown(size)}; expected a whole number")
-    if size < tokenizer_size:
+    if int(size) < tokenizer_size:
         raise InputError(
-            f"{name} has a vocabulary of {size:,}, the tokenizer one of {tokenizer_size:,}: wrong model or wrong "
+            f"{name} has a vocabulary of {int(size):,}, the tokenizer one of {tokenizer_size:,}: wrong model or wrong "
             f"--tokenizer"
         )
-    return size
+    return int(size)
 
 
 def model_window(model: Any, name: str) -> int | None:
@@ -177,9 +187,9 @@ def model_window(model: Any, name: str) -> int | None:
     length = getattr(model, "seq_len", None)
     if length is None:
         return None
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if isinstance(length, bool) or not isinstance(length, Integral) or int(length) < 1:
         raise InputError(f"{name}: seq_len is {_shown(length)}; expected a positive whole number of tokens")
-    return length
+    return int(length)
 
 
 def require_numbers(logits: Tensor, name: str) -> None:

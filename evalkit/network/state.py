@@ -9,6 +9,8 @@ return model
 from __future__ import annotations
 
 import json
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
 MAX_STATE_BYTES = 64 * 2**30
 """Bound on an uncompressed file of weights; a compressed one is bounded as artifacts are."""
 
+MAX_INFLATED_BYTES = 4 * 2**30
+"""Bound on the arrays of a compressed numpy file."""
+
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_state(path: str | Path | None) -> dict[str, Tensor]:
     """Return the named weights of a file, on the CPU.
 
-    Reads what ``torch.save`` writes, safetensors, and every compressed layout that evalkit reads; integers come back
-    dequantised to float32. What wrappers put into names (``module.``, ``_orig_mod.``) is taken out. Nothing in the file
-    is executed.
+    Reads what ``torch.save`` and ``numpy.savez`` write, safetensors, and every compressed layout that evalkit reads,
+    whose integers come back dequantised to float32. What wrappers put into names (``module.``, ``_orig_mod.``) is taken
+    out. Nothing in the file is executed.
 
     Raises:
         ArtifactError: the file is missing, damaged, or of another kind.
@@ -55,6 +60,8 @@ def load_state(path: str | Path | None) -> dict[str, Tensor]:
     try:
         if _is_safetensors(head, size):
             return _read_safetensors(path)
+        if (arrays := _numpy_arrays(path, size)) is not None:
+            return _tensors(arrays)
         if is_torch_file(head):
             return _from_torch(path.read_bytes())
         if head.startswith(_LEGACY_MAGIC):
@@ -68,6 +75,27 @@ def load_state(path: str | Path | None) -> dict[str, Tensor]:
     except ArtifactError as error:
         text = str(error)
         raise ArtifactError(text if str(path) in text else f"{path}: {text}") from None
+
+
+def _numpy_arrays(path: Path, size: int) -> dict[str, Any] | None:
+    """Return the arrays of a file that ``numpy.savez`` wrote; None where it is another."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as members:
+        infos = members.infolist()
+        if infos and all(info.filename.endswith(".npy") for info in infos):
+            return _read_arrays(path, max(size, MAX_INFLATED_BYTES), sum(info.file_size for info in infos))
+    return None
+
+
+def _read_arrays(path: Path, bound: int, held: int) -> dict[str, Any] | None:
+    if held > bound:
+        raise ArtifactError(f"its arrays would take {held:,} bytes; expected at most {bound:,}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return weights_of({name: arrays[name] for name in arrays.files}, np.ndarray)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"not a readable file of numpy arrays ({error})") from None
 
 
 def _from_torch(content: bytes) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
-from evalkit.tokens.shards import find_shards, open_shard
+from evalkit.tokens.shards import find_shards, open_shard, require_one_split
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import TextTokenizer
 
@@ -69,6 +69,7 @@ def open_with_sidecar(tokens: str | Sequence[str] | None, token_bytes: str) -> t
     shards = [path for path in find_shards(tokens) if path.resolve() not in known]
     if not shards:
         raise TokenError(f"--tokens {tokens} and --token-bytes {token_bytes} match the same files: give each its own")
+    require_one_split(shards)
     return _stream(shards), sidecar
 
 

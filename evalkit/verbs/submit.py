@@ -6,7 +6,6 @@ val_bpb, bytes_total, bytes_code), and the runs it averages. Sizes are those of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -18,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evalkit.network.factory import identify
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_table
 from evalkit.report.load import SavedReport, read_check
-from evalkit.report.score_report import ArtifactIdentity, ScoreReport
+from evalkit.report.score_report import ArtifactIdentity, FileIdentity, ScoreReport
 from evalkit.verbs.command_line import without_folders
 from evalkit.verbs.compare import is_same_run, require_same_tokens
 
@@ -66,12 +66,22 @@ class _Run:
     report: ScoreReport
     artifact: ArtifactIdentity
 
+    @property
+    def code(self) -> tuple[FileIdentity, ...]:
+        """The code that the score counted: of a module the factory's file, and what ``--code`` named."""
+        return (*self.artifact.files[:1], *self.artifact.code)
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the artifact, or of a module's weights."""
+        return self.artifact.bytes - sum(file.bytes for file in self.artifact.files[:1])
+
 
 def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, Any]:
-    """Write the folder; returns what is in ``submission.json``.
+    """Write the folder; returns what is in ``submission.json``, and ``score_again``, the command line of each run.
 
     Raises:
-        InputError: reports are of different systems or texts, an artifact is not the one that was scored, a check says
+        InputError: reports are of different systems or texts, a file is not the one that was scored, a check says
             illegal, or what ships is over the cap. Nothing is written then.
     """
     if not reports:
@@ -81,6 +91,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
         raise InputError(f"{folder} exists and is not an empty folder; name another")
     require_same_tokens(reports)
     runs = _runs(reports, options)
+    options = replace(options, code=_every_code(options, runs))
     for path in (*options.code, *options.logs):
         if not path.is_file():
             raise InputError(f"{path} does not exist or is not a file")
@@ -89,7 +100,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
     if len(set(names)) < len(names) or set(names) & set(generated):
         raise InputError(f"--code and --log need different file names, other than {', '.join(generated)}")
     code_bytes = sum(path.stat().st_size for path in options.code)
-    largest = max(run.artifact.bytes for run in runs)
+    largest = max(run.model_bytes for run in runs)
     if largest + code_bytes > SIZE_CAP:
         raise InputError(
             f"artifact and code are {largest + code_bytes:,} bytes, {largest + code_bytes - SIZE_CAP:,} over the cap "
@@ -111,13 +122,13 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
         raise InputError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return values
+    return {**values, "score_again": [score_again(run.report) for run in runs]}
 
 
 def _submission(runs: Sequence[_Run], options: SubmitOptions, code_bytes: int) -> dict[str, Any]:
     first = runs[0].report
     losses, bits = [run.report.val_loss for run in runs], [run.report.bpb for run in runs]
-    largest = max(run.artifact.bytes for run in runs)
+    largest = max(run.model_bytes for run in runs)
     return {
         "author": options.author,
         "github_id": options.github_id,
@@ -142,7 +153,7 @@ def _submission(runs: Sequence[_Run], options: SubmitOptions, code_bytes: int) -
                 "val_loss": run.report.val_loss,
                 "val_bpb": run.report.bpb,
                 "artifact_sha256": run.artifact.sha256,
-                "bytes_model": run.artifact.bytes,
+                "bytes_model": run.model_bytes,
                 "seconds": run.report.seconds,
                 "verdict": run.report.verdict,
                 "ledger_sha256": run.report.ledger_sha256,
@@ -200,7 +211,12 @@ def _without_folders(run: _Run) -> ScoreReport:
     report = run.report
     return replace(
         report,
-        artifact=replace(run.artifact, path=Path(run.artifact.path).name),
+        artifact=replace(
+            run.artifact,
+            path=Path(run.artifact.path).name,
+            files=tuple(replace(file, path=Path(file.path).name) for file in run.artifact.files),
+            code=tuple(replace(file, path=Path(file.path).name) for file in run.artifact.code),
+        ),
         tokens=replace(report.tokens, names=tuple(Path(name).name for name in report.tokens.names)),
         tokenizer=replace(report.tokenizer, path=Path(report.tokenizer.path).name),
         command=None if report.command is None else tuple(without_folders(report.command)),
@@ -210,12 +226,17 @@ def _without_folders(run: _Run) -> ScoreReport:
 def _blurb(run: _Run) -> str:
     report, config = run.report, run.report.config or {}
     layers, width, vocabulary = (config.get(name) for name in ("num_layers", "model_dim", "vocab_size"))
-    parts = [f"{layers} layers, width {width}, vocabulary {vocabulary}"]
+    parts = [
+        f"{layers} layers, width {width}, vocabulary {vocabulary}"
+        if config
+        else f"{run.artifact.parameters:,} parameters"
+    ]
     if report.mixer != "none":
         parts.append(f"online mixer ({report.mixer})")
     if report.ttt:
         parts.append("score-first test-time training")
-    return f"{'; '.join(parts)}; {run.artifact.format}, {run.artifact.compression}."
+    stored = "" if run.artifact.format == "module" else f", {run.artifact.compression}"
+    return f"{'; '.join(parts)}; {run.artifact.format}{stored}."
 
 
 def _log(runs: Sequence[_Run], code_bytes: int) -> str:
@@ -228,9 +249,9 @@ def _log(runs: Sequence[_Run], code_bytes: int) -> str:
                 f"val_loader: run {i + 1} sha256:{report.tokens.sha256} tokens:{report.tokens_scored}",
                 f"tokenizer: sha256:{report.tokenizer.sha256}",
                 f"artifact: sha256:{run.artifact.sha256}",
-                f"Serialized model: {run.artifact.bytes} bytes",
+                f"Serialized model: {run.model_bytes} bytes",
                 f"Code size: {code_bytes} bytes",
-                f"Total submission size: {run.artifact.bytes + code_bytes} bytes",
+                f"Total submission size: {run.model_bytes + code_bytes} bytes",
                 f"final val_loss:{report.val_loss:.8f} val_bpb:{report.bpb:.8f} eval_time:{report.seconds:.1f}s",
                 f"ledger: sha256:{report.ledger_sha256}",
                 f"verdict: {report.verdict or 'not checked'}",
@@ -253,9 +274,6 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if files and len(files) != len(reports):
             raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
-    for one, other in itertools.combinations(reports, 2):
-        if is_same_run(one, other):
-            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     runs = []
     for i, saved in enumerate(reports):
         report, artifact = saved.report, saved.report.artifact
@@ -271,11 +289,42 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
             report = report.checked(read_check(options.checks[i], saved))
         if report.verdict == "illegal":
             raise InputError(f"{saved.path} is illegal ({report.illegal_because}); it cannot be submitted")
-        path = options.artifacts[i] if options.artifacts else Path(artifact.path)
-        if not path.is_file():
-            raise InputError(f"artifact {path} does not exist; name it with --artifact")
-        data = path.read_bytes()
-        if (hashlib.sha256(data).hexdigest(), len(data)) != (artifact.sha256, artifact.bytes):
-            raise InputError(f"{path} is not the artifact that {saved.path} scored (its SHA-256 is another)")
+        _require_scored_files(saved, artifact, options.artifacts[i] if options.artifacts else None)
+        if options.artifacts:  # it may have another name by now
+            path, words = str(options.artifacts[i]), report.command
+            artifact = replace(artifact, path=path)
+            if words is not None and not words[2].startswith("-"):
+                words = (*words[:2], path, *words[3:])
+            report = replace(report, artifact=artifact, command=words)
         runs.append(_Run(report=report, artifact=artifact))
+    for one, other in itertools.combinations(reports, 2):
+        if is_same_run(one, other):
+            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     return runs
+
+
+def _require_scored_files(saved: SavedReport, artifact: ArtifactIdentity, named: Path | None) -> None:
+    """Check that the files of a score are there, and are the ones.
+
+    Raises:
+        InputError: one is missing or another, or the model was an object in memory.
+    """
+    if artifact.format == "module" and not artifact.files:
+        raise InputError(f"{saved.path} scored an object of Python's; score --module FILE.py:FACTORY to submit it")
+    if artifact.format == "module" and named is not None:
+        raise InputError(f"{saved.path} scored a module, whose files it names; leave out --artifact")
+    scored = FileIdentity(path=str(named or artifact.path), sha256=artifact.sha256, bytes=artifact.bytes)
+    for file in (*(artifact.files or (scored,)), *artifact.code):
+        if not Path(file.path).exists():
+            hint = "name it with --artifact" if file is scored else f"it is where {saved.path} found it, or nowhere"
+            raise InputError(f"{'artifact ' if file is scored else ''}{file.path} does not exist; {hint}")
+        found = identify(file.path)
+        if (found.sha256, found.bytes) != (file.sha256, file.bytes):
+            what = "the artifact" if file is scored else "the file"
+            raise InputError(f"{file.path} is not {what} that {saved.path} scored (its SHA-256 is another)")
+
+
+def _every_code(options: SubmitOptions, runs: Sequence[_Run]) -> tuple[Path, ...]:
+    """Return every code file that ships, each once: what the options name, and what the scores counted."""
+    named = [*options.code, *(Path(file.path) for run in runs for file in run.code)]
+    return tuple({path.resolve(): path for path in named}.values())

@@ -97,6 +97,14 @@ def with_weights(weights: str | None = None) -> nn.Module:
     return model
 
 
+def with_narrow_weights(*, weights: str) -> nn.Module:
+    import evalkit
+
+    model = Transformer(width=16)
+    model.load_state_dict(evalkit.load_state(weights))
+    return model
+
+
 def tuple_transformer() -> nn.Module:
     return _seeded(TupleTransformer)
 
@@ -139,3 +147,51 @@ def not_a_number() -> Any:
 
 def text() -> Any:
     return lambda ids: "logits"
+
+
+class Constant(nn.Module):
+    """Its logits are a view of a weight, and its window is given by numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import numpy as np
+
+        self.table = nn.Parameter(torch.zeros(VOCAB))
+        self.seq_len = np.int64(64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table.expand(*ids.shape, -1)
+
+
+def constant() -> nn.Module:
+    return Constant()
+
+
+class Counting(Transformer):
+    """Its answers depend on how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(ids) * (1 + 0.01 * self.calls)
+
+
+def counting() -> nn.Module:
+    return _seeded(Counting)
+
+
+class Masked(Transformer):
+    """Rules out ids that the tokenizer does not have."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        return torch.cat([logits, torch.full((*ids.shape, 8), float("-inf"))], dim=-1)
+
+    vocab_size = VOCAB + 8
+
+
+def masked() -> nn.Module:
+    return _seeded(Masked)

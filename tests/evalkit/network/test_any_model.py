@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import any_models as models
@@ -127,6 +126,33 @@ def test_what_does_not_fit_is_one_sentence(
     assert not (tmp_path / "r.json").exists()
 
 
+def test_weights_that_do_not_fit_are_one_line(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(models.transformer().state_dict(), tmp_path / "w.pt")
+    command = ["score", "--module", f"{FILE}:with_narrow_weights", "--weights", str(tmp_path / "w.pt")]
+    assert run_command([*command, "--text", str(text_path), "--tokenizer", str(tokenizer_path)]) == 2
+    error = capsys.readouterr().err
+    assert "the factory raised RuntimeError: Error(s) in loading state_dict" in error
+    assert "size mismatch" in error
+    assert error.count("\n") == 1
+
+
+def test_logits_may_be_a_view_of_a_weight(tokenizer_path: Path, text_path: Path) -> None:
+    report = evalkit.score(options(tokenizer_path, text_path, module=models.constant(), seq_len=None))
+    np.testing.assert_allclose(report.nll, np.log(models.VOCAB))
+    learned = evalkit.score(
+        options(
+            tokenizer_path,
+            text_path,
+            module=models.constant(),
+            ttt=True,
+            settings={"ttt": {"trainable": "all", "chunk_tokens": "64"}},
+        )
+    )
+    assert learned.bpb < report.bpb
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -169,11 +195,25 @@ def test_a_look_at_other_windows_of_the_batch_is_found() -> None:
     assert leak.distance == 0
 
 
+def test_what_outlives_a_call_is_found(tokenizer_path: Path, text_path: Path) -> None:
+    report = evalkit.score(options(tokenizer_path, text_path, module=models.counting()))
+    assert report.legal is False
+    assert "at a second call with the same ids" in str(report.illegal_because)
+
+
 @pytest.mark.parametrize("make", [models.transformer, models.recurrent, models.tuple_transformer])
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_models_pass(make: object, seed: int) -> None:
     model = make().eval()  # type: ignore[operator]
     assert find_leak(Network(model=model, vocab_size=models.VOCAB), 64, torch.device("cpu"), seed=seed) is None
+
+
+def test_ids_that_a_model_rules_out_cost_nothing(tokenizer_path: Path, text_path: Path) -> None:
+    plain = evalkit.score(options(tokenizer_path, text_path, module=models.transformer()))
+    masked = evalkit.score(options(tokenizer_path, text_path, module=models.masked()))
+    np.testing.assert_allclose(masked.nll, plain.nll, atol=1e-9)
+    mixed = evalkit.score(options(tokenizer_path, text_path, module=models.masked(), mixer="hedge"))
+    assert np.isfinite(mixed.nll).all()
 
 
 @pytest.mark.parametrize("name", ["transformer", "tuple_transformer", "recurrent"])
@@ -236,7 +276,9 @@ def test_check_judges_a_module(
 
 
 @pytest.mark.parametrize("name", ["transformer", "recurrent"])
-def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Path, tmp_path: Path) -> None:
+def test_compress_and_decompress_in_two_processes(
+    name: str, forked_evalkit: list[str], tokenizer_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "t.txt").write_bytes("Na\u00efve \u4f60\u597d,\r\nhello there, my friend.".encode())
     model = ["--module", f"{FILE}:{name}"]
     tokenizer = ["--tokenizer", str(tokenizer_path)]
@@ -245,7 +287,7 @@ def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Pat
         ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--seq-len", "64", *tokenizer],
         ["decompress", *model, coded, "-o", str(restored), *tokenizer],
     ):
-        done = subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True, text=True)
+        done = subprocess.run([*forked_evalkit, *command], check=True, capture_output=True, text=True)
         assert ("the model offers no step(ids, state)" in done.stderr) == (name == "transformer")
     assert restored.read_bytes() == (tmp_path / "t.txt").read_bytes()
 
@@ -269,19 +311,61 @@ def test_code_that_ships_is_counted_once_and_named(
     assert "--code nowhere.py does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "code"), [("transformer", 0), ("leaking", 3)])
+@pytest.mark.parametrize(("name", "budget", "code"), [("transformer", "0", 0), ("leaking", "1", 3)])
 def test_run_scores_and_checks_without_training(
-    name: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    budget: str,
+    code: int,
+    tokenizer_path: Path,
+    text_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     command = ["run", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    command += ["--limit-tokens", "100", "--mixer", "hedge", "--budget", "0.1", "--out", str(out), "-q"]
+    command += ["--limit-tokens", "100", "--mixer", "hedge", "--budget", budget, "--out", str(out), "-q"]
     assert run_command(command) == code
     report = json.loads((out / "report.json").read_text())
     assert list(report["stages"]) == ["sliding", "sliding-mixer"]
     assert report["artifact"]["path"] == f"{FILE}:{name}"
     assert report["stages"]["sliding"] == json.loads((out / "score-sliding.json").read_text())
-    assert json.loads((out / "check-sliding-mixer.json").read_text())["covered"]["subject"]["mixer"] == "hedge"
+    if code:
+        check = json.loads((out / "check-sliding-mixer.json").read_text())
+        assert (check["verdict"], check["covered"]["subject"]["mixer"]) == ("illegal", "hedge")
     capsys.readouterr()
     assert run_command([*command, "--steps", "3"]) == 2
     assert "--steps: a module is not trained; leave it out" in capsys.readouterr().err
+
+
+def test_a_submission_holds_a_modules_code_and_counts_everything(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(models.transformer().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "helper.py").write_text("WIDTH = 32\n")
+    (tmp_path / "model.py").write_bytes(FILE.read_bytes())
+    command = ["score", "--module", f"{tmp_path / 'model.py'}:with_weights", "--weights", str(tmp_path / "w.pt")]
+    command += ["--text", str(text_path), "--tokenizer", str(tokenizer_path), "--limit-tokens", "50"]
+    command += ["--code", str(tmp_path / "helper.py"), "--json", str(tmp_path / "r.json"), "-q"]
+    assert run_command(command) == 0
+    submit = [
+        "submit",
+        str(tmp_path / "mine"),
+        "--report",
+        str(tmp_path / "r.json"),
+        "--name",
+        "Mine",
+        "--author",
+        "Ada",
+    ]
+    assert run_command(submit) == 0
+    values = json.loads((tmp_path / "mine" / "submission.json").read_text())
+    assert values["code"] == {"model.py": FILE.stat().st_size, "helper.py": 11}
+    assert values["bytes_model"] == (tmp_path / "w.pt").stat().st_size
+    assert values["bytes_total"] == values["bytes_model"] + FILE.stat().st_size + 11
+    assert (tmp_path / "mine" / "model.py").read_bytes() == FILE.read_bytes()
+    assert str(tmp_path) not in (tmp_path / "mine" / "score-1.json").read_text()
+    assert "--module model.py:with_weights --weights w.pt" in (tmp_path / "mine" / "README.md").read_text()
+    (tmp_path / "helper.py").write_text("WIDTH = 33\n")
+    submit[1] = str(tmp_path / "other")
+    assert run_command(submit) == 2
+    assert "helper.py is not the file that" in capsys.readouterr().err

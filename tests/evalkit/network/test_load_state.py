@@ -66,6 +66,19 @@ def test_an_artifact_comes_back_dequantised(tiny_artifact: Path) -> None:
         np.testing.assert_array_equal(state[name].numpy(), held_values(tensor))
 
 
+def test_arrays_of_numpy(tmp_path: Path) -> None:
+    arrays = {"module." + name: value.numpy() for name, value in STATE.items()}
+    np.savez(tmp_path / "w.npz", **arrays)
+    np.savez_compressed(tmp_path / "c.npz", **arrays)
+    for name in ("w.npz", "c.npz"):
+        state = evalkit.load_state(tmp_path / name)
+        assert set(state) == set(STATE)
+        assert all(torch.equal(state[name], value) for name, value in STATE.items())
+    np.savez(tmp_path / "o.npz", w=np.array([Bomb()], dtype=object))
+    with pytest.raises(evalkit.InputError, match="not a readable file of numpy arrays"):
+        evalkit.load_state(tmp_path / "o.npz")
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("1 / 0",)
