@@ -42,11 +42,14 @@ def main() -> None:
     parser.add_argument("--tokenizers", type=Path, required=True, help="folder with fineweb_{1024,4096,8192}_bpe.model")
     parser.add_argument("--systems", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--ttt", action="store_true", help="also test-time training, and PR849's mixer, whole streams")
+    parser.add_argument(
+        "--limit-tokens", type=int, default=0, help="the first positions of the artifacts' streams alone"
+    )
     options = parser.parse_args()
     print_header("system", "positions", "max difference, nats", "rms", "bpb", "reference", "relative")
     for system in options.systems:
-        settings = {"model": SETTINGS[system]}
-        compare(system, system, options.folder / system / "small", options.tokenizers, {"settings": settings})
+        extra = {"settings": {"model": SETTINGS[system]}, "limit_tokens": options.limit_tokens}
+        compare(system, system, options.folder / system / "small", options.tokenizers, extra)
     for variant in TTT if options.ttt and "849" in options.systems else ():
         folder = options.folder / "849/small/ttt" / variant
         ttt = {"preset": "published"} | SHORT
@@ -71,7 +74,7 @@ def compare(label: str, system: str, folder: Path, tokenizers: Path, extra: dict
     artifact = next((folder if "ttt" not in folder.parts else folder.parents[1]).glob("*.ptz"))
     tokenizer = str(tokenizers / f"fineweb_{VOCABULARY.get(system, 1024)}_bpe.model")
     reference = np.load(folder / "nll.npz")
-    expected = json.loads((folder / "result.json").read_text())["exactly_once"]
+    expected = json.loads((folder / "result.json").read_text())["exactly_once"]["bpb"]
     with tempfile.TemporaryDirectory() as temporary:
         shard = Path(temporary) / "val.bin"
         write_shard(shard, reference["tokens"])
@@ -86,10 +89,13 @@ def compare(label: str, system: str, folder: Path, tokenizers: Path, extra: dict
                 **extra,
             )
         )
-    difference = np.abs(report.nll - reference["nll"])
+    count = report.tokens_scored
+    if count < len(reference["nll"]):
+        expected = reference["nll"][:count].sum() / np.log(2) / reference["bytes"][:count].sum()
+    difference = np.abs(report.nll - reference["nll"][:count])
     print_row(
         label, f"{len(difference):,}", f"{difference.max():.1e}", f"{np.sqrt((difference**2).mean()):.1e}",
-        f"{report.bpb:.6f}", f"{expected['bpb']:.6f}", f"{report.bpb / expected['bpb'] - 1:+.1e}",
+        f"{report.bpb:.6f}", f"{expected:.6f}", f"{report.bpb / expected - 1:+.1e}",
     )  # fmt: skip
 
 
