@@ -285,8 +285,8 @@ def ttt(bench: Bench) -> Iterator[Row]:
             tokens = bench.tokens(recipe, 3 * chunk + 1)
             sliding = bench.sliding(recipe).config
             how = PRESETS[presets.get(recipe, "default")]()
-            lengths = np.ones(config.vocab_size, dtype=np.int32)
-            table = ByteTable(lengths, np.zeros(config.vocab_size, bool), np.zeros(config.vocab_size, bool))
+            no = np.zeros(config.vocab_size, dtype=bool)
+            table = ByteTable(base=np.ones(config.vocab_size, dtype=np.int32), has_space=no, is_boundary=no)
             forecaster = TTTForecaster(
                 bench.model(recipe),
                 sliding,
