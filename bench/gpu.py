@@ -65,6 +65,7 @@ class Shapes:
     batches: tuple[int, ...] = (64, 256, 32, 128)
     chunk: int = 32_768
     step_tokens: int = 98_304
+    streamed: int = 32_768
     changes: dict[str, dict[str, int]]
 
     @property
@@ -86,6 +87,7 @@ CPU_SHAPES = Shapes(
     batches=(4, 8),
     chunk=512,
     step_tokens=512,
+    streamed=256,
     changes={"pr849": {**SMALL, "num_layers": 3, "bigram_buckets": 16, "bigram_dim": 4, "value_embed_dim": 4}},
 )
 
@@ -227,7 +229,7 @@ def streaming(bench: Bench) -> Iterator[Row]:
                 dtype="bfloat16",
             )
             forecaster = StreamingForecaster(bench.model(recipe), config)
-            count = 16 * shapes.seq_len
+            count = shapes.streamed
             tokens = bench.tokens(recipe, count + 1)
             seconds, took = bench.median(lambda: forecaster.score(tokens, 1, count + 1), until)
             return Measured(seconds=seconds, first=took, tokens=count, context=count)
@@ -283,8 +285,8 @@ def ttt(bench: Bench) -> Iterator[Row]:
             tokens = bench.tokens(recipe, 3 * chunk + 1)
             sliding = bench.sliding(recipe).config
             how = PRESETS[presets.get(recipe, "default")]()
-            lengths = np.ones(config.vocab_size, dtype=np.int32)
-            table = ByteTable(lengths, np.zeros(config.vocab_size, bool), np.zeros(config.vocab_size, bool))
+            no = np.zeros(config.vocab_size, dtype=bool)
+            table = ByteTable(base=np.ones(config.vocab_size, dtype=np.int32), has_space=no, is_boundary=no)
             forecaster = TTTForecaster(
                 bench.model(recipe),
                 sliding,

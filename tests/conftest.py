@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 
 # Two workers on two cores: a thread each. Children that the tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Scores are compared bit for bit, which a GPU's are not: only the tests of tests/gpu, run by themselves, see one.
+if not any("gpu" in argument for argument in sys.argv):
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

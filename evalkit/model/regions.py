@@ -61,7 +61,8 @@ class Compiled:
     def __call__(self, part: F) -> F:
         """Return the compiled part."""
         if part not in self._parts:
-            self._parts[part] = torch.compile(
+            compiler: Any = torch.compile  # whose type does not know its last argument
+            self._parts[part] = compiler(
                 part, dynamic=False, fullgraph=True, backend=self._backend, recompile_limit=KINDS
             )
         return cast(F, self._parts[part])

@@ -25,6 +25,7 @@ from evalkit.model.kernels import AttentionKernel, fastest_attention
 from evalkit.network.network import Network
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.hardware import require_device
+from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.transfer import HostCopy, mapped_ahead, to_device
@@ -293,7 +294,9 @@ class SlidingForecaster:
             return self.config.batch_windows
         if self.device.type != "cuda":
             return _CPU_BATCH
-        fitting = windows_that_fit(*self._memory(), self.config.seq_len)
+        free, each = self._memory()
+        fitting = windows_that_fit(free, each, self.config.seq_len)
+        LOG.debug("batch: %d windows of %.1f MB, with %.1f GB free", fitting, each / 1e6, free / 1e9)
         return -int(self.ranks.largest(-float(fitting))[0])
 
     def _memory(self) -> tuple[int, int]:

@@ -11,6 +11,11 @@ from evalkit.cli.main import run_command
 from evalkit.verbs import doctor
 
 
+@pytest.fixture(autouse=True)
+def _a_cache_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+
+
 def test_everything_works_here(tmp_path: Path, capsys) -> None:
     assert run_command(["doctor", "--json", str(tmp_path / "d.json")]) == 0
     text = capsys.readouterr().out

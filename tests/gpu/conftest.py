@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _needs_a_device() -> None:
     if DEVICE != "cpu" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device (EVALKIT_TEST_DEVICE=cpu runs the same bodies on a CPU)")
+        pytest.skip("needs a CUDA device, and pytest tests/gpu (EVALKIT_TEST_DEVICE=cpu runs the same on a CPU)")
 
 
 @pytest.fixture(scope="session", autouse=True)
