@@ -15,7 +15,8 @@ from evalkit.data.tokenize import TokenizeOptions, tokenize_documents
 from evalkit.data.verify import Verification, VerifyOptions, verify
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard, write_shard
-from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
 
 
