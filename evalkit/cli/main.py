@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from evalkit.cli.output import prepare, shows_tracebacks, speaking
+from evalkit.plumbing.compiled import name_cache_folder
 from evalkit.plumbing.errors import EvalkitError
 from evalkit.plumbing.version import __version__
 
@@ -97,6 +98,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run_command(arguments: list[str]) -> int:
     """Run the command line; return the exit code of the contract."""
     _open_closed_streams()
+    name_cache_folder()
     with speaking():
         return _run(arguments)
 
@@ -126,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = f" ({context.command_path} --help shows what there is)" if context else ""
         if "unexpected extra argument" in error.message and any(a.startswith(_GLOBS) for a in arguments):
-            where = ": the shell has made several names of one pattern; quote it, as in --tokens 'data/val_*.bin'"
+            where = ": the shell has made several names of one; quote the pattern, as in --tokens 'data/val_*.bin'"
         print(f"evalkit: error: {error.format_message()}{where}", file=sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):

@@ -194,6 +194,8 @@ def require_one(artifact: str | None, module: str | None, *, no_model: bool) -> 
     Raises:
         InputError: none or several were given.
     """
+    if artifact is not None and artifact.endswith(".bin") and (module is not None or no_model):
+        raise InputError(f"{artifact} is one file too many: quote the pattern of --tokens, so that the shell leaves it")
     given = [name for name in (artifact, module and f"--module {module}", no_model and "--no-model") if name]
     if len(given) > 1:
         raise InputError(f"{' and '.join(map(str, given))} are different models: give one of them")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_outputs, expand
@@ -49,7 +50,8 @@ class Input:
         elif self.glob:
             yield from expand(value)
         elif not os.path.exists(value):
-            raise InputError(f"{self.what} {value} does not exist or is not a file")
+            ending = "" if "folder" in self.what else " or is not a file"
+            raise InputError(f"{self.what} {value} does not exist{ending}")
         else:
             yield Path(value)
 
@@ -137,6 +139,8 @@ def checked_paths(context: click.Context, values: Mapping[str, Any]) -> dict[str
         found[parameter.name or ""] = paths if many else paths[0]
         if isinstance(role, Output) and role.names and values.get("resume"):
             continue  # what is there is gone on with, not written over
+        if isinstance(role, Input) and context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
+            continue  # the command says what it misses, if it needs it at all
         if isinstance(role, Input):
             inputs += [file for path in paths for file in role.files(path)]
             continue

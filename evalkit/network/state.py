@@ -34,8 +34,6 @@ MAX_STATE_BYTES = 64 * 2**30
 MAX_INFLATED_BYTES = 4 * 2**30
 """Bound on the arrays of a compressed numpy file."""
 
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-
 
 def load_state(path: str | Path | None) -> dict[str, Tensor]:
     """Return the named weights of a file, on the CPU.
@@ -64,11 +62,6 @@ def load_state(path: str | Path | None) -> dict[str, Tensor]:
             return _tensors(arrays)
         if is_torch_file(head):
             return _from_torch(path.read_bytes())
-        if head.startswith(_LEGACY_MAGIC):
-            raise ArtifactError(
-                "this is torch's format of before 2020; load it with torch.load(..., weights_only=True) and save it "
-                "again with torch.save"
-            )
         if not is_native(head) and size <= MAX_ARTIFACT_BYTES and is_torch_file(content := inflate(path.read_bytes())):
             return _from_torch(content)
         return _tensors({name: held_values(tensor) for name, tensor in load_artifact(path).tensors.items()})

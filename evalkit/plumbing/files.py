@@ -123,7 +123,7 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path
         if key is None:
             continue
         if key in seen:
-            raise InputError(f"{seen[key]} and {option} both name {path}; give each a file of its own")
+            raise InputError(f"{seen[key]} and {option} both name {outputs[seen[key]]}; give each a file of its own")
         seen[key] = option
     if not seen:
         return

@@ -25,7 +25,7 @@ def state_root() -> Path:
     """Folder that holds interrupted runs: ``$EVALKIT_STATE``, or evalkit's folder in the user's state folder."""
     if configured := os.environ.get("EVALKIT_STATE"):
         return Path(configured)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "evalkit"
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "evalkit"
 
 
 class StateUnavailableError(InputError):

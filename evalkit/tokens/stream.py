@@ -117,6 +117,8 @@ class TokenStream:
             raise TokenError(
                 f"{', '.join(self.names)} {what}; scoring needs at least one after the first, which is given"
             )
+        if len(self) == 2:
+            LOG.warning("%s has a single token to score: the score says nothing", ", ".join(self.names))
         offset, lost = 0, 0
         for part, name in zip(self.parts, self.names, strict=True):
             for start in range(0, len(part), _BLOCK):

@@ -146,6 +146,11 @@ class ScoreOptions:
             raise InputError("--context streaming is for artifacts, whose keys and values evalkit knows")
         if not self.has_model and (self.mixer != "hedge" or self.ttt):
             raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
+        if not self.has_model:
+            idle = {"--seq-len": self.seq_len, "--recipe": self.recipe, "--source": self.source, "--log": self.log}
+            given = [option for option, value in idle.items() if value is not None]
+            if given:
+                raise InputError(f"{', '.join(given)} would change nothing here: there is no model; leave it out")
         if self.context not in CONTEXTS:
             raise InputError(f"--context is {self.context!r}; expected {', '.join(CONTEXTS)}")
         if self.context == "streaming" and self.ttt:

@@ -15,7 +15,8 @@ from evalkit.data.tokenize import TokenizeOptions, tokenize_documents
 from evalkit.data.verify import Verification, VerifyOptions, verify
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.tokens.shards import open_shard, write_shard
-from evalkit.tokens.stream import TokenStream, open_shards, read_documents, tokenize_file
+from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
 
 
@@ -93,7 +94,7 @@ def test_an_error_in_a_worker_is_one_sentence(tokenizer_path: Path, tmp_path: Pa
     source.write_bytes(b"\xff\xfe\x00bad")
     arguments = ["data", "tokenize", str(source), "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "o")]
     assert run_command([*arguments, "--workers", "2"]) == 2
-    assert "not UTF-8" in capsys.readouterr().err
+    assert "UTF-16 text" in capsys.readouterr().err
 
 
 def checked(shards: Path, tokenizer: Path, **changes: object) -> Verification:

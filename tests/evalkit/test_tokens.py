@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from evalkit.plumbing.errors import TokenError
 from evalkit.tokens.shards import find_shards, open_shard, write_shard
-from evalkit.tokens.stream import TokenStream, VisibleTokens, open_shards, read_documents, tokenize_file
+from evalkit.tokens.stream import TokenStream, VisibleTokens, open_shards, tokenize_file
+from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import Tokenizer
 
 
@@ -46,7 +47,11 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage, message: str) -> None:
 
 def test_ids_outside_the_vocabulary_and_unknown_tokens_are_errors(tokenizer_path: Path) -> None:
     tokenizer = Tokenizer(tokenizer_path)
-    for tokens, message in (([1, 50, 384], "token 2 is id 384"), ([1, 3, 50], "unknown token"), ([1], "at least 2")):
+    for tokens, message in (
+        ([1, 50, 384], "token 2 is id 384"),
+        ([1, 3, 50], "unknown token"),
+        ([1], "no token to score"),
+    ):
         stream = TokenStream(parts=(np.array(tokens, dtype=np.uint16),), names=("x",))
         with pytest.raises(TokenError, match=message):
             stream.validate(tokenizer)

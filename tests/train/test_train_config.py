@@ -1,3 +1,4 @@
+import math
 import tomllib
 from pathlib import Path
 
@@ -156,3 +157,9 @@ def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
     (tmp_path / "lost.toml").write_text('base = "pr0"\n[model]\n')
     with pytest.raises(InputError, match="names the base 'pr0'"):
         load_recipe(str(tmp_path / "lost.toml"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_a_budget_of_no_seconds_is_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match=r"--max-seconds is .*; expected more than 0 seconds"):
+        resolve(load_recipe("tiny"), max_seconds=seconds)

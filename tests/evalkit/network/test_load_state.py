@@ -89,7 +89,7 @@ class Bomb:
     [
         (b"", "is empty"),
         (b"hello there, this is no model", "this is no known artifact"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "torch's format of before 2020"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "not a readable torch file"),
     ],
 )
 def test_other_files_are_named(content: bytes, words: str, tmp_path: Path) -> None:
@@ -102,3 +102,11 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     torch.save({"w": Bomb()}, tmp_path / "w.pt")
     with pytest.raises(evalkit.InputError, match=r"refers to \w+\.eval"):
         evalkit.load_state(tmp_path / "w.pt")
+
+
+def test_the_format_of_before_2020_is_read(tmp_path: Path) -> None:
+    saved = {"model": {"module.a": torch.arange(6.0).view(2, 3), "module.b": torch.ones(3, dtype=torch.bfloat16)}}
+    torch.save(saved, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    found = evalkit.load_state(tmp_path / "w.pt")
+    assert found["a"].equal(saved["model"]["module.a"])
+    assert found["b"].equal(torch.ones(3))
