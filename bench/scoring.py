@@ -54,7 +54,7 @@ def side_flops(config: ModelConfig, seq_len: int, scored: int) -> float:
     layer = seq_len * (keys_values + others + attention)
     last = seq_len * keys_values + scored * (others + 4 * d * (seq_len - (scored - 1) / 2))
     head = scored * 2 * d * config.vocab_size
-    return (config.num_layers - 1) * layer + last + head
+    return (len(config.passes) - 1) * layer + last + head
 
 
 def matmul_rate(device: str) -> float:

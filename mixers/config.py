@@ -28,7 +28,7 @@ class MixerConfig:
         method: ``hedge`` (multiplicative weights) or ``gate`` (softmax weights learned by gradient).
         eta: Hedge's learning rate; 1 is the Bayes mixture.
         share: Hedge's fixed share, the part of the weight that is spread evenly after every token.
-        prior: initial weights, one for each expert, positive; None for ``DEFAULT_PRIOR``.
+        prior: initial weights, one for each expert, positive; None trusts a network most, then the tree.
         contexts: what chooses the weight set. For Hedge any of ``order`` (highest order with counts) and ``entropy``
             (bucket of the network's entropy): one set for each combination. The gate adds up one set for each of its
             own contexts and heeds ``entropy`` alone.

@@ -12,7 +12,7 @@ normalised whenever the experts are.
 
 Hedge's weights are held as they are, not as logarithms: with probabilities of the experts at hand a token costs one
 logarithm. Kernels of this module call only functions of this module: numba's file cache checks no other file for
-changes.
+changes. Letters in all of them: e is an expert, y a token, v weights, p a probability.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ State = dict[str, npt.NDArray[np.generic]]
 MAX_SPAN = 1 << 20
 """Most tokens between two commits: the undo log and a table that a roll-back may need are held in memory."""
 
-_STATE_FORMAT = 3
+_STATE_FORMAT = 4
 _BLOCK = 4096
 
 

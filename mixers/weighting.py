@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 State = dict[str, npt.NDArray[np.generic]]
 
-SAMPLE_EVERY = 16384
-"""Tokens between two samples of the weights in the report; taken at the first commit that comes after."""
+SAMPLE_EVERY = 1024
+"""Tokens between two samples of the weights in the report, at first; taken at the first commit that comes after."""
+
+MAX_SAMPLES = 400
+"""Where there are more samples, every second one is left out, and they are taken half as often."""
 
 
 class Weighting:
@@ -53,8 +57,8 @@ class Weighting:
             self.weights[-self._buckets :] = np.log(prior)
         self.nats = 0.0
         self._stats = np.zeros((3, experts))
-        self._samples: list[tuple[int, Floats]] = []
-        self._sampled = (0, np.zeros(experts))
+        self._sample_every = SAMPLE_EVERY
+        self._samples: list[tuple[int, Floats]] = []  # position, and sums of the weights up to there
         self._products = np.ones((2, experts))
         self._saved: tuple[Floats, Floats, float] | None = None
 
@@ -96,10 +100,12 @@ class Weighting:
     def commit(self, stop: int) -> None:
         """Make everything learned permanent; ``stop`` is one past the last token."""
         self._saved = None
-        at, weight = self._sampled
-        if stop // SAMPLE_EVERY > at // SAMPLE_EVERY:
-            self._samples.append((stop, (self._stats[STAT_WEIGHT] - weight) / (stop - max(at, 1))))
-            self._sampled = (stop, self._stats[STAT_WEIGHT].copy())
+        last = self._samples[-1][0] if self._samples else 0
+        if stop // self._sample_every > last // self._sample_every:
+            self._samples.append((stop, self._stats[STAT_WEIGHT].copy()))
+        if len(self._samples) > MAX_SAMPLES:
+            del self._samples[-2::-2]  # not the last
+            self._sample_every *= 2
 
     def rollback(self) -> None:
         """Return to the last commit, bit for bit."""
@@ -117,10 +123,14 @@ class Weighting:
             }
             for e, name in enumerate(self.config.experts)
         }
-        return {
-            "experts": experts,
-            "weights_over_time": [[at, *map(float, weights)] for at, weights in self._samples],
-        }
+        samples = [(1, np.zeros(len(experts))), *self._samples]
+        if scored + 1 > samples[-1][0]:
+            samples.append((scored + 1, self._stats[STAT_WEIGHT]))
+        rows = [
+            [at, *map(float, (after - before) / (at - since))]
+            for (since, before), (at, after) in itertools.pairwise(samples)
+        ]
+        return {"experts": experts, "weights_over_time": rows}
 
     def state_dict(self) -> State:
         """Return copies of what has been learned; nothing may be uncommitted."""
@@ -128,8 +138,7 @@ class Weighting:
             "weights": self.weights.copy(),
             "stats": self._stats.copy(),
             "total": np.array([self.nats]),
-            "sampled": np.array([self._sampled[0]]),
-            "sampled_weight": self._sampled[1].copy(),
+            "sample_every": np.array([self._sample_every]),
             "sample_positions": np.array([at for at, _ in self._samples], dtype=np.int64),
             "sample_weights": np.array([w for _, w in self._samples]).reshape(-1, len(self.config.experts)),
         }
@@ -142,8 +151,7 @@ class Weighting:
         self.weights = weights.astype(np.float64)
         self._stats = stats.astype(np.float64)
         self.nats = float(np.asarray(state["total"], dtype=np.float64)[0])
-        at = int(np.asarray(state["sampled"])[0])
-        self._sampled = (at, np.asarray(state["sampled_weight"]).astype(np.float64))
+        self._sample_every = int(np.asarray(state["sample_every"])[0])
         positions, sampled = np.asarray(state["sample_positions"]), np.asarray(state["sample_weights"])
         self._samples = [(int(p), row.copy()) for p, row in zip(positions, sampled, strict=True)]
         self._saved = None

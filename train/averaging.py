@@ -48,8 +48,8 @@ class WeightAverages:
             if self._swa is None:
                 self._swa = _copy(source)
             else:
-                for name, mean in self._swa.items():
-                    mean.lerp_(source[name].float(), 1.0 / self.swa_samples)
+                means = list(self._swa.values())
+                torch._foreach_lerp_(means, [source[name].float() for name in self._swa], 1.0 / self.swa_samples)
 
     def available(self) -> dict[AverageKind, dict[str, Tensor]]:
         """Return the averages there are: the EMA if kept, the SWA if it has at least two samples."""

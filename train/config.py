@@ -122,10 +122,13 @@ class OptimizerConfig:
         nesterov: update from G + momentum M in place of M.
         ns_steps: Newton-Schulz iterations.
         ns_precision: dtype of their products.
+        ns_coefficients: their polynomials: ``jordan`` repeats one; ``polar_express`` has one for each iteration.
+        row_normalise: give the rows of an update length 1 before Newton-Schulz (MuonEq-R).
         matrix_weight_decay: decoupled decay of Muon's matrices, times the scheduled learning rate.
         adam_weight_decay: the same for Adam's parameters; 0 makes it plain Adam.
         decay_vectors: decay gains, mixes, gates and scales too. Off as meant: decay pulls gains that start at
             1 to 0.
+        vector_weight_decay: their decay, where ``decay_vectors`` is on; 0 takes ``adam_weight_decay``.
         adam_beta1: decay of Adam's first moment.
         adam_beta2: decay of Adam's second moment.
         adam_eps: Adam's epsilon.
@@ -146,9 +149,12 @@ class OptimizerConfig:
     nesterov: bool = True
     ns_steps: int = 5
     ns_precision: Precision = "bfloat16"
+    ns_coefficients: Literal["jordan", "polar_express"] = "jordan"
+    row_normalise: bool = False
     matrix_weight_decay: float = 0.04
     adam_weight_decay: float = 0.04
     decay_vectors: bool = False
+    vector_weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -160,9 +166,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "matrix_lr", "scalar_lr", "embed_lr", "head_lr", "clip_norm", "momentum_warmup")
         _below_one(self, "momentum", "momentum_start", "adam_beta1", "adam_beta2")
-        _below_one(self, "matrix_weight_decay", "adam_weight_decay")
+        _below_one(self, "matrix_weight_decay", "adam_weight_decay", "vector_weight_decay")
         _at_least(self, 1, "ns_steps")
         _positive(self, "adam_eps")
+
+    @property
+    def vector_decay(self) -> float:
+        """Decay of gains, mixes, gates and scales."""
+        return (self.vector_weight_decay or self.adam_weight_decay) if self.decay_vectors else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,23 +182,29 @@ class ScheduleConfig:
 
     Constants in steps (``warmdown``, ``optimizer.momentum_warmup``, ``averaging.ema_decay`` with its memory
     of 1 / (1 - decay) steps, ``averaging.swa_every``) are horizons: they belong to a run of
-    ``reference_steps``.
+    ``reference_steps``. Fractions are of the run, by the tighter of its budgets in steps and in seconds.
 
     Attributes:
         warmdown: steps of the final decay to zero; 0 keeps the rate constant.
+        warmdown_fraction: the decay as a fraction of the run, in place of ``warmdown``; 0 leaves it to that.
         shape: decay along a line or half a cosine.
         reference_steps: length of the published run, in steps.
+        loop_start: fraction of the run before which a pass visits every block once, in order, whatever
+            ``model.layer_order`` says; 0 has the order from the first step on. The weights at the end always have it.
         stretch: multiply every horizon by (length of this run) / ``reference_steps``, so that a run of 300
             steps goes through the same phases; off uses the constants as they stand.
     """
 
     warmdown: int = 3500
+    warmdown_fraction: float = 0.0
     shape: Literal["linear", "cosine"] = "linear"
     reference_steps: int = 6000
+    loop_start: float = 0.0
     stretch: bool = True
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "warmdown")
+        _require_all(self, lambda value: 0 <= value <= 1, "in [0, 1]", "warmdown_fraction", "loop_start")
         _at_least(self, 1, "reference_steps")
 
 
@@ -270,9 +287,9 @@ class QatConfig:
         rounding: ``ste`` rounds, with the identity as gradient; ``soft`` is a differentiable staircase.
         soft_alpha_start: sharpness of the staircase when QAT begins.
         soft_alpha_end: sharpness at the end of the run.
-        grid_pull: exponent of the course on which weights are drawn to the grid: each step shrinks their distance to
-            the nearest grid point so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the
-            end of the run. Larger is later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
+        grid_pull: how late weights are pulled to the grid. Each step shrinks their distance to the nearest grid point,
+            so that it follows 1 - p^grid_pull, with p going from 0 at QAT's start to 1 at the end of the run. Larger is
+            later; 0 leaves weights where training puts them, which for ``ste`` is anywhere.
         crown_q: weight of the penalty on w^2 step^2 / 12; 0 leaves it out.
         crown_q_reduction: ``sum`` over all weights, or the published ``mean`` (about 10^6 times weaker:
             inert).

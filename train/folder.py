@@ -7,7 +7,8 @@
 ``metrics.jsonl``  one JSON object a line: training steps and events, each with ``step``
 ``model.pt``       the exported weights: a plain state dict of the GPT, name to float32 tensor
 ``raw.pt`` ...     the other kinds of weights there are (``raw.pt``, ``ema.pt``, ``swa.pt``), likewise
-``summary.json``   status, steps, tokens, seconds, ``exported`` kind, losses of every kind, versions
+``summary.json``   status, steps, tokens, seconds, ``exported`` kind, losses of every kind, versions, and the step at
+                   which the blocks' order was switched on, with the budget that said so
 ``loss.png``       loss curves, if matplotlib is installed
 =================  ====================================================================================
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically, write_json
+from evalkit.recipes import Recipe
 from evalkit.train.config import RunConfig
 from evalkit.train.files import load_tensors, read_json
 from evalkit.train.resolve import to_toml
@@ -74,6 +76,24 @@ class TrainingFolder:
         """The outcome."""
         return self.path / "summary.json"
 
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe of the run that the folder holds.
+
+        Raises:
+            InputError: it holds none.
+        """
+        if not self.config.exists():
+            raise InputError(f"{self.path} holds no run to go on with; start one with --recipe")
+        known = self._identity()
+        sections = RunConfig.from_dict(known["recipe"], known["sections"]).to_dict()
+        return Recipe(name=known["recipe"], model=sections["model"], sections=sections)
+
+    def _identity(self) -> dict[str, Any]:
+        known = read_json(self.config)
+        if known.get("format") != FORMAT or known.get("version") != VERSION:
+            raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
+        return known
+
     def open(self, config: RunConfig, data: list[dict[str, Any]], *, resume: bool) -> bool:
         """Create the folder, or check that it holds the run that is resumed.
 
@@ -92,10 +112,10 @@ class TrainingFolder:
         if self.config.exists():
             if not resume:
                 raise InputError(f"{self.path} already holds a run; go on with --resume, or name another --out")
-            known = read_json(self.config)
-            if known.get("format") != FORMAT or known.get("version") != VERSION:
-                raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
-            changed = _differences(known["sections"], sections)
+            known = self._identity()
+            # Settings that an older version did not have were at their defaults.
+            before = RunConfig.from_dict(known["recipe"], known["sections"]).to_dict()
+            changed = _differences(before, sections)
             if changed:
                 raise InputError(f"{self.path} has other settings ({'; '.join(changed[:3])}); resume with the same")
             if known["data"] != data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
-from evalkit.plumbing.progress import StatusLine
+from evalkit.plumbing.log import LOG
+from evalkit.plumbing.progress import StatusLine, format_seconds
 from evalkit.plumbing.ranks import Ranks
 from evalkit.train.averaging import WeightAverages
 from evalkit.train.config import AverageKind, RunConfig
@@ -60,6 +62,19 @@ class TrainResult:
     grid_distance: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopStart:
+    """When a run began to visit its blocks in the model's order.
+
+    Attributes:
+        step: the first such step, counted from 0.
+        ruled_by: the budget that said so, ``steps`` or ``clock``.
+    """
+
+    step: int
+    ruled_by: str
+
+
 class Trainer:
     """One run on one rank.
 
@@ -103,12 +118,14 @@ class Trainer:
         self.clock = Clock(config)
         self.step = 0
         self.qat_start_step: int | None = None
+        self.loop_start: LoopStart | None = None
         self.train_nats = math.nan
         self._signals = StopSignals()
         self._interrupted = False
         self._progress = StatusLine(enabled=ranks.is_first)
         self._log = MetricsLog(None, resumed_step=0)
         self._saved_at_seconds = 0.0
+        self._announces = False
 
     def _placed(self, name: str, value: Tensor) -> Tensor:
         dtype = DTYPES[self.config.train.table_precision] if role_of(name) == "table" else torch.float32
@@ -116,9 +133,11 @@ class Trainer:
 
     # One step.
 
-    def forward_backward(self, step: int, *, quantised: bool, alpha: float) -> Tensor:
+    def forward_backward(self, step: int, *, quantised: bool, alpha: float, looped: bool = True) -> Tensor:
         """Accumulate the gradients of this rank's spans of step ``step``; return its mean loss in nats."""
         train = self.config.train
+        announced_since = time.perf_counter() if self._announces else None
+        self._announces = False
         mine = train.spans // self._ranks.count
         sharpness = torch.tensor(alpha, device=self._ranks.device)
         total = torch.zeros((), device=self._ranks.device)
@@ -130,26 +149,59 @@ class Trainer:
                 span_tokens=train.span_tokens,
                 seq_len=train.seq_len,
             )
-            device = self._ranks.device
             nats, penalty = self._objective(
                 self.masters,
-                ids.to(device, non_blocking=True),
-                targets.to(device, non_blocking=True),
+                self._sent(ids),
+                self._sent(targets),
                 quantised=quantised,
                 alpha=sharpness,
+                looped=looped,
             )
             ((nats + penalty) / mine).backward()
             total += nats.detach() / mine
+            if announced_since is not None and turn == 0:
+                float(total)  # a GPU has done the work only then
+                self._announce(time.perf_counter() - announced_since)
         return total
 
+    def _sent(self, tokens: Tensor) -> Tensor:
+        """Return tokens on the device, without waiting for them: only pinned memory can be copied meanwhile."""
+        if self._ranks.device.type != "cuda":
+            return tokens.to(self._ranks.device)
+        return tokens.pin_memory().to(self._ranks.device, non_blocking=True)
+
+    def _announce(self, seconds: float) -> None:
+        """Say what a step is and how long the run may take, once a first micro-batch has taken ``seconds``."""
+        train, ranks = self.config.train, self._ranks
+        mine = train.spans // ranks.count
+        each = f" on each of {ranks.count} processes" if ranks.count > 1 else ""
+        left = (train.steps - self.step) * mine * seconds
+        ends = f"{train.steps - self.step:,} steps about {format_seconds(left)}"
+        if train.max_seconds:
+            clock = train.max_seconds - self.clock.seconds
+            ends = f"the run {format_seconds(min(left, clock))} by its {'steps' if left < clock else 'clock'}"
+        LOG.info(
+            "a step has %s tokens: %s micro-batches of %s%s; the first took %.1f s, so a step takes about %s and %s",
+            f"{train.batch_tokens:,}",
+            mine,
+            f"{train.span_tokens:,}",
+            each,
+            seconds,
+            f"{mine * seconds:.1f} s",
+            ends,
+        )
+
     def warm_up(self, steps: int) -> None:
-        """Take ``steps`` real steps, with and without QAT, and undo them in weights and optimizers."""
+        """Take ``steps`` real steps, in every way that the run will, and undo them in weights and optimizers."""
         masters = {name: value.detach().clone() for name, value in self.masters.items()}
         state = copy.deepcopy(self.optimizer.state_dict())
         for step in range(steps):
-            quantised = self.config.qat.enabled and step >= steps // 2
+            late = step >= steps // 2
+            # QAT may begin before the blocks repeat, or after; a run that has both begins most often with the latter.
+            quantised = self.config.qat.enabled and late
+            looped = late or not self._loops_late
             self.optimizer.zero_grad()
-            self.forward_backward(step, quantised=quantised, alpha=self.config.qat.soft_alpha_start)
+            self.forward_backward(step, quantised=quantised, alpha=self.config.qat.soft_alpha_start, looped=looped)
             self.optimizer.step(lr_scale=1.0, momentum=self.config.optimizer.momentum)
         self._load_masters(masters)
         self.optimizer.load_state_dict(state)
@@ -162,17 +214,30 @@ class Trainer:
         if self.qat_start_step is None and self._qat_due(scale):
             self.qat_start_step = self.step
             self._log.write(step=self.step, event="qat_start", lr_scale=scale)
+        if self.loop_start is None and self.clock.fraction(self.step) >= config.schedule.loop_start:
+            self.loop_start = LoopStart(step=self.step, ruled_by=clock.ruled_by(self.step))
+            if self._loops_late:
+                self._log.write(step=self.step, event="loop_start", ruled_by=self.loop_start.ruled_by)
         quantised = self.qat_start_step is not None
         before, after = self._qat_progress(0), self._qat_progress(1)
         alpha = soft_alpha(config.qat, before)
         self.optimizer.zero_grad()
-        nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha)
+        nats = self.forward_backward(self.step, quantised=quantised, alpha=alpha, looped=self._looped)
         norm = self.optimizer.step(lr_scale=scale, momentum=muon_momentum(config.optimizer, self.step, stretch))
         if quantised and config.qat.grid_pull:
             pull_to_grid(unpack(config.model, self._detached()), kept_distance(before, after, config.qat), config.qat)
         self.step += 1
         self.averages.update(self.masters, step=self.step, lr_scale=scale, stretch=stretch)
         return nats, norm
+
+    @property
+    def _loops_late(self) -> bool:
+        """Whether the blocks' order is switched on part-way."""
+        return bool(self.config.model.layer_order) and self.config.schedule.loop_start > 0
+
+    @property
+    def _looped(self) -> bool:
+        return self.loop_start is not None or not self._loops_late
 
     def _qat_due(self, scale: float) -> bool:
         qat = self.config.qat
@@ -213,6 +278,7 @@ class Trainer:
             and (self._objective.compiled or self._ranks.device.type == "cuda")
         ):
             self.warm_up(warmup)
+        self._announces = self._ranks.is_first and not self.clock.over(self.step)
         with self._signals:
             self._loop()
         self._progress.close(keep=True)
@@ -242,7 +308,7 @@ class Trainer:
             clock.advance(seconds, self.step - synced_step)
             self._report(grad_norm)
             if train.validate_every and self.step % train.validate_every == 0 and not clock.over(self.step):
-                self._validate("raw", self.masters)
+                self._validate("raw", self.masters, looped=self._looped)
             if self._checkpoint_due():
                 self.save_checkpoint()
             synced_step, since = self.step, self._now()
@@ -284,10 +350,10 @@ class Trainer:
         waited = self.clock.seconds - self._saved_at_seconds
         return by_step or (train.checkpoint_seconds > 0 and waited >= train.checkpoint_seconds)
 
-    def _validate(self, kind: AverageKind, masters: Mapping[str, Tensor]) -> Validation | None:
+    def _validate(self, kind: AverageKind, masters: Mapping[str, Tensor], *, looped: bool = True) -> Validation | None:
         if self._validator is None:
             return None
-        outcome = self._validator.run(self._objective, masters)
+        outcome = self._validator.run(self._objective, masters, looped=looped)
         self._log.write(
             step=self.step,
             event="validation",
@@ -347,6 +413,7 @@ class Trainer:
             "train_nats": result.train_nats,
             "exported": result.exported,
             "swa_samples": self.averages.swa_samples,
+            "loop_start": dataclasses.asdict(self.loop_start) if self.loop_start and self._loops_late else None,
             "validation": {
                 kind: {"val_nats": loss.val_loss, "val_bpb": loss.val_bpb} for kind, loss in result.validation.items()
             },
@@ -368,6 +435,7 @@ class Trainer:
             "timer": self.clock.timer.state_dict(),
             "train_nats": self.train_nats,
             "qat_start_step": self.qat_start_step,
+            "loop_start": self.loop_start and dataclasses.asdict(self.loop_start),
             "masters": self._detached(),
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(),
@@ -394,6 +462,8 @@ class Trainer:
         self.clock.seconds = self._saved_at_seconds = float(state["seconds"])
         self.clock.timer.load_state_dict(state["timer"])
         self.qat_start_step = state["qat_start_step"]
+        started = state.get("loop_start")
+        self.loop_start = LoopStart(**started) if started else None
         self.train_nats = float(state["train_nats"])
         torch.set_rng_state(state["rng"])
 

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from evalkit.model.gpt import GPT
+from evalkit.model.config import ModelConfig
+from evalkit.model.gpt import GPT, head_name
 from evalkit.train.config import RunConfig
+from evalkit.train.fused_loss import softcapped_cross_entropy
 from evalkit.train.parameters import DTYPES, is_linear, unpack
 from evalkit.train.qat import crown_q_penalty, fake_quantise
+
+
+class _HeadInput(nn.Module):
+    """A GPT up to what its head reads."""
+
+    def __init__(self, gpt: GPT) -> None:
+        super().__init__()
+        self.gpt = gpt
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return float32 ``[B, T, d]`` for tokens ``[B, T]``."""
+        return self.gpt.head_input(self.gpt.hidden(ids))
 
 
 class Objective:
     """Cross-entropy of a GPT whose weights are given as masters.
 
-    The module tree lies on the meta device and holds no weights; each call gets its own. ``quantised`` is an
-    argument of the compiled function, so torch.compile traces one graph for each of its values.
+    The module tree lies on the meta device and holds no weights; each call gets its own. ``quantised`` and ``looped``
+    are arguments of the compiled function, so torch.compile traces a graph for each of their values.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, *, compiled: bool) -> None:
@@ -27,14 +42,22 @@ class Objective:
         self._device = device
         self._low = DTYPES[config.train.precision]
         with torch.device("meta"):
-            self._gpt = GPT(config.model)
+            self._gpts = {looped: GPT(config.model if looped else unlooped(config.model)) for looped in (True, False)}
+        self._hidden = {looped: _HeadInput(gpt) for looped, gpt in self._gpts.items()}
         # The rotary tables are cached by the first pass of a length; that pass must not be a compiled one.
         self._tables_ready = not compiled
         self._run = torch.compile(self._terms, dynamic=False) if compiled else self._terms
         self.compiled = compiled
 
     def __call__(
-        self, masters: Mapping[str, Tensor], ids: Tensor, targets: Tensor, *, quantised: bool, alpha: Tensor
+        self,
+        masters: Mapping[str, Tensor],
+        ids: Tensor,
+        targets: Tensor,
+        *,
+        quantised: bool,
+        alpha: Tensor,
+        looped: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy in nats and the quantisation penalty.
 
@@ -44,16 +67,18 @@ class Objective:
             targets: ``[B, T]``.
             quantised: pass the weights through the quantiser.
             alpha: sharpness of soft rounding, a tensor without dimensions.
+            looped: visit the blocks in the model's order; otherwise each once.
         """
         if not self._tables_ready:
             with torch.no_grad():
-                self._terms(dict(masters), ids[:1], targets[:1], False, alpha)
+                for each in (True, False):
+                    self._terms(dict(masters), ids[:1], targets[:1], False, alpha, each)
             self._tables_ready = True
-        ce, penalty = self._run(dict(masters), ids, targets, quantised, alpha)
+        ce, penalty = self._run(dict(masters), ids, targets, quantised, alpha, looped)
         return ce, penalty
 
     def _terms(
-        self, masters: dict[str, Tensor], ids: Tensor, targets: Tensor, quantised: bool, alpha: Tensor
+        self, masters: dict[str, Tensor], ids: Tensor, targets: Tensor, quantised: bool, alpha: Tensor, looped: bool
     ) -> tuple[Tensor, Tensor]:
         weights = unpack(self._config.model, masters)
         penalty = torch.zeros((), device=ids.device)
@@ -62,16 +87,27 @@ class Objective:
                 penalty = crown_q_penalty(weights, self._config.qat)
             weights = fake_quantise(weights, alpha, self._config.qat)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low == torch.bfloat16):
-            logits = functional_call(self._gpt, self._cast(weights), (ids,))
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), penalty
+            named = {f"gpt.{name}": value for name, value in self._cast(weights).items()}
+            x = functional_call(self._hidden[looped], named, (ids,))
+        head = weights[f"{head_name(self._config.model)}.weight"].float()
+        cap = self._config.model.logit_softcap
+        return softcapped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), cap), penalty
 
     @torch.no_grad()
-    def nats(self, masters: Mapping[str, Tensor], ids: Tensor, targets: Tensor) -> Tensor:
+    def nats(self, masters: Mapping[str, Tensor], ids: Tensor, targets: Tensor, *, looped: bool = True) -> Tensor:
         """Return -ln p of every target, float32 ``[B, T]``, with the head in float32 and without QAT."""
         weights = self._cast(unpack(self._config.model, masters))
-        logits = functional_call(self._gpt, weights, (ids,)).float()
+        logits = functional_call(self._gpts[looped], weights, (ids,)).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
     def _cast(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights as the forward pass takes them: matrices in the compute dtype."""
         return {name: value.to(self._low) if is_linear(name) else value for name, value in weights.items()}
+
+
+def unlooped(config: ModelConfig) -> ModelConfig:
+    """Return the model whose pass visits every block once, with the weights of ``config``'s.
+
+    The table of skips keeps its rows; those that the shorter pass has no skip for do not act.
+    """
+    return dataclasses.replace(config, layer_order=(), skip_rows=config.num_skips)

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.plumbing.settings import by_section, coerce, require
+from evalkit.model.config import ModelConfig
+from evalkit.plumbing.settings import by_section, coerce, require, typed_fields
 from evalkit.recipes import Recipe
-from evalkit.train.config import SECTIONS, RunConfig
-from evalkit.train.scaling import scale_model
+from evalkit.train.config import SECTIONS, RunConfig, TrainConfig
+from evalkit.train.scaling import scale_batch, scale_model
 
 
 def resolve(
@@ -25,7 +26,8 @@ def resolve(
 
     The order is: the recipe, its ``[as_run]`` section if ``train.as_run`` is set, ``scale``, ``overrides``,
     and last ``steps`` and ``max_seconds``. Steps without a clock budget switch the clock off, because the
-    recipe's seconds are those of eight GPUs.
+    recipe's seconds are those of eight GPUs. A ``scale`` takes the tokens of a step with it, unless ``overrides`` has
+    them: the recipe's would keep two cores busy for minutes a step.
 
     Args:
         recipe: where to start.
@@ -46,11 +48,15 @@ def resolve(
     if coerce("train.as_run", wanted, bool):
         sections = {name: sections.get(name, {}) | as_run.get(name, {}) for name in {**sections, **as_run}}
     base = dataclasses.replace(recipe, model=sections["model"])
+    full = base.model_config()
     if scale is not None:
-        base = dataclasses.replace(base, model=scale_model(base.model_config(), scale).to_dict())
+        base = dataclasses.replace(base, model=scale_model(full, scale).to_dict())
     model = base.model_config(**given.pop("model"))
+    batch_given = "batch_tokens" in given["train"]
     sections |= {name: sections.get(name, {}) | values for name, values in given.items() if values}
     train = sections.setdefault("train", {})
+    if scale is not None and not batch_given:
+        train["batch_tokens"] = _scaled_batch(train, full, scale_model(full, scale))
     if steps is not None:
         train["steps"] = steps
         train["max_seconds"] = 0.0
@@ -58,6 +64,13 @@ def resolve(
         require(max_seconds > 0, "--max-seconds", max_seconds, "more than 0 seconds; leave it out for the recipe's own")
         train["max_seconds"] = max_seconds
     return RunConfig.from_dict(recipe.name, sections | {"model": model.to_dict()})
+
+
+def _scaled_batch(train: Mapping[str, Any], full: ModelConfig, scaled: ModelConfig) -> int:
+    names = ("batch_tokens", "spans", "seq_len")
+    values = {name: train.get(name, getattr(TrainConfig, name)) for name in names}
+    typed = typed_fields(TrainConfig, values, "train")
+    return scale_batch(typed["batch_tokens"], typed["spans"], typed["seq_len"], full, scaled)
 
 
 def to_toml(sections: Mapping[str, Any]) -> str:

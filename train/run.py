@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from evalkit.model.kernels import fastest_attention
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
@@ -21,12 +22,13 @@ from evalkit.train.config import RunConfig
 from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
 from evalkit.train.folder import TrainingFolder
 from evalkit.train.loop import Trainer, TrainResult
+from evalkit.train.parameters import DTYPES
 from evalkit.train.resolve import resolve
 from evalkit.train.validation import Validator
 
 
 def run_training(
-    recipe: str,
+    recipe: str | None,
     data: Path,
     tokenizer: Path | None,
     out: Path,
@@ -40,7 +42,7 @@ def run_training(
     """Train a recipe's model and leave everything in the run folder; see :mod:`evalkit.train.folder`.
 
     Args:
-        recipe: name of a recipe, or a ``.toml`` file.
+        recipe: name of a recipe, or a ``.toml`` file; None for that of the run that is resumed.
         data: folder with shards.
         tokenizer: SentencePiece model, for bits per byte; None reports nats per token alone.
         out: run folder.
@@ -53,7 +55,10 @@ def run_training(
     Raises:
         InputError: anything the user can put right. A checkpoint that was written stays usable.
     """
-    config = resolve(load_recipe(recipe), overrides, scale=scale, steps=steps, max_seconds=max_seconds)
+    if recipe is None and not resume:
+        raise InputError("--recipe is missing; name what to train, or go on with the run in --out by --resume")
+    base = load_recipe(recipe) if recipe is not None else TrainingFolder(path=out).recipe()
+    config = resolve(base, overrides, scale=scale, steps=steps, max_seconds=max_seconds)
     for section in dataclasses.fields(config):
         LOG.debug("%s: %s", section.name, getattr(config, section.name))
     return train_model(config, data=data, tokenizer=tokenizer, out=out, resume=resume)
@@ -89,7 +94,19 @@ def train_model(
         trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder)
         # The first rank alone looks at the folder, so that no other one meets what it has just written.
         found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
-        return trainer.run(resume=ranks.largest(float(found))[0] > 0)
+        resumed = ranks.largest(float(found))[0] > 0
+        kernel = fastest_attention(
+            config.model,
+            seq_len=config.train.seq_len,
+            device=ranks.device,
+            dtype=DTYPES[config.train.precision],
+            training=True,
+        )
+        if kernel is None:
+            return trainer.run(resume=resumed)
+        LOG.info("%s", kernel)
+        with kernel.active():
+            return trainer.run(resume=resumed)
 
 
 def _device(name: str, ranks: Ranks) -> str:

@@ -92,6 +92,21 @@ def scale_model(config: ModelConfig, scale: str) -> ModelConfig:
     )
 
 
+def scale_batch(batch_tokens: int, windows: int, seq_len: int, full: ModelConfig, scaled: ModelConfig) -> int:
+    """Return the tokens of a step for a model at another size: as many for a weight of the blocks as before, at most.
+
+    Args:
+        batch_tokens: of the full-size model.
+        windows: the step has at least so many, and a multiple of them: one for each micro-batch.
+        seq_len: tokens of a window.
+        full: the full-size model.
+        scaled: the model that is trained.
+    """
+    ratio = min(scaled.model_dim**2 * scaled.num_layers / (full.model_dim**2 * full.num_layers), 1.0)
+    smallest = max(windows * seq_len, 1)
+    return min(max(1, round(batch_tokens * ratio / smallest)) * smallest, max(batch_tokens, smallest))
+
+
 def scale_order(order: tuple[int, ...], layers: int, depth: int) -> tuple[int, ...]:
     """Return an order with one repeated run of blocks for another number of blocks.
 

@@ -98,6 +98,10 @@ class Clock:
         by_count = step / self.steps
         return max(by_count, self.seconds / self.max_seconds) if self.max_seconds else by_count
 
+    def ruled_by(self, step: int) -> str:
+        """Return which budget :meth:`fraction` refers to: ``clock`` or ``steps``."""
+        return "clock" if self.fraction(step) > step / self.steps else "steps"
+
     def stretch(self, step: int) -> float:
         """Return the factor on every horizon."""
         total = self.total_steps(step)
@@ -105,6 +109,9 @@ class Clock:
 
     def lr_scale(self, step: int) -> float:
         """Return the factor on learning rates at step ``step`` (0-based): 1, then down to 0."""
+        fraction = self.schedule.warmdown_fraction
+        if fraction:
+            return warmdown_scale(self.schedule, 1.0 - self.fraction(step), fraction)
         remaining = self.remaining_steps(step)
         if remaining is None:
             return 1.0
@@ -116,7 +123,7 @@ class Clock:
 
 
 def warmdown_scale(schedule: ScheduleConfig, remaining: float, warmdown: float) -> float:
-    """Return the learning-rate scale with ``remaining`` steps left and a warmdown of ``warmdown`` steps."""
+    """Return the learning-rate scale with ``remaining`` left and a warmdown of ``warmdown``, of one unit."""
     if warmdown <= 0 or remaining >= warmdown:
         return 1.0
     fraction = max(remaining, 0.0) / warmdown

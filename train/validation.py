@@ -51,8 +51,8 @@ class Validator:
         """Bits per byte for one nat per token, or None without a tokenizer."""
         return self.num_targets / self._bytes / math.log(2.0) if self._bytes else None
 
-    def run(self, objective: Objective, masters: Mapping[str, Tensor]) -> Validation:
-        """Return the loss of ``masters`` over all targets, shared out among the ranks."""
+    def run(self, objective: Objective, masters: Mapping[str, Tensor], *, looped: bool = True) -> Validation:
+        """Return the loss of ``masters`` over all targets, shared out among the ranks; ``looped`` as in training."""
         windows = -(-self.num_targets // self._seq_len)
         padding = windows * self._seq_len - self.num_targets
         padded = torch.nn.functional.pad(self._tokens, (0, padding))
@@ -62,7 +62,7 @@ class Validator:
         device = self._ranks.device
         for first in range(self._ranks.rank * self._batch, windows, self._batch * self._ranks.count):
             rows = slice(first, first + self._batch)
-            nats = objective.nats(masters, inputs[rows].to(device), targets[rows].to(device))
+            nats = objective.nats(masters, inputs[rows].to(device), targets[rows].to(device), looped=looped)
             total += nats.double().cpu()[counted[rows]].sum()
         total = total.to(device)
         self._ranks.sum_(total)

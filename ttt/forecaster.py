@@ -18,6 +18,7 @@ from evalkit.model.gpt import GPT
 from evalkit.network.network import Network, copied
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.ranks import Ranks
+from evalkit.prequential.buckets import BucketSums
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster, as_network, target_nll
 from evalkit.prequential.windows import WindowSpan
@@ -102,11 +103,13 @@ class TTTForecaster:
             dtype=sliding.dtype,
             threads=sliding.threads,
             ranks=ranks,
+            compile=sliding.compile,
         )
         self._mixes = config.frozen_weight > 0 and config.epochs > 0
         self._network = network
         self._pending: list[Nats] = []
         self._gains = DocumentGains(document_token)
+        self._frozen_stream = BucketSums()
         self._initial = {name: value.clone() for name, value in self._trainer.scoring_weights().items()}
         self._adapted_since = 1
         self._started = time.monotonic()
@@ -142,8 +145,12 @@ class TTTForecaster:
 
     def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order, temperature applied."""
-        for first, last, logits, _ in self._predict(tokens, start, stop):
+        self._pending, compared = [], []
+        for first, last, logits, frozen in self._predict(tokens, start, stop):
+            if self.config.compare:
+                compared.append([target_nll(side, tokens[first:last]) for side in (logits, frozen)])
             yield first, last, logits
+        self._pending = [np.concatenate(side) for side in zip(*compared, strict=True)]
 
     def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
         """Return the logits of every row of some windows, ``[len(windows), seq_len, vocab_size]``."""
@@ -180,6 +187,7 @@ class TTTForecaster:
             num_bytes = self._num_bytes.count_span(np.asarray(tokens), start, stop)
             trained, frozen = self._pending
             self._gains.add(np.asarray(tokens[start:stop]), trained, frozen, num_bytes)
+            self._frozen_stream.add(frozen)
             self._pending = []
         if self._document_token is not None:
             starts = np.flatnonzero(np.asarray(tokens[start:stop]) == self._document_token)
@@ -221,6 +229,7 @@ class TTTForecaster:
             "elapsed": time.monotonic() - self._started,
             "struck": self.time_limit_struck_at,
             "gains": self._gains.state_dict(),
+            "frozen_stream": self._frozen_stream.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -231,10 +240,11 @@ class TTTForecaster:
         self._started = time.monotonic() - float(state["elapsed"])
         self.time_limit_struck_at = state["struck"]
         self._gains.load_state_dict(state["gains"])
+        self._frozen_stream.load_state_dict(state["frozen_stream"])
 
     def report(self) -> dict[str, Any]:
         """Return what the report shows: each chunk's learning rate, losses and seconds."""
-        report: dict[str, Any] = {
+        report: dict[str, Any] = self._sliding.report() | {
             "ttt_report": {
                 "trained_parameters": sum(tensor.numel() for tensor in self._trainer.trained.values()),
                 "steps": sum(chunk["steps"] for chunk in self.chunks),
@@ -245,6 +255,7 @@ class TTTForecaster:
                     "the number of chunks, for the cosine schedule" if self.config.schedule == "cosine" else None
                 ),
                 "gain": self._gains.summary() if self.config.compare else None,
+                "frozen_stream": self._frozen_stream.report() if self.config.compare else None,
                 "chunks": self.chunks,
             }
         }

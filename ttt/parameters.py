@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from evalkit.model.empty import empty_model
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
 from evalkit.ttt.config import TTTConfig
@@ -89,8 +90,7 @@ def with_pair_table(model: GPT, buckets: int) -> GPT:
     """Return the model with a table of token pairs, filled with zeros, that changes nothing yet; weights are shared."""
     if not buckets:
         return model
-    with torch.device("meta"):
-        grown = GPT(dataclasses.replace(model.config, pair_buckets=buckets))
+    grown = empty_model(dataclasses.replace(model.config, pair_buckets=buckets))
     like = model.tok_emb.weight
     table = torch.zeros(buckets, model.config.model_dim, device=like.device)
     grown.load_state_dict(model.state_dict() | {"pair.weight": table}, assign=True)

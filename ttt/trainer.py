@@ -53,6 +53,7 @@ class Trainer:
         dtype: ``float32``, or ``bfloat16`` to run matrix products in that (weights and losses stay float32).
         threads: CPU threads; 0 for all.
         ranks: the processes that share the rows of a step; each takes the same step.
+        compile: compile the passes of full batches on a GPU, whose shapes never change.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Trainer:
         dtype: str,
         threads: int = 0,
         ranks: Ranks | None = None,
+        compile: bool = False,
     ) -> None:
         self.network = network
+        self._compiled = network.compiled() if compile else None
         self.module = network.require_module("--ttt")
         self.config = config
         self.parameterisation = parameterisation
@@ -245,9 +248,12 @@ class Trainer:
         targets = torch.from_numpy(np.stack([row.targets for row in rows])).to(self.device)
         weights = torch.from_numpy(np.stack([row.weights for row in rows])).to(self.device)
         first_row = min(int(np.flatnonzero(row.weights)[0]) if row.weights.any() else 0 for row in rows)
+        network = self.network
+        if self._compiled is not None and len(rows) == self.config.batch_sequences:
+            network, first_row = self._compiled, 0
         with torch.enable_grad():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-                logits = self.network.logits(inputs, first_row)
+                logits = network.logits(inputs, first_row)
             if not logits.requires_grad:
                 raise InputError(
                     f"{self.network.name} cannot be trained: its logits carry no gradient of the weights that learn; "

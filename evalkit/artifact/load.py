@@ -152,10 +152,9 @@ class Artifact:
         """
         import torch
 
-        from evalkit.model.gpt import GPT
+        from evalkit.model.empty import empty_model
 
-        with torch.device("meta"):
-            model = GPT(config)
+        model = empty_model(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         shapes = self.shapes
         if not config.unet_skips:

@@ -247,7 +247,9 @@ def refusal(
     recipes = [system.name for system in exact if system.has_recipe]
     ways = [
         f"--recipe {recipes[0] if len(recipes) == 1 else 'NAME'}",
-        "--source train_gpt.py (the script that made it)" if problems is None else "--log (of its run) beside --source",
+        "--source train_gpt.py (the script that made it)"
+        if problems is None
+        else "--log (of its run, or a page with its command line) beside --source",
         "--set for each of them",
     ]
     parts += problems or ()

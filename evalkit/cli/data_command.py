@@ -57,8 +57,6 @@ def download_command(
     result = download(options)
     size = sum(file.size for file in result.files)
     click.echo(f"{len(result.files)} files, {size:,} bytes, every hash right; pinned to commit {result.commit}")
-    if result.resumed_bytes:
-        click.echo(f"continued after {result.resumed_bytes:,} bytes of an interrupted download")
 
 
 @command.command("tokenize", epilog=EXAMPLE)
@@ -78,7 +76,10 @@ def tokenize_command(
     prefix: str,
     workers: int | None,
 ) -> None:
-    """Turn DOCUMENTS (.jsonl, .jsonl.zst, .txt) into shards: BOS and tokens of each, in order."""
+    """Turn DOCUMENTS into shards: BOS and tokens of each, in order.
+
+    A .jsonl or .json file holds {"text": ...} for each document, any other file one text; .gz and .zst are inflated.
+    """
     from evalkit.data.tokenize import TokenizeOptions, default_workers, tokenize_documents
 
     manifest = tokenize_documents(
@@ -126,7 +127,7 @@ def verify_command(
 ) -> int:
     """Verify SHARDS (files, folders, globs): headers, ids, bytes both ways, sources, overlap. Exit code 2 on findings.
 
-    Files with "val" in their name are validation, the others training.
+    A folder's manifest.json says which shards are validation, else names such as x_val_000000.bin; others are training.
     """
     from evalkit.data.verify import Verification, VerifyOptions, verify
 

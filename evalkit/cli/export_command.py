@@ -30,7 +30,7 @@ EXAMPLE = """Examples:
 @click.option("--weights", type=click.Choice(["raw", "ema", "swa"]), help="Which weights (default: the recipe's).")
 @click.option(
     "--container",
-    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
+    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]),
     default="evalkit",
     show_default=True,
     help="evalkit's own, or the published layouts.",
@@ -87,7 +87,7 @@ def command(
     if json_path:
         write_json(json_path, result.to_dict() | {"container": container, "target_bytes": target_bytes})
     if result.table:
-        header = ["tried", "bytes with code", "fits", "loss"]
+        header = ["tried", "bytes with code", "fits", "nats per token"]
         click.echo(format_table(header, [_cells(row) for row in result.table]))
     pairs = [
         ("artifact", f"{result.file.path}: {result.file.n_bytes:,} bytes, sha256 {result.file.sha256}"),

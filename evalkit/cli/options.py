@@ -118,31 +118,28 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
             help="What a token may depend on: sliding windows of the stream; documents: of its own document alone; "
             "streaming: keys and values are kept, many times faster. Each is another number.",
         ),
-        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option(
+            "--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one."
+        ),
         click.option(
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16"]),
             default="auto",
             show_default=True,
-            help="Matrices: auto is bfloat16 for models of 10M parameters and more where it is fast.",
+            help="Matrices: auto is bfloat16 for models of 10M parameters and more where it was measured to be faster.",
         ),
-        click.option("--batch-windows", type=int, default=32, show_default=True, help="Windows at a time on a GPU."),
+        click.option("--batch-windows", type=int, default=0, help="Windows at a time on a GPU (default: fill it)."),
         click.option("--threads", type=int, default=0, help="CPU threads (default: all)."),
     ]
     return lambda command: _apply(command, decorators)
 
 
-def training_options(
-    *, tokenizer_required: bool, recipe_required: bool = True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options that say what to train, on what and for how long."""
     use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
     decorators = [
         click.option(
-            "--recipe",
-            required=recipe_required,
-            metavar="NAME",
-            help="What to train, or an earlier run's recipe.toml.",
+            "--recipe", metavar="NAME", help="What to train, or a recipe.toml of an earlier run (--resume knows)."
         ),
         click.option("--data", default="data", show_default=True, metavar="DIR", help="Folder with token shards."),
         click.option("--tokenizer", required=tokenizer_required, metavar="MODEL", help=use),
@@ -150,7 +147,11 @@ def training_options(
         click.option(
             "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override, such as train.seq_len=1024."
         ),
-        click.option("--scale", metavar="SIZE", help="Keep the features, smaller: WIDTHxDEPTH, or a fraction."),
+        click.option(
+            "--scale",
+            metavar="SIZE",
+            help="Keep the features, smaller: WIDTHxDEPTH, or a fraction. Fewer tokens a step too, unless --set says.",
+        ),
         click.option("--steps", type=int, help="Stop after so many steps (no clock then, unless --max-seconds says)."),
         click.option("--max-seconds", type=float, help="Stop after this many seconds of training."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),

@@ -6,50 +6,69 @@ from pathlib import Path
 
 import click
 
+from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_writable, write_atomically
 from evalkit.plumbing.log import LOG
 
-EXAMPLE = """Example:
+EXAMPLE = """Examples:
 
   evalkit report score.json --nll score.npz --check check.json -o report.html
+
+  evalkit report new.json old.json -o differences.html
 """
 
 
 @click.command("report", epilog=EXAMPLE)
-@click.argument("report")
-@click.option("--nll", metavar="FILE.npz", help="Per-token file (default: beside the report, same name).")
+@click.argument("reports", metavar="REPORT.json", nargs=-1, required=True)
+@click.option("--nll", multiple=True, metavar="FILE.npz", help="Per-token file, one a report (default: beside it).")
 @click.option("--check", metavar="CHECK.json", help="What evalkit check --json wrote.")
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them).")
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it).")
-@click.option("--title", help="Title of the page (default: the artifact's name).")
+@click.option("--title", help="Title of the page (default: the artifact's name, or those of the two reports).")
 def command(
-    report: str,
-    nll: str | None,
+    reports: tuple[str, ...],
+    nll: tuple[str, ...],
     check: str | None,
     output: str,
     tokens: str | None,
     tokenizer: str | None,
     title: str | None,
 ) -> None:
-    """Render REPORT (the JSON of evalkit score) as one HTML page that needs no network."""
+    """Render a report (the JSON of evalkit score) as one HTML page that needs no network.
+
+    With two reports of the same tokens: where do they differ, by document and by token.
+    """
     from evalkit.report.load import find_token_scores, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
+    from evalkit.report.pair import build_pair_page, require_scores
 
     check_writable(output)
-    opened = read_report(report)
-    scores_path = nll or find_token_scores(opened)
-    LOG.debug("per-token file: %s", scores_path or "none beside the report")
-    page, left_out = build_page(
-        opened,
-        PageOptions(
-            scores=read_token_scores(scores_path, opened) if scores_path else None,
-            check=Path(check) if check else None,
-            tokens=tokens,
-            tokenizer=tokenizer,
-            title=title,
-        ),
-    )
+    if len(reports) > 2:
+        raise InputError(f"{len(reports)} reports; a page is about one, or about the difference of two")
+    if nll and len(nll) != len(reports):
+        raise InputError(f"{len(nll)} --nll files for {len(reports)} reports; give one for each, in order")
+    if check is not None and len(reports) == 2:
+        raise InputError("--check goes with the page of one report")
+    opened = [read_report(path) for path in reports]
+    paths = nll or [find_token_scores(saved) for saved in opened]
+    LOG.debug("per-token files: %s", ", ".join(str(path or "none beside the report") for path in paths))
+    scores = [read_token_scores(path, saved) if path else None for path, saved in zip(paths, opened, strict=True)]
+    left_out: list[str] = []
+    if len(opened) == 2:
+        runs = [require_scores(*pair) for pair in zip(opened, scores, strict=True)]
+        page = build_pair_page(runs[0], runs[1], tokens=tokens, tokenizer=tokenizer, title=title)
+    else:
+        page, left_out = build_page(
+            opened[0],
+            PageOptions(
+                scores=scores[0],
+                check=Path(check) if check else None,
+                tokens=tokens,
+                tokenizer=tokenizer,
+                title=title,
+            ),
+        )
     content = page.encode()
     write_atomically(output, content)
     click.echo(f"{output}: {len(content):,} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from evalkit.plumbing.settings import by_section, split_settings
 FOR_TRAINING = ("recipe", "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "fit")
 """Options that say what to train and export."""
 
-FOR_MODULE = ("weights", "text", "token_bytes", "code", "seq_len", "device", "dtype")
+FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
 """Options that say how a module is scored."""
 
 EXAMPLE = """Examples:
@@ -32,23 +33,30 @@ EXAMPLE = """Examples:
   evalkit run --recipe tiny --data data/sp1024 --tokenizer fineweb_1024_bpe.model --out runs/tiny --max-seconds 120
 
   evalkit run --module model.py:make --weights model.pt --text novel.txt --tokenizer bytes --out runs/mine --mixer hedge
+
+  evalkit run --recipe best --data data/sp1024 --tokenizer fineweb_1024_bpe.model --out runs/best --fit --ttt \
+    --code train_gpt.py --submission records/best --author Ada
 """
 
 
 @click.command("run", epilog=EXAMPLE)
-@training_options(tokenizer_required=True, recipe_required=False)
+@training_options(tokenizer_required=True)
 @module_options
 @click.option("--tokens", metavar="GLOB", help="What to score (default: the validation shards in --data).")
 @click.option("--text", metavar="FILE", help="With --module: the text to score, in place of shards.")
 @token_bytes_option
 @click.option(
     "--container",
-    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]),
+    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]),
     default="evalkit",
     show_default=True,
     help="evalkit's own, or the published layouts.",
 )
-@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on the artifact.")
+@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
+@code_option
+@click.option("--submission", metavar="DIR", help="Write a submission folder of the last score, and verify it.")
+@click.option("--author", default="", help="Who submits, for --submission.")
+@click.option("--name", default="", help="Name of the submission (default: the recipe).")
 @click.option(
     "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
 )
@@ -74,7 +82,6 @@ EXAMPLE = """Examples:
     default="auto",
     help="With --module: of its weights.",
 )
-@code_option
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if what ships is over {SIZE_CAP:,} bytes.")
 def command(
     recipe: str | None,
@@ -89,6 +96,10 @@ def command(
     resume: bool,
     container: str,
     target_bytes: int,
+    code: tuple[str, ...],
+    submission: str | None,
+    author: str,
+    name: str,
     fit: bool,
     limit_tokens: int,
     stride: int,
@@ -99,19 +110,33 @@ def command(
     enforce_cap: bool,
     **of_module: Any,
 ) -> int:
-    """Train, export, score and check in one go: one command, one report (OUT/report.json).
+    """Train, export, score, check and (--submission) submit: one command, one report (OUT/report.json).
 
-    With --module your own model, which is there already, is scored and checked.
+    With --module your own model, which is there already, is scored, checked and submitted.
     """
     from evalkit.verbs.check import CheckOptions
     from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
     from evalkit.verbs.session import ScoreOptions
+    from evalkit.verbs.submit import SubmitOptions
+    from evalkit.verify.text import as_text
+    from evalkit.verify.verify import verify_folder
 
-    check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
     module = of_module["module"]
-    if (module is None) == (recipe is None):
+    if (module is not None) + (recipe is not None) != 1 and not (resume and module is None):
         raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
     _refuse_given(FOR_TRAINING if module is not None else FOR_MODULE, module)
+    if submission is not None and not author:
+        raise InputError("--submission names its author: add --author NAME")
+    check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
+    submitted = None
+    if submission is not None:
+        submitted = SubmitOptions(
+            folder=Path(submission),
+            name=name or recipe or Path(out).name,
+            author=author,
+            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            code=tuple(map(Path, code)),
+        )
     variants: list[tuple[str, bool]] = [("none", False)]
     if (mixer, ttt) != ("none", False):
         variants.append((mixer, ttt))
@@ -126,11 +151,11 @@ def command(
                 limit_tokens=limit_tokens,
                 mixer=mixer,
                 ttt=ttt,
+                code=code,
                 **of_module,
             )
-            report = run_module(options, Path(out), check)
+            report = run_module(options, Path(out), check, submitted)
         else:
-            assert recipe is not None
             report = run_pipeline(
                 PipelineOptions(
                     recipe=recipe,
@@ -149,6 +174,8 @@ def command(
                     limit_tokens=limit_tokens,
                     variants=tuple(variants),
                     check=check,
+                    code=tuple(map(Path, code)),
+                    submission=submitted,
                     stride=stride,
                 ),
             )
@@ -156,6 +183,8 @@ def command(
         click.echo(f"evalkit: {error}", err=True)
         return 130
     click.echo(describe(report.stages))
+    if submission is not None:
+        click.echo("\n" + as_text(verify_folder(Path(submission))))
     return 3 if report.is_illegal or (enforce_cap and report.is_over_cap) else 0
 
 

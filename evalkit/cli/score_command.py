@@ -79,7 +79,7 @@ def command(
             options["device"] = ranks.local(options["device"])
             require_one(artifact, options["module"], no_model=no_model)
             session = open_session(score_options(artifact, options)).shared_among(ranks)
-            stack.enter_context(ranks.joined(options["device"]))
+            stack.enter_context(ranks.joined(session.options.device))
         outputs = {"--json": json_path, "--dump-nll": nll_path, "--enforce-cap": enforce_cap, "--profile": profiled}
         report = score_session(
             session,
@@ -151,7 +151,10 @@ def _describe_window(report: ScoreReport) -> str:
         how = "streaming: keys and values are kept"
     else:
         how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
-    return f"{report.seq_len} tokens, {how}, {report.dtype} on {report.device}"
+    dtype = "its own number type" if report.dtype == "own" else report.dtype
+    because = [reason for reason in (report.dtype_because, report.attention) if reason and reason != "--dtype"]
+    why = f" ({'; '.join(because)})" if because else ""
+    return f"{report.seq_len} tokens, {how}, {dtype} on {report.device}{why}"
 
 
 def describe_config(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:

@@ -43,13 +43,12 @@ def command(
     from datetime import UTC, datetime
 
     from evalkit.report.load import read_report
-    from evalkit.verbs.submit import SubmitOptions, score_again, submit
+    from evalkit.verbs.submit import SubmitOptions, submit
     from evalkit.verify.text import as_text
     from evalkit.verify.verify import verify_folder
 
-    saved = [read_report(path) for path in reports]
     values = submit(
-        saved,
+        [read_report(path) for path in reports],
         SubmitOptions(
             folder=Path(folder),
             name=name,
@@ -73,7 +72,7 @@ def command(
                 ("bytes", f"{values['bytes_total']:,} with {values['bytes_code']:,} of code, "
                           f"{values['bytes_headroom']:,} under the cap"),
                 ("legal", ", ".join(run["verdict"] or "not checked (evalkit check)" for run in values["runs"])),
-                *(("score again", score_again(run.report)) for run in saved),
+                *(("score again", line) for line in values["score_again"]),
             ]
         )
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ Recipes: {", ".join(recipe_names())}, or a .toml file.
 @click.command("train", epilog=EXAMPLE)
 @training_options(tokenizer_required=False)
 def command(
-    recipe: str,
+    recipe: str | None,
     data: str,
     tokenizer: str | None,
     out: str,
@@ -62,6 +63,8 @@ def command(
         rows.append((f"{kind} weights", f"{validation.val_loss:.4f} nats per token{bpb}{mark}"))
     click.echo(format_pairs(rows))
     if result.status != "done":
-        click.echo(f"interrupted: continue with --resume --out {out}", err=True)
+        known = ["--data", data, *(["--tokenizer", tokenizer] if tokenizer else [])]
+        click.echo(f"interrupted; continue with: {shlex.join(['evalkit', 'train', '--resume', '--out', out, *known])}",
+                   err=True)  # fmt: skip
         return 130
     return 0

@@ -1,18 +1,18 @@
-"""Fetch shards and tokenizer from a dataset repository of the Hugging Face hub: pinned, resumable, hashes checked.
+"""Fetch shards and tokenizer from a dataset repository of the Hugging Face hub: pinned to a commit, hashes checked.
 
-The hub publishes a hash of every file at every commit: SHA-256 of large files, git's blob hash of small ones. The first
-download resolves the revision to a commit and writes both down in ``manifest.json``; later ones stay with that commit.
-A file is fetched under a temporary name, continued where an earlier attempt stopped, and takes its own name only when
-its hash is right. (``hf_hub_download`` of huggingface_hub 2 starts over in a new process, and checks sizes only.)
+The transfer is huggingface_hub's (``snapshot_download``, which does not fetch twice what has arrived). The hub gives a
+hash of every file at every commit: SHA-256 of large files, git's blob hash of small ones. The first download resolves
+the revision to a commit and writes both down in ``manifest.json``; later ones stay with that commit. A file takes its
+place only when its hash is right.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-import time
-from collections.abc import Iterator
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from typing import Any
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
-from evalkit.plumbing.progress import Progress
 
 DEFAULT_REPO = "willdepueoai/parameter-golf"
 MANIFEST = "manifest.json"
 _BLOCK = 2**20
-_PIECE = 2**16  # what a dropped connection can cost
+_ARRIVING = ".arriving"  # a folder in the data folder, for what is not checked yet
 _HASHES = {64: "sha256", 40: "git"}
 
 
@@ -41,7 +40,6 @@ class DownloadOptions:
         variant: tokenizer family, such as ``sp1024``.
         train_shards: number of training shards, from the first; the validation shards always come whole.
         offline: touch no network: check that everything is there and unchanged.
-        attempts: tries for each file before giving up.
     """
 
     out: Path
@@ -51,7 +49,6 @@ class DownloadOptions:
     variant: str = "sp1024"
     train_shards: int = 1
     offline: bool = False
-    attempts: int = 5
 
     def __post_init__(self) -> None:
         if self.train_shards < 0:
@@ -86,14 +83,12 @@ class Downloaded:
     Attributes:
         commit: that it came from.
         files: every file asked for.
-        fetched_bytes: bytes that came over the network.
-        resumed_bytes: bytes kept from interrupted attempts.
+        fetched_bytes: bytes of those that were not there before.
     """
 
     commit: str
     files: tuple[RemoteFile, ...]
     fetched_bytes: int
-    resumed_bytes: int
 
 
 def download(options: DownloadOptions) -> Downloaded:
@@ -110,7 +105,7 @@ def download(options: DownloadOptions) -> Downloaded:
         files = _chosen(manifest.files, options)
         for file in files:
             _check_present(options.out / file.local, file)
-        return Downloaded(commit=manifest.commit, files=files, fetched_bytes=0, resumed_bytes=0)
+        return Downloaded(commit=manifest.commit, files=files, fetched_bytes=0)
     if manifest is not None and manifest.repo != options.repo:
         raise InputError(f"{options.out} holds files of {manifest.repo}; name another folder for {options.repo}")
     if manifest is not None and options.revision in (None, manifest.commit):
@@ -132,16 +127,15 @@ def download(options: DownloadOptions) -> Downloaded:
         "files": [{"path": f.path, "local": f.local, "bytes": f.size, "hash": f.digest} for f in listed],
     }
     write_json(options.out / MANIFEST, value)
-    fetched = resumed = 0
-    for file in files:
-        target = options.out / file.local
-        if target.is_file() and target.stat().st_size == file.size and file_digest(target, file) == file.digest:
-            LOG.info("%s: already there, hash right", file.local)
-            continue
-        new, kept = _fetch(options, commit, file, target)
-        fetched, resumed = fetched + new, resumed + kept
-        LOG.info("%s: %s bytes, %s right", file.local, f"{file.size:,}", _HASHES[len(file.digest)])
-    return Downloaded(commit=commit, files=files, fetched_bytes=fetched, resumed_bytes=resumed)
+    missing = [file for file in files if not _is_right(options.out / file.local, file)]
+    if missing:
+        _fetch(options, commit, missing)
+    LOG.info("%d files were there already, their hashes right", len(files) - len(missing))
+    return Downloaded(commit=commit, files=files, fetched_bytes=sum(file.size for file in missing))
+
+
+def _is_right(path: Path, file: RemoteFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and file_digest(path, file) == file.digest
 
 
 def file_digest(path: Path, file: RemoteFile) -> str:
@@ -232,79 +226,45 @@ def _list_remote(options: DownloadOptions) -> tuple[str, tuple[RemoteFile, ...]]
     return str(info.sha), tuple(files)
 
 
-def _fetch(options: DownloadOptions, commit: str, file: RemoteFile, target: Path) -> tuple[int, int]:
-    """Fetch one file; returns bytes received and bytes kept from an earlier attempt."""
+def _fetch(options: DownloadOptions, commit: str, files: list[RemoteFile]) -> None:
+    """Have the hub's library fetch files, check them, and put them in their places."""
     hub = _hub()
-    url = hub.hf_hub_url(options.repo, file.path, repo_type="dataset", revision=commit, endpoint=options.endpoint)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{file.digest[:16]}.partial")
-    kept = partial.stat().st_size if partial.exists() else 0
-    if kept > file.size:
-        partial.unlink()
-        kept = 0
-    progress = Progress(file.local, file.size, unit="bytes", done=kept)
-    received = 0
-    problem = ""
+    if not LOG.isEnabledFor(logging.INFO):
+        hub.utils.disable_progress_bars()
+    arriving = options.out / _ARRIVING
     try:
-        for attempt in range(options.attempts):
-            if attempt:
-                time.sleep(min(0.2 * 2**attempt, 10.0))
-            try:
-                for size in _append(url, partial, file.size):
-                    received += size
-                    progress.update(partial.stat().st_size)
-            except OSError as error:
-                if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
-                    raise  # the disk's, not the network's
-                problem = _first_line(error)
-            except Exception as error:  # of the HTTP library: dropped connections, time-outs, refusals
-                problem = _first_line(error)
-            if partial.exists() and partial.stat().st_size == file.size:
-                break
-        else:
-            have = partial.stat().st_size if partial.exists() else 0
-            raise InputError(
-                f"{file.path}: {have:,} of {file.size:,} bytes after {options.attempts} attempts "
-                f"({problem or 'the connection ended early'}); run the same command again to continue"
-            )
-    finally:
-        progress.close()
-    found = file_digest(partial, file)
-    if found != file.digest:
-        partial.unlink()
-        raise InputError(
-            f"{file.path}: the content that arrived has hash {found}, the hub publishes {file.digest}; "
-            f"it was refused and removed, run the same command again"
+        hub.snapshot_download(
+            options.repo,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=arriving,
+            allow_patterns=[file.path for file in files],
+            endpoint=options.endpoint,
         )
-    partial.replace(target)
-    return received, kept
-
-
-def _append(url: str, partial: Path, size: int) -> Iterator[int]:
-    """Append what is missing of ``url`` to a file; yields the size of each piece."""
-    hub = _hub()
-    have = partial.stat().st_size if partial.exists() else 0
-    if have == size and size:
-        return
-    headers = hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with hub.utils.get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
-        hub.utils.hf_raise_for_status(response)
-        # 200 to a range request means that the server starts over.
-        with partial.open("ab" if response.status_code == 206 else "wb") as out:
-            for piece in response.iter_bytes(_PIECE):
-                out.write(piece)
-                out.flush()
-                yield len(piece)
-                if out.tell() > size:
-                    raise InputError(f"{url} sends more than the {size:,} bytes that the hub announced")
+    except Exception as error:  # huggingface_hub passes on the errors of whichever HTTP library it stands on
+        raise InputError(
+            f"{options.repo} cannot be fetched: {_first_line(error)}; run the same command again to continue"
+        ) from None
+    for file in files:
+        found = arriving / file.path
+        if not _is_right(found, file):
+            digest = file_digest(found, file) if found.is_file() else "none: it did not arrive"
+            found.unlink(missing_ok=True)
+            raise InputError(
+                f"{file.path}: the content that arrived has hash {digest}, the hub publishes {file.digest}; "
+                f"it was refused and removed, run the same command again"
+            )
+        target = options.out / file.local
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found.replace(target)
+        LOG.info("%s: %s bytes, %s right", file.local, f"{file.size:,}", _HASHES[len(file.digest)])
+    shutil.rmtree(arriving, ignore_errors=True)
 
 
 def _check_present(path: Path, file: RemoteFile) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing; run the same command without --offline")
-    if path.stat().st_size != file.size or file_digest(path, file) != file.digest:
+    if not _is_right(path, file):
         raise InputError(f"{path} is not what the manifest says (hash {file.digest}); remove it and download again")
 
 

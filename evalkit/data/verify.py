@@ -22,11 +22,11 @@ from evalkit.plumbing.progress import Progress
 from evalkit.tokens.shards import find_shards, open_shard, split_of
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.texts import read_documents
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import SPACE_MARK, TextTokenizer, open_tokenizer
+from evalkit.tokens.witness import ByteWitness
 
 _BLOCK = 2**20
 _MAX_EXAMPLES = 20
-_SPACE_MARK = "\u2581"  # how SentencePiece writes a space in normalised text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,19 +183,20 @@ def _check_documents(
     offset: int,
 ) -> None:
     table_bytes = text_bytes = documents = changed = raw_bytes = 0
+    witness = ByteWitness(tokenizer)
     if len(stream) and tokenizer.bos_id >= 0 and int(stream.read(0, 1)[0]) != tokenizer.bos_id:
         result.find("start", f"{split}: the first shard does not start with BOS (id {tokenizer.bos_id})")
     for start, tokens in iterate_documents(stream, tokenizer.bos_id):
         number, documents = documents, documents + 1
         counted = int(tokenizer.byte_table.count(tokens[:-1], tokens[1:]).sum())
-        text = tokenizer.decode(tokens)
+        text = witness.text_of(tokens.tolist())
         size = len(text.encode("utf-8"))
         if tokens[0] != tokenizer.bos_id:  # a piece without its BOS: its first token has no predecessor to count by
-            size -= len(tokenizer.decode(tokens[:1]).encode("utf-8"))
+            size -= len(witness.text_of(tokens[:1].tolist()).encode("utf-8"))
         if counted != size:
             result.find(
                 "bytes",
-                f"{split} document {number:,} (token {start:,}): the byte table counts {counted:,} bytes, the decoded "
+                f"{split} document {number:,} (token {start:,}): the byte table counts {counted:,} bytes, its "
                 f"text has {size:,}",
             )
         table_bytes, text_bytes = table_bytes + counted, text_bytes + size
@@ -224,7 +225,7 @@ def _check_source(result: Verification, name: str, raw: str, text: str, tokens: 
         differs = np.flatnonzero(encoded[:same] != tokens[:same])
         at = int(differs[0]) if differs.size else same
         result.find("source", f"{name}: its tokens are not those of the source document, from its token {at:,} on")
-    elif text.removeprefix(" ") != tokenizer.normalize(raw).replace(_SPACE_MARK, " ").removeprefix(" "):
+    elif text.removeprefix(" ") != tokenizer.normalize(raw).replace(SPACE_MARK, " ").removeprefix(" "):
         result.find("round trip", f"{name}: decoding its tokens does not give back the normalised text")
 
 

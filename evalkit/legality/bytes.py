@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from evalkit.legality.report import Finding
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.tokens.stream import TokenStream
+from evalkit.tokens.tokenizer import TextTokenizer
+from evalkit.tokens.witness import ByteWitness
+
+_RECOUNT_TOKENS = 2_000_000
+_LOOK_TOKENS = 200_000
+_MISCOUNTED = "tokenizer {tokenizer} writes spaces as the three byte tokens of U+2581, which count 3 bytes for 1"
 
 
 def recount(
@@ -29,7 +36,8 @@ def recount(
         tokens: The stream. Documents begin at ``bos``; a stream that begins inside one is charged from its second
             token on, since the first is given.
         claimed: Bytes credited to each of ``tokens[1:]``, or their total.
-        decode: Token ids of one document, without BOS, to its text.
+        decode: Token ids of one document, without BOS, to its text (:meth:`evalkit.tokens.witness.ByteWitness.text_of`
+            where the decoder itself is not to be believed).
         bos: Id that begins a document.
         nats: Total score, for the size of the difference in bits per byte.
 
@@ -70,6 +78,66 @@ def recount(
         f"({(total / counted - 1.0) if counted else math.inf:+.4%})."
     )
     return [Finding(axiom="bytes", position=first_wrong, evidence=evidence, message=message)], covered
+
+
+def recount_stream(stream: TokenStream, tokenizer: TextTokenizer) -> tuple[list[Finding], dict[str, Any], list[str]]:
+    """Count the bytes of a stream again, without the byte table, and the table's bytes of texts that are known.
+
+    Args:
+        stream: What is scored; of a very long one, its first two million tokens are counted again.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Findings, what was covered, and sentences that say what is unproven.
+    """
+    witness = ByteWitness(tokenizer)
+    tokens = stream.read(0, min(len(stream), _RECOUNT_TOKENS)).astype(np.int64)
+    claimed = tokenizer.byte_table.count(tokens[:-1], tokens[1:])
+    findings, covered = recount(tokens, claimed, witness.text_of, bos=tokenizer.bos_id)
+    total = int(claimed.sum())
+    if not findings and stream.text_bytes is not None and len(tokens) == len(stream) and total > stream.text_bytes:
+        evidence = {**covered, "text_bytes": stream.text_bytes, "ratio": total / stream.text_bytes, "bpb": None}
+        message = f"The score divides by {total:,} bytes; the text has {stream.text_bytes:,} as the tokenizer sees it."
+        findings = [Finding(axiom="bytes", position=None, evidence=evidence, message=message)]
+    drawn, wrong = witness.drawn_texts()
+    covered |= {"drawn_texts": drawn, "drawn_texts_miscounted": len(wrong), "text_bytes": stream.text_bytes}
+    doubts = []
+    if wrong and stream.text_bytes is None:
+        first = wrong[0]
+        doubts.append(
+            f"bytes: of {drawn} texts drawn from the vocabulary {len(wrong)} get other bytes than they have, such as "
+            f"{first.text!r} with {first.counted} for {first.size}; the stream's own text is not at hand (--text)"
+        )
+    return findings, covered, doubts
+
+
+def require_honest_bytes(stream: TokenStream, tokenizer: TextTokenizer) -> None:
+    """Refuse to divide by more bytes than the text has.
+
+    The text itself decides where it is at hand. Else the beginning of the stream is counted again, and the rest is
+    searched for spaces that are written as the three bytes of the space mark.
+
+    Raises:
+        TokenError: the byte table counts too much.
+    """
+    total = None
+    if stream.text_bytes is not None:
+        total, right, what = stream.num_bytes(tokenizer), stream.text_bytes, "the text"
+    else:
+        witness = ByteWitness(tokenizer)
+        head = stream.read(0, min(len(stream), _LOOK_TOKENS)).astype(np.int64)
+        claimed = tokenizer.byte_table.count(head[:-1], head[1:])
+        _, covered = recount(head, claimed, witness.text_of, bos=tokenizer.bos_id)
+        total, right = covered["bytes_claimed"], covered["bytes_counted"]
+        what = f"the text of the first {len(head):,} tokens"
+        if total <= right and witness.mark_is_space and (at := stream.find(tokenizer.mark_ids)) is not None:
+            raise TokenError(f"{_MISCOUNTED.format(tokenizer=tokenizer.path)}; token {at:,} of the stream begins one")
+    if total > right:
+        raise TokenError(
+            f"tokenizer {tokenizer.path} counts {total:,} bytes for tokens whose text has {right:,} ({what}): "
+            f"a score would divide by bytes that are no text. Such a tokenizer writes spaces in another way than it "
+            f"counts them; use one with a piece for the lone space, in front of words"
+        )
 
 
 def budget(files: Iterable[str | Path], *, cap: int = SIZE_CAP) -> tuple[list[Finding], dict[str, Any]]:

@@ -31,6 +31,7 @@ class AttentionContext:
         fed_length: length of the window in tokens, padding included.
         first_values: layer 0's values, ``[B, K, rows, D]``, once layer 0 has run.
         value_embedding: scaled value embedding, ``[B, rows, K * D]``, or None.
+        flash: whether there is a flash attention kernel for the last rows alone (:func:`has_flash`).
     """
 
     cos: Tensor
@@ -38,6 +39,7 @@ class AttentionContext:
     fed_length: int
     first_values: Tensor | None = None
     value_embedding: Tensor | None = None
+    flash: bool = False
 
 
 class Attention(nn.Module):
@@ -49,7 +51,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
-        self.layer = layer
+        self.is_exclusive = config.uses_xsa(layer)
         d, kv = config.model_dim, config.kv_dim
         self.c_q = nn.Linear(d, d, bias=False)
         self.c_k = nn.Linear(d, kv, bias=False)
@@ -117,8 +119,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
 
-        y = self._attend(q, k, v)
-        if config.uses_xsa(self.layer):
+        y = attend(q, k, v, on_gpu=q.device.type != "cpu", flash=context.flash)
+        if self.is_exclusive:
             y = self._exclude_own_value(y, own_values[:, :, first_query:], context.fed_length)
         y = self._gate(y, queried, q_flat)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, rows - first_query, config.model_dim))
@@ -127,14 +129,6 @@ class Attention(nn.Module):
     def _heads(self, flat: Tensor, heads: int) -> Tensor:
         split: Tensor = flat.unflatten(-1, (heads, self.config.head_dim))
         return split.transpose(1, 2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = self.config.num_kv_heads != self.config.num_heads
-        queries, keys = q.shape[2], k.shape[2]
-        if queries == keys:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
     def _exclude_own_value(self, y: Tensor, own: Tensor, fed_length: int) -> Tensor:
         """Exclusive self-attention: take the position's own value out of what it attends to."""
@@ -161,3 +155,38 @@ class Attention(nn.Module):
             gate = torch.sigmoid(config.attention_gate_scale * F.linear(source, weight.to(y.dtype)))
             return y * ((2 * gate if doubled else gate).transpose(1, 2).unsqueeze(-1))
         return y
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether a device has the flash attention kernel for heads of this type and width."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and head_dim % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, on_gpu: bool, flash: bool) -> Tensor:
+    """Return softmax attention of queries that are the last rows of the keys, each to all keys up to its own.
+
+    Args:
+        q: ``[B, H, queries, D]``.
+        k: ``[B, K, keys, D]``, K a divisor of H.
+        v: like ``k``.
+        on_gpu: ask for what a GPU has kernels for: no groups in float32.
+        flash: leave fewer queries than keys to the flash attention kernel, which needs no mask for them.
+
+    Returns:
+        Like ``q``.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    queries, keys = q.shape[2], k.shape[2]
+    if on_gpu and grouped and q.dtype == torch.float32 and not torch.is_autocast_enabled(q.device.type):
+        # Only half precision has a kernel that knows groups; without one every weight of the attention is stored.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    if queries == keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if flash:
+        # "Causal" is counted from the last key here, and from the first in scaled_dot_product_attention.
+        y: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]
+        return y
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)

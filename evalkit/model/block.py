@@ -1,4 +1,7 @@
-"""A block of the GPT: residual mixing, attention and MLP, in one stream or in two lanes."""
+"""A block of the GPT: residual mixing, attention and MLP, in one stream or in two lanes.
+
+Letters: x is the residual stream, x0 what it was after the embedding, h a lane, n an input after its norm.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,15 @@ class Visit:
         value_embedding_scale: factor of the value embedding in this block, or None if it has none.
         first_query: rows before it serve as keys and values only.
         cache: keys and values of earlier rows.
+        norm_scale: the block's factor of normed inputs as a tensor without dimensions, so that compiled blocks share
+            their code; None takes the block's own number.
     """
 
     context: AttentionContext
     value_embedding_scale: Tensor | None
     first_query: int
     cache: Cache | None
+    norm_scale: Tensor | None = None
 
 
 class MLP(nn.Module):
@@ -66,7 +72,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.attn_scale = nn.Parameter(torch.ones(d))
         self.mlp_scale = nn.Parameter(torch.ones(d))
-        self.resid_mix = nn.Parameter(torch.stack([torch.ones(d), torch.zeros(d)]))
+        self.resid_mix = nn.Parameter(torch.ones(2, d))
+        self.resid_mix.data[1].zero_()
         self.lambda_v: nn.Parameter | None = None
         if config.value_residual == "x0":
             self.lambda_v = nn.Parameter(torch.zeros(1))
@@ -77,9 +84,9 @@ class Block(nn.Module):
         attended = self._attend(h, visit)
         h = h[:, visit.first_query :]
         if self.joint:
-            return h + attended + self._feed_forward(h)
+            return h + attended + self._feed_forward(h, visit)
         h = h + attended
-        h = h + self._feed_forward(h)
+        h = h + self._feed_forward(h, visit)
         if self.lambda_v is not None:
             h = h + self.lambda_v.to(x.dtype) * x0[:, visit.first_query :]
         return h
@@ -93,7 +100,7 @@ class Block(nn.Module):
         h = self._mix(lanes[0], x0)
         attended = self._attend(h, visit)
         first, second = ((h if routes is None else lanes[0])[:, visit.first_query :], lanes[1][:, visit.first_query :])
-        fed = self._feed_forward(second)
+        fed = self._feed_forward(second, visit)
         if routes is None:
             return first + attended, second + fed
         rho, p = routes
@@ -108,7 +115,7 @@ class Block(nn.Module):
 
     def _attend(self, h: Tensor, visit: Visit) -> Tensor:
         attended: Tensor = self.attn(
-            self._norm(h),
+            self._norm(h, visit),
             visit.context,
             value_embedding_scale=visit.value_embedding_scale,
             first_query=visit.first_query,
@@ -116,10 +123,12 @@ class Block(nn.Module):
         )
         return self.attn_scale.to(h.dtype) * attended
 
-    def _feed_forward(self, h: Tensor) -> Tensor:
-        fed: Tensor = self.mlp(self._norm(h))
+    def _feed_forward(self, h: Tensor, visit: Visit) -> Tensor:
+        fed: Tensor = self.mlp(self._norm(h, visit))
         return self.mlp_scale.to(h.dtype) * fed
 
-    def _norm(self, h: Tensor) -> Tensor:
+    def _norm(self, h: Tensor, visit: Visit) -> Tensor:
         n = rms_norm(h)
+        if visit.norm_scale is not None:
+            return n * visit.norm_scale
         return n if self.norm_scale == 1.0 else n * self.norm_scale

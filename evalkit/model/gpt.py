@@ -19,18 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalkit.model.attention import AttentionContext, rms_norm
-from evalkit.model.block import Block, Routes, Visit
+from evalkit.model.attention import AttentionContext, has_flash, rms_norm
+from evalkit.model.block import Block, Lanes, Routes, Visit
 from evalkit.model.cache import Cache, KVCache
 from evalkit.model.config import ModelConfig
 from evalkit.model.embedding import HashEmbedding, SmearGate, ValueEmbedding, WindowSmear
 from evalkit.model.hashing import bigram_rows, pair_rows, trigram_rows
+from evalkit.model.regions import EAGER, Regions
 from evalkit.model.rope import rotary_tables
 
 LEFT_CONTEXT = 3
@@ -40,6 +41,39 @@ LEFT_CONTEXT = 3
 def head_name(config: ModelConfig) -> str:
     """Return the name of the module whose weight the head multiplies by."""
     return "tok_emb" if config.tie_embeddings else "lm_head"
+
+
+# The parts of a forward pass that are compiled one by one; see :mod:`evalkit.model.regions`.
+
+
+def run_embedding(model: GPT, ids: Tensor, first_row: int) -> Tensor:
+    """See :meth:`GPT.embed`."""
+    return model.embed(ids, first_row=first_row)
+
+
+def run_module(module: nn.Module, *inputs: Any) -> Tensor:
+    """Call a module: a block, or the value embedding."""
+    result: Tensor = module(*inputs)
+    return result
+
+
+def run_lanes(block: Block, lanes: Lanes, x0: Tensor, visit: Visit, routes: Routes | None) -> Lanes:
+    """See :meth:`Block.forward_lanes`."""
+    return block.forward_lanes(lanes, x0, visit, routes)
+
+
+def run_head(model: GPT, x: Tensor) -> Tensor:
+    """See :meth:`GPT.head`."""
+    return model.head(x)
+
+
+def add_skip(x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
+    """Add an encoder's output ``[B, rows, d]`` to the stream by a weight ``[d]``, or blend it in by a gate ``[d]``."""
+    weighted = weight.to(x.dtype) * skip
+    if gate is None:
+        return x + weighted
+    gate = torch.sigmoid(gate.to(x.dtype))
+    return gate * x + (1 - gate) * weighted
 
 
 @dataclass
@@ -93,6 +127,7 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
         self._rope_cache: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._scale_cache: dict[torch.device, list[Tensor]] = {}
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -113,6 +148,7 @@ class GPT(nn.Module):
         first_row: int = 0,
         cache: KVCache | None = None,
         fed_length: int | None = None,
+        how: Regions = EAGER,
     ) -> Tensor:
         """Return the soft-capped logits of rows ``first_row ..`` of a window.
 
@@ -125,11 +161,13 @@ class GPT(nn.Module):
             cache: earlier rows of the same window.
             fed_length: length that rotary tables and the ``mean`` form of exclusive self-attention refer to; the
                 length of ``ids`` unless a cache is used.
+            how: whether embedding, blocks and head run as they are written, or compiled.
 
         Returns:
             float32 ``[B, T - first_row, vocab_size]``.
         """
-        return self.head(self.hidden(ids, first_row=first_row, cache=cache, fed_length=fed_length))
+        x = self.hidden(ids, first_row=first_row, cache=cache, fed_length=fed_length, how=how)
+        return how(run_head)(self, x)
 
     def hidden(
         self,
@@ -138,14 +176,19 @@ class GPT(nn.Module):
         first_row: int = 0,
         cache: KVCache | None = None,
         fed_length: int | None = None,
+        how: Regions = EAGER,
     ) -> Tensor:
         """Return the last hidden states before the final norm, ``[B, T - first_row, d]``; see :meth:`forward`."""
         computed = cache.length if cache is not None else 0
         fed_length = fed_length or ids.shape[1]
-        x0 = self.embed(ids, first_row=computed)
+        x0 = how(run_embedding)(self, ids, computed)
         cos, sin = self._rotary(fed_length, ids.device)
+        partial = first_row > computed or cache is not None
         context = AttentionContext(
-            cos=cos[computed : ids.shape[1]], sin=sin[computed : ids.shape[1]], fed_length=fed_length
+            cos=cos[computed : ids.shape[1]],
+            sin=sin[computed : ids.shape[1]],
+            fed_length=fed_length,
+            flash=partial and has_flash(ids.device, x0.dtype, self.config.head_dim),
         )
         x = self.run_blocks(
             x0,
@@ -153,6 +196,7 @@ class GPT(nn.Module):
             context,
             first_query=first_row - computed,
             caches=cache.passes if cache is not None else None,
+            how=how,
         )
         if cache is not None:
             cache.length = ids.shape[1]
@@ -166,6 +210,7 @@ class GPT(nn.Module):
         *,
         first_query: int = 0,
         caches: Sequence[Cache] | None = None,
+        how: Regions = EAGER,
     ) -> Tensor:
         """Visit the blocks, in their order, with some rows.
 
@@ -175,14 +220,18 @@ class GPT(nn.Module):
             context: rotary tables of the rows, and what else the visits share.
             first_query: rows before it are not needed from the last visit.
             caches: keys and values of earlier rows, one for each visit.
+            how: see :meth:`forward`.
 
         Returns:
             ``[B, rows - first_query, d]``.
         """
         config = self.config
         if config.value_embed_layers:
-            context.value_embedding = self.ve_shared(ids)
-        x, lane = x0, None  # the stream, and the MLP's lane once it has split off
+            context.value_embedding = how(run_module)(self.ve_shared, ids)
+        scales = self._norm_scales(x0.device) if how.compiled and config.ln_scale else None
+        # Views, so that no part meets the same tensor twice: a compilation for that serves nothing else.
+        x: Tensor = x0.view_as(x0)  # the stream
+        lane: Tensor | None = None  # the MLP's lane, once it has split off
         skips: list[Tensor] = []
         for number, layer in enumerate(config.passes):
             block = cast(Block, self.blocks[layer])
@@ -194,7 +243,8 @@ class GPT(nn.Module):
             if 0 <= row < config.num_skips and skips:
                 skip = skips.pop()
                 if lane is None or config.parallel_form != "lanes_dead_skips":
-                    x = self._add_skip(x, skip, row)
+                    gate = self.skip_gates[row] if config.skip_gates else None
+                    x = how(add_skip)(x, skip, self.skip_weights[row], gate)
             if splits and lane is None:
                 lane = x
             visit = Visit(
@@ -202,22 +252,15 @@ class GPT(nn.Module):
                 value_embedding_scale=self._value_embedding_scale(layer),
                 first_query=first_query if number == len(config.passes) - 1 else 0,
                 cache=caches[number] if caches is not None else None,
+                norm_scale=scales[layer] if scales is not None else None,
             )
             if lane is None:
-                x = block(x, x0, visit)
+                x = how(run_module)(block, x, x0, visit)
             else:
-                x, lane = block.forward_lanes((x, lane), x0, visit, self._routes(layer, x.dtype))
+                x, lane = how(run_lanes)(block, (x, lane), x0, visit, self._routes(layer, x.dtype))
             if row < 0 and config.num_skips:
-                skips.append(x)
+                skips.append(x.view_as(x))
         return x if lane is None else self._merge(x, lane)
-
-    def _add_skip(self, x: Tensor, skip: Tensor, row: int) -> Tensor:
-        """Add an encoder's output to the stream, or blend it in by a gate."""
-        weighted = self.skip_weights[row].to(x.dtype) * skip
-        if not self.config.skip_gates:
-            return x + weighted
-        gate = torch.sigmoid(self.skip_gates[row].to(x.dtype))
-        return gate * x + (1 - gate) * weighted
 
     def _routes(self, layer: int, dtype: torch.dtype) -> Routes | None:
         if not self.config.is_routed:
@@ -265,9 +308,9 @@ class GPT(nn.Module):
         """Number of token ids."""
         return self.config.vocab_size
 
-    def logits_from(self, ids: Tensor, first_row: int) -> Tensor:
+    def logits_from(self, ids: Tensor, first_row: int, how: Regions = EAGER) -> Tensor:
         """Return the logits of rows ``first_row ..``; see :meth:`forward`."""
-        return self.forward(ids, first_row=first_row)
+        return self.forward(ids, first_row=first_row, how=how)
 
     def step(self, ids: Tensor, state: Stepping | None) -> tuple[Tensor, Stepping]:
         """Return the logits of the token after ``ids``, float32 ``[B, 1, vocab_size]``, and what later steps need.
@@ -287,6 +330,14 @@ class GPT(nn.Module):
             return None
         scale: Tensor = self.ve_layer_scales[self.config.value_embed_layers.index(layer)]
         return scale
+
+    def _norm_scales(self, device: torch.device) -> list[Tensor]:
+        """Return each block's factor of its normed inputs as a tensor without dimensions."""
+        if device not in self._scale_cache:
+            with torch.inference_mode(False):
+                blocks = cast(Sequence[Block], self.blocks)
+                self._scale_cache[device] = [torch.tensor(block.norm_scale, device=device) for block in blocks]
+        return self._scale_cache[device]
 
     def _rotary(self, fed_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (fed_length, device)

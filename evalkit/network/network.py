@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -25,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.legality.child import describe
+from evalkit.model.gpt import GPT
+from evalkit.model.regions import Compiled
 from evalkit.plumbing.errors import EvalkitError, InputError
 
 
@@ -71,12 +74,13 @@ class Network:
 
     def compiled(self) -> Network:
         """Return this network with its forward pass compiled for the shapes that it will meet."""
-        function = torch.compile(self._from or self.model, dynamic=False)
         other = Network(model=self.model, vocab_size=self.vocab_size, name=self.name)
-        if self._from is not None:
-            other._from = function
+        if type(self.model) is GPT:  # a subclass may have a pass of its own
+            other._from = partial(self.model.logits_from, how=Compiled())
+        elif self._from is not None:
+            other._from = torch.compile(self._from, dynamic=False)
         else:
-            other._whole = function
+            other._whole = torch.compile(self.model, dynamic=False)
         return other
 
     def logits(self, ids: Tensor, first_row: int = 0) -> Tensor:
@@ -114,7 +118,10 @@ class Network:
             raise
         except Exception as error:
             reason = " ".join(describe(error).split())
-            raise InputError(f"{self.name} failed on ids of shape {list(ids.shape)}: {reason}") from error
+            raise InputError(
+                f"{self.name} failed on ids of shape {list(ids.shape)}: {reason}; if it takes fewer tokens at a time, "
+                f"give its window with --seq-len"
+            ) from error
 
     def _checked(self, returned: Any, ids: Tensor, rows: int, call: str) -> Tensor:
         logits = returned

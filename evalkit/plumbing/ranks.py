@@ -72,8 +72,12 @@ class Ranks:
         return self.rank == 0
 
     def local(self, device: str) -> str:
-        """Return this rank's device: ``cuda`` without a number is the GPU of the local rank."""
-        return f"cuda:{self.local_rank}" if device == "cuda" and self.count > 1 else device
+        """Return this rank's device: ``cuda`` alone is the local rank's GPU; so is ``auto``, if it has one."""
+        if self.count == 1:
+            return device
+        if device == "auto":
+            device = "cuda" if torch.cuda.device_count() > self.local_rank else "cpu"
+        return f"cuda:{self.local_rank}" if device == "cuda" else device
 
     @contextmanager
     def joined(self, device: str) -> Iterator[Ranks]:

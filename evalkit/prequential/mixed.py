@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evalkit.prequential.buckets import BucketSums
 from evalkit.prequential.forecaster import Nats, Tokens, is_resumable, next_boundary_of, report_of
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
 
@@ -122,7 +123,8 @@ class MixedForecaster:
         self.mixer = mixer
         self.vocab_size = vocab_size
         self.network_nats = 0.0
-        self._pending_network_nats = 0.0
+        self._network_stream = BucketSums()
+        self._pending_network: list[Nats] = []
         if (boundary := next_boundary_of(network)) is not None:
             self.next_boundary = boundary
 
@@ -132,10 +134,10 @@ class MixedForecaster:
             return self.mixer.score(tokens, start, stop)
         self.mixer.rollback()
         nll = np.empty(stop - start)
-        self._pending_network_nats = 0.0
+        self._pending_network = []
         for first, last, copy in one_ahead(self._network_values(tokens, start, stop)):
             neural, tempered, entropy = copy.wait()
-            self._pending_network_nats -= float(neural.sum())
+            self._pending_network.append(-np.asarray(neural))
             nll[first - start : last - start] = self.mixer.extend(tokens[:last], first, last, neural, tempered, entropy)
         return nll
 
@@ -173,8 +175,12 @@ class MixedForecaster:
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Keep what the mixer learned, then let the network learn."""
         self.mixer.commit(stop)
-        self.network_nats += self._pending_network_nats
-        self._pending_network_nats = 0.0
+        total = 0.0
+        for nats in self._pending_network:
+            total += float(nats.sum())
+            self._network_stream.add(nats)
+        self.network_nats += total
+        self._pending_network = []
         if self.network is not None:
             self.network.observe(tokens, start, stop)
 
@@ -182,15 +188,16 @@ class MixedForecaster:
         """Return the mixer's report, the network's, and what the network alone would have scored, in nats."""
         report: dict[str, Any] = {"mixer_report": self.mixer.report()}
         if self.network is not None:
-            report["network_nats"] = self.network_nats
+            report |= {"network_nats": self.network_nats, "network_stream": self._network_stream.report()}
             report |= report_of(self.network)
         return report
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the mixer and the network have learned; what was scored and not observed is forgotten."""
         self.mixer.rollback()
-        self._pending_network_nats = 0.0
+        self._pending_network = []
         state = {"mixer": self.mixer.state_dict(), "network_nats": self.network_nats}
+        state["network_stream"] = self._network_stream.state_dict()
         if is_resumable(self.network):
             state["network"] = self.network.state_dict()
         return state
@@ -199,6 +206,7 @@ class MixedForecaster:
         """Take up a saved state."""
         self.mixer.load_state_dict(state["mixer"])
         self.network_nats = float(state["network_nats"])
+        self._network_stream.load_state_dict(state["network_stream"])
         if is_resumable(self.network):
             self.network.load_state_dict(state["network"])
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
+from evalkit.model.kernels import AttentionKernel, fastest_attention
 from evalkit.network.network import Network
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.hardware import require_device
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.transfer import HostCopy, mapped_ahead, one_ahead, to_device
+from evalkit.prequential.transfer import HostCopy, mapped_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, document_start, plan_documents, plan_windows, window_of
 
 _CPU_LOGITS = 1 << 22
 """Logits held of one batch on a CPU, where a model is not computed by one thread a window: 16 MiB."""
+
+_CPU_BATCH = 32
+"""Windows at a time on a CPU, where a model is not computed by one thread a window, if their logits fit."""
+
+_FULL_BATCH_TOKENS = 1 << 19
+"""Tokens of a batch that fills any GPU; larger ones are no faster."""
+
+_SHARE_OF_MEMORY = 0.7
+"""Part of a GPU's free memory that a batch may take: compiled code lays its memory out in another way."""
+
+SPAN_WINDOWS = 4096
+"""Windows of a span on a GPU: many batches, so that there is always a next one."""
 
 _GPU_LOGITS = 1 << 28
 """Logits held of one batch of documents on a GPU: 1 GiB."""
@@ -45,12 +60,12 @@ class SlidingConfig:
         seq_len: inputs of a window, in tokens. Shorter windows are padded on the right to this length, since some
             models' logits depend on the length that is fed.
         stride: distance between windows, in tokens.
-        batch_windows: windows computed at a time on a GPU. A CPU takes one window a thread, which is as fast and makes
-            the scores independent of batches, spans and the number of threads, bit for bit.
+        batch_windows: windows computed at a time on a GPU; 0 takes as many as fill it. A CPU takes one window a thread,
+            which is as fast and makes the scores independent of batches, spans and the number of threads, bit for bit.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``: the matrices; the head is float32 and the losses float64 always. ``own``
             leaves a user's module as its factory made it.
-        compile: have ``torch.compile`` fuse the forward pass of full batches, whose shapes never change.
+        compile: have ``torch.compile`` fuse the forward pass of batches, whose shapes never change.
         threads: CPU threads; 0 means as many as torch uses.
         document_token: the token that opens a document, none of which is seen from another; None takes the stream as
             one text. Windows are then laid in each document anew.
@@ -58,7 +73,7 @@ class SlidingConfig:
 
     seq_len: int = 2048
     stride: int = 64
-    batch_windows: int = 32
+    batch_windows: int = 0
     device: str = "cpu"
     dtype: str = "float32"
     compile: bool = False
@@ -70,16 +85,13 @@ class SlidingConfig:
             raise InputError(f"--seq-len is {self.seq_len}; expected 1 to {MAX_SEQ_LEN} tokens")
         if not 1 <= self.stride <= self.seq_len:
             raise InputError(f"--stride is {self.stride}; expected 1 to --seq-len, which is {self.seq_len}")
-        if self.batch_windows < 1:
-            raise InputError(f"--batch-windows is {self.batch_windows}; expected at least 1")
+        if self.batch_windows < 0:
+            raise InputError(f"--batch-windows is {self.batch_windows}; expected 0 (as many as fit) or more")
         if self.dtype not in ("float32", "bfloat16", "own"):
             raise InputError(f"--dtype is {self.dtype!r}; expected float32 or bfloat16")
         if self.threads < 0:
             raise InputError(f"--threads is {self.threads}; expected 0 (all) or more")
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise InputError(f"--device is {self.device!r}; expected cpu or cuda")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
+        require_device(self.device)
 
 
 @dataclass
@@ -107,6 +119,7 @@ class SlidingForecaster:
         self.device = torch.device(config.device)
         self.network = placed(model, config)
         self.vocab_size = self.network.vocab_size
+        self.kernel = _attention_kernel(self.network, config)
         self._compiled = self.network.compiled() if config.compile else self.network
         self._stepping: _Stepping | None = None
 
@@ -121,17 +134,14 @@ class SlidingForecaster:
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
-        nll = np.empty(stop - start)
-        pieces = (
-            (first, last, HostCopy(_losses(logits, tokens[first:last])))
-            for first, last, logits in self.logits(tokens, start, stop)
-        )
-        for first, last, copy in one_ahead(pieces):
-            nll[first - start : last - start] = copy.wait()
-        return nll
+        return nats_of(self.logits(tokens, start, stop), tokens, start, stop, self.device)
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Learn nothing."""
+
+    def report(self) -> dict[str, Any]:
+        """Return which attention kernel was chosen, where there was a choice."""
+        return {} if self.kernel is None else {"attention": str(self.kernel)}
 
     def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return log-probabilities of every token at positions ``[start, stop)``, float64 ``[n, vocab_size]``."""
@@ -152,7 +162,7 @@ class SlidingForecaster:
         inputs = np.asarray(prefix[window_start:], dtype=np.int64)
         if not self.network.can_step:
             window = WindowSpan(window_start, position, position + 1, origin)
-            with torch.inference_mode():
+            with torch.inference_mode(), self._attention():
                 return self._compute(prefix, [window])
         cached = self._stepping
         known = cached.inputs if cached is not None and cached.window_start == window_start else inputs[:0]
@@ -162,7 +172,7 @@ class SlidingForecaster:
             known = inputs[:0]  # a state cannot be taken back by a token
         state = cached.state if cached is not None and len(known) else None
         new = torch.from_numpy(inputs[len(known) :])[None].to(self.device)
-        with torch.inference_mode(), one_thread_each(self.config.threads):
+        with torch.inference_mode(), self._attention(), one_thread_each(self.config.threads):
             logits, state = self.network.step(new, state)
         self._stepping = _Stepping(window_start, inputs, state)
         return logits
@@ -205,10 +215,13 @@ class SlidingForecaster:
 
     def _run(self, tokens: Tokens, batches: list[list[WindowSpan]]) -> Iterator[Tensor]:
         """Yield the logits of each batch, in order; on a CPU, threads take a batch each where the model allows it."""
+        held = None
+        if not self._on_cpu and batches:
+            held = HeldTokens(tokens, batches[0][0].window_start, batches[-1][-1].stop - 1, self.device)
 
         def compute(batch: list[WindowSpan]) -> Tensor:
-            with torch.inference_mode():
-                return self._compute(tokens, batch)
+            with torch.inference_mode(), self._attention():
+                return self._compute(tokens, batch, held)
 
         if self._in_threads:
             with one_thread_each(self.config.threads) as threads, ThreadPoolExecutor(threads) as pool:
@@ -225,27 +238,38 @@ class SlidingForecaster:
         ):
 
             def compute(window: WindowSpan) -> Tensor:
-                with torch.inference_mode():
+                with torch.inference_mode(), self._attention():
                     ids = gather_windows(tokens, [window], self.config.seq_len)
                     return self.network.logits(torch.from_numpy(ids).to(self.device))
 
             return torch.cat(list(pool.map(compute, windows)))
 
-    def _compute(self, tokens: Tokens, batch: list[WindowSpan]) -> Tensor:
+    def _compute(self, tokens: Tokens, batch: list[WindowSpan], held: HeldTokens | None = None) -> Tensor:
         """Return the logits of the positions that a batch of windows scores, ``[positions, vocab_size]``."""
         seq_len = self.config.seq_len if self.network.pads else _fed_length(batch[0])
         # All rows of a first window, the last stride of others: the same shapes wherever a span happens to end.
         first = batch[0].is_first
         first_row = 0 if first else self.config.seq_len - self.config.stride
-        ids = to_device(gather_windows(tokens, batch, seq_len), self.device)
-        # A compilation is for one shape; a stream's first window and what is left at the end are not worth their own.
-        full = len(batch) == self._batch_size(first=first) and not (first and self.config.document_token is None)
-        logits = (self._compiled if full else self.network).logits(ids, first_row)
+        # A compilation is for one shape, which a stream's first window is not worth. What is left at the end of a span
+        # is filled up with repetitions if that is less work than to compute it as the code is written.
+        size = self._batch_size(first=first)
+        alone = first and self.config.document_token is None
+        full = 2 * len(batch) >= size and not alone and seq_len == self.config.seq_len
+        network = self._compiled if full else self.network
+        fed = batch + [batch[-1]] * (size - len(batch) if network is not self.network else 0)
+        ids = held.windows(fed, seq_len) if held is not None else self._from_host(tokens, fed, seq_len)
+        logits = network.logits(ids, first_row)
         pieces = [
             logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
             for b, span in enumerate(batch)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _from_host(self, tokens: Tokens, windows: list[WindowSpan], seq_len: int) -> Tensor:
+        return to_device(gather_windows(tokens, windows, seq_len), self.device)
+
+    def _attention(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.kernel is None else self.kernel.active()
 
     @property
     def _in_threads(self) -> bool:
@@ -256,10 +280,33 @@ class SlidingForecaster:
         """Return how many windows are computed at a time: first ones, whose rows are all wanted, or later ones."""
         if self._in_threads:
             return 1
+        most = self._filling_batch if not self._on_cpu else self.config.batch_windows or _CPU_BATCH
         if not self._on_cpu and not first:
-            return self.config.batch_windows
+            return most
         logits = _CPU_LOGITS if self._on_cpu else _GPU_LOGITS
-        return max(1, min(self.config.batch_windows, logits // (self.config.seq_len * self.vocab_size)))
+        return max(1, min(most, logits // (self.config.seq_len * self.vocab_size)))
+
+    @cached_property
+    def _filling_batch(self) -> int:
+        """Windows that fill a GPU, the same on every rank."""
+        if self.config.batch_windows:
+            return self.config.batch_windows
+        if self.device.type != "cuda":
+            return _CPU_BATCH
+        fitting = windows_that_fit(*self._memory(), self.config.seq_len)
+        return -int(self.ranks.largest(-float(fitting))[0])
+
+    def _memory(self) -> tuple[int, int]:
+        """Return the bytes that are free on the GPU, and those that a window takes while it is computed."""
+        count, seq_len = 2, self.config.seq_len
+        ids = torch.zeros(count, seq_len, dtype=torch.int64, device=self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        with torch.inference_mode(), self._attention():
+            self.network.logits(ids, seq_len - self.config.stride)
+        taken = torch.cuda.max_memory_allocated(self.device) - before
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + unused, max(1, taken // count)
 
     def context_start(self, tokens: Tokens, position: int) -> int:
         """Return the index of the first token that ``position`` may depend on: the stream's, or its document's."""
@@ -286,6 +333,91 @@ class SlidingForecaster:
             batch.append(span)
         if batch:
             yield batch
+
+
+class HeldTokens:
+    """A piece of a stream on the device, from which windows are gathered there.
+
+    Args:
+        tokens: the stream.
+        first: index of the first token that is held.
+        stop: one past the last.
+        device: where.
+    """
+
+    def __init__(self, tokens: Tokens, first: int, stop: int, device: torch.device) -> None:
+        self._first, self._device = first, device
+        self._tokens = to_device(np.array(tokens[first:stop], dtype=np.int64), device)
+
+    def windows(self, windows: list[WindowSpan], seq_len: int) -> Tensor:
+        """Return what :func:`gather_windows` does, on the device."""
+        bounds = np.array([(span.window_start, span.stop - 1) for span in windows], dtype=np.int64) - self._first
+        starts, stops = to_device(bounds, self._device).unbind(1)
+        index = starts[:, None] + torch.arange(seq_len, device=self._device)
+        inputs = self._tokens[index.clamp_max(len(self._tokens) - 1)]
+        return inputs.masked_fill(index >= stops[:, None], 0)
+
+
+def windows_that_fit(free: int, each: int, seq_len: int) -> int:
+    """Return how many windows to compute at a time.
+
+    Args:
+        free: bytes of memory that are free.
+        each: bytes that a window takes while it is computed.
+        seq_len: tokens of a window.
+    """
+    fitting = min(int(_SHARE_OF_MEMORY * free) // each, _FULL_BATCH_TOKENS // seq_len)
+    return max(1, fitting - fitting % 8 if fitting > 8 else fitting)
+
+
+def _attention_kernel(network: Network, config: SlidingConfig) -> AttentionKernel | None:
+    if not isinstance(network.model, GPT):
+        return None
+    model = network.model
+    return fastest_attention(
+        model.config, seq_len=config.seq_len, device=torch.device(config.device), dtype=model.compute_dtype
+    )
+
+
+@contextmanager
+def compiled_meanwhile(model_config: ModelConfig, config: SlidingConfig) -> Iterator[None]:
+    """Have the parts of a model compiled in another thread, with weights that mean nothing, for its own to be read.
+
+    What is compiled serves every model of this configuration on this device.
+    """
+
+    def work() -> None:
+        with torch.device("meta"):
+            model = GPT(model_config)
+        model.to_empty(device=config.device).requires_grad_(False)
+        forecaster = SlidingForecaster(model, config)
+        count = forecaster._batch_size(first=False)
+        last = config.seq_len + count * config.stride
+        tokens = np.zeros(last + 1, dtype=np.int64)
+        for _ in forecaster.logits(tokens, config.seq_len + 1, last + 1):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        yield
+        done.result()
+
+
+def nats_of(
+    pieces: Iterator[tuple[int, int, Tensor]], tokens: Tokens, start: int, stop: int, device: torch.device
+) -> Nats:
+    """Return the nats of positions ``[start, stop)``, float64, from the logits of pieces of them.
+
+    A GPU is waited for once, when all of its work has been handed over.
+    """
+    nll = np.empty(stop - start)
+    losses = ((first, last, _losses(logits, tokens[first:last])) for first, last, logits in pieces)
+    if device.type != "cpu":
+        values = [loss for *_, loss in losses]
+        return np.array(HostCopy(torch.cat(values)).wait()) if values else nll
+    for first, last, loss in losses:
+        nll[first - start : last - start] = loss.numpy()
+    return nll
 
 
 def placed(model: GPT | Network, config: SlidingConfig) -> Network:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.model.attention import AttentionContext
+from evalkit.model.attention import AttentionContext, has_flash
 from evalkit.model.cache import Cache
 from evalkit.model.gpt import GPT, LEFT_CONTEXT
 from evalkit.model.rope import rotary_tables, rotate
 from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import Nats, Tokens
-from evalkit.prequential.sliding import one_thread_each, target_nll
+from evalkit.prequential.sliding import nats_of, one_thread_each
 from evalkit.prequential.wavefront import Lane, LaneCache
 
 
@@ -73,10 +73,7 @@ class StreamingForecaster:
 
     def score(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return the nats of positions ``[start, stop)``, float64."""
-        nll = np.empty(stop - start)
-        for first, last, logits in self.logits(tokens, start, stop):
-            nll[first - start : last - start] = target_nll(logits, tokens[first:last])
-        return nll
+        return nats_of(self.logits(tokens, start, stop), tokens, start, stop, self.device)
 
     def distribution(self, tokens: Tokens, start: int, stop: int) -> Nats:
         """Return log-probabilities of every token, float64 ``[stop - start, vocab_size]``."""
@@ -141,8 +138,9 @@ class StreamingForecaster:
         padded = torch.from_numpy(ids).to(self.device)
         positions = torch.arange(begin, begin + size, dtype=torch.float64)
         cos, sin = rotary_tables(self.model.config, self.config.seq_len, self.device, positions)
-        context = AttentionContext(cos=cos, sin=sin, fed_length=self.config.seq_len)
         x0 = self.model.embed(padded, first_row=left)
+        flash = has_flash(self.device, x0.dtype, self.model.config.head_dim)
+        context = AttentionContext(cos=cos, sin=sin, fed_length=self.config.seq_len, flash=flash)
         hidden = self.model.run_blocks(x0, padded[:, left:], context, caches=caches)
         logits: Tensor = self.model.head(hidden)[0]
         return logits

@@ -1,116 +1,5 @@
-"use strict";
-(() => {
-  const D = JSON.parse(document.getElementById("data").textContent);
-  const R = D.report, page = document.getElementById("page"), tip = document.getElementById("tip");
-  const NS = "http://www.w3.org/2000/svg";
-  const color = i => `var(--s${(i % 8) + 1})`;
-  const int = x => Math.round(x).toLocaleString("en");
-  const fix = (x, d = 4) => x === null || x === undefined ? "–" : x.toFixed(d);
-
-  // Elements. Text only ever enters through textContent, so nothing in a report can become markup.
-  function el(tag, props = {}, ...kids) {
-    const e = document.createElement(tag);
-    for (const [k, v] of Object.entries(props)) k === "style" ? (e.style.cssText = v) : k === "class" ? (e.className = v) : (e[k] = v);
-    for (const kid of kids.flat()) if (kid !== null && kid !== undefined) e.append(kid);
-    return e;
-  }
-  function svg(tag, attrs, text) {
-    const e = document.createElementNS(NS, tag);
-    for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v);
-    if (text !== undefined) e.textContent = text;
-    return e;
-  }
-  function section(title, why, ...kids) {
-    return el("section", {}, el("h2", { textContent: title }), why ? el("p", { class: "why", textContent: why }) : null, ...kids);
-  }
-  const wide = s => (s.classList.add("wide"), s);
-  function table(head, rows, textColumns = []) {
-    return el("div", { class: "scroll" }, el("table", {},
-      el("thead", {}, el("tr", {}, head.map((h, i) => el("th", { textContent: h, class: textColumns.includes(i) ? "text" : "" })))),
-      el("tbody", {}, rows.map(r => el("tr", {}, r.map((c, i) => el("td", { textContent: c, class: textColumns.includes(i) ? "text" : "" })))))));
-  }
-
-  // Tooltip
-  function show(text, event) {
-    tip.textContent = text; tip.hidden = false;
-    const w = tip.offsetWidth, h = tip.offsetHeight;
-    tip.style.left = Math.max(4, Math.min(innerWidth - w - 4, event.clientX + 14)) + "px";
-    tip.style.top = (event.clientY + h + 22 > innerHeight ? event.clientY - h - 12 : event.clientY + 14) + "px";
-  }
-  const hide = () => { tip.hidden = true; };
-
-  // Axes
-  function ticks(low, high, count) {
-    const raw = (high - low) / Math.max(count, 1) || 1, power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 2.5, 5, 10].find(m => m * power >= raw) * power, out = [];
-    for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) out.push(Math.abs(t) < step * 1e-9 ? 0 : t);
-    return out;
-  }
-  function short(x) {
-    const a = Math.abs(x);
-    if (a >= 1e6) return +(x / 1e6).toPrecision(3) + "M";
-    if (a >= 1e3) return +(x / 1e3).toPrecision(3) + "k";
-    return String(+x.toPrecision(3));
-  }
-  const charts = [];
-  function chart(draw) {
-    const host = svg("svg", { role: "img" });
-    charts.push(() => { const w = host.parentNode.clientWidth; if (w) { host.replaceChildren(); draw(host, Math.max(240, host.getBoundingClientRect().width || w)); } });
-    return host;
-  }
-  function frame(host, width, o) {
-    const H = o.height || 230, L = 46, B = 34, T = 8, Rt = 10;
-    host.setAttribute("viewBox", `0 0 ${width} ${H}`); host.setAttribute("height", H); host.setAttribute("aria-label", o.label);
-    let [x0, x1] = o.x, [y0, y1] = o.y;
-    if (x1 === x0) x1 = x0 + 1;
-    if (y1 === y0) { y1 += 0.5; y0 -= 0.5; }
-    const lx = o.logX ? Math.log : v => v;
-    const X = v => L + (lx(v) - lx(x0)) / (lx(x1) - lx(x0)) * (width - L - Rt), Y = v => H - B - (v - y0) / (y1 - y0) * (H - B - T);
-    for (const t of ticks(y0, y1, 4)) {
-      host.append(svg("line", { class: "gridline", x1: L, x2: width - Rt, y1: Y(t), y2: Y(t) }));
-      host.append(svg("text", { x: L - 7, y: Y(t) + 4, "text-anchor": "end" }, short(t)));
-    }
-    const xs = o.logX ? [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7].filter(t => t >= x0 && t <= x1) : ticks(x0, x1, Math.max(2, Math.floor(width / 110)));
-    for (const t of xs) host.append(svg("text", { x: X(t), y: H - B + 16, "text-anchor": "middle" }, short(t)));
-    host.append(svg("line", { class: "axis", x1: L, x2: width - Rt, y1: H - B, y2: H - B }));
-    host.append(svg("text", { x: width - Rt, y: H - 3, "text-anchor": "end" }, o.xName));
-    return { X, Y, H, L, B, T, Rt };
-  }
-  function lines(label, xs, series, o) {
-    const values = series.flatMap(s => s.y).filter(v => v !== null).sort((a, b) => a - b);
-    if (!values.length) return null;
-    const low = o.zero ? 0 : values[Math.floor(values.length * 0.005)], high = o.top ?? values[Math.ceil((values.length - 1) * 0.995)];
-    const pad = (high - low) * 0.06;
-    const host = chart((h, w) => {
-      const f = frame(h, w, { ...o, label, x: [o.from ?? xs[0], xs[xs.length - 1]], y: [o.zero ? 0 : low - pad, o.top ?? high + pad] });
-      const clamp = v => Math.max(f.T, Math.min(f.H - f.B, v));
-      series.forEach((s, i) => {
-        let d = "", pen = "M";
-        s.y.forEach((v, k) => { if (v === null) pen = "M"; else { d += pen + f.X(xs[k]).toFixed(1) + " " + clamp(f.Y(v)).toFixed(1); pen = "L"; } });
-        h.append(svg("path", { d, fill: "none", style: `stroke:${s.color || color(i)}`, "stroke-width": s.width || 2, "stroke-linejoin": "round", opacity: s.opacity || 1 }));
-        if (xs.length <= 40) s.y.forEach((v, k) => v === null || h.append(svg("circle", { cx: f.X(xs[k]), cy: clamp(f.Y(v)), r: 2.5, style: `fill:${s.color || color(i)}` })));
-      });
-      const cursor = svg("line", { class: "axis", y1: f.T, y2: f.H - f.B, visibility: "hidden" });
-      h.append(cursor, svg("rect", { x: f.L, y: 0, width: Math.max(0, w - f.L - f.Rt), height: f.H - f.B, fill: "transparent" }));
-      h.onpointermove = e => {
-        const box = h.getBoundingClientRect(), px = (e.clientX - box.left) * w / box.width;
-        let k = 0;
-        xs.forEach((x, j) => { if (Math.abs(f.X(x) - px) < Math.abs(f.X(xs[k]) - px)) k = j; });
-        cursor.setAttribute("x1", f.X(xs[k])); cursor.setAttribute("x2", f.X(xs[k])); cursor.setAttribute("visibility", "visible");
-        show([`${o.xName} ${int(xs[k])}`, ...series.filter(s => s.y[k] !== null).map(s => `${s.name}: ${fix(s.y[k])}`)].join("\n"), e);
-      };
-      h.onpointerleave = () => { cursor.setAttribute("visibility", "hidden"); hide(); };
-    });
-    const legend = series.length > 1 ? el("div", { class: "legend" }, series.map((s, i) => el("span", {}, el("i", { style: `background:${s.color || color(i)}` }), s.name))) : null;
-    return el("div", {}, el("div", {}, host), legend);
-  }
-  function bars(rows, format) {
-    const most = Math.max(...rows.map(r => Math.abs(r.value)), 1e-300);
-    return el("div", { class: "bars" }, rows.flatMap(r => [
-      el("div", { class: "name", textContent: r.name }),
-      el("div", { class: "track", title: r.title || "" }, el("div", { class: "fill" + (r.value < 0 ? " minus" : ""), style: `width:${(Math.abs(r.value) / most * 100).toFixed(2)}%` })),
-      el("div", { class: "num", textContent: format(r.value, r) })]));
-  }
+  // One run. What charts.js defines is there.
+  const R = D.report;
 
   // Head
   const a = R.artifact, shortName = p => String(p).split("/").pop();
@@ -120,7 +9,7 @@
     el("p", { class: "sub", textContent: `${int(R.tokens_scored)} tokens of ${(R.tokens.names || []).map(shortName).join(", ")}` }));
   const tile = (value, name, cls) => el("div", { class: "tile" }, el("b", { textContent: value, class: cls || "" }), el("span", { textContent: name }));
   page.append(el("div", { class: "tiles" },
-    tile(fix(R.bpb), "bits per byte"), tile(fix(R.val_loss), "nats per token"),
+    tile(fix(R.bpb), D.half ? `bits per byte, \u00b1 ${fix(D.half)} (95%, documents as units)` : "bits per byte"), tile(fix(R.val_loss), "nats per token"),
     R.network_bpb !== undefined && R.network_bpb !== null && R.mixer !== "none" ? tile(fix(R.network_bpb), "bits per byte, network alone") : null,
     a ? tile(int(a.bytes), "bytes of artifact") : null,
     a ? tile(int(D.size_cap - a.bytes), a.bytes <= D.size_cap ? "bytes under the cap" : "bytes: over the cap", a.bytes <= D.size_cap ? "" : "bad") : null,
@@ -128,22 +17,38 @@
     tile(verdict || "not checked", "legality", { legal: "good", illegal: "bad", unproven: "unsure" }[verdict])));
   const grid = el("div", { class: "grid" }); page.append(grid);
 
-  // Along the stream
-  if (D.stream) grid.append(wide(section("Along the stream", "Bits per byte in equal pieces of the stream, and of everything up to there. Position 0 is given, not scored.",
-    lines("bits per byte along the stream", D.stream.position, [
-      { name: "this piece", y: D.stream.local, color: "var(--s7)", width: 1.2, opacity: 0.8 },
-      { name: "up to here", y: D.stream.running, color: "var(--s1)", width: 2.4 }], { xName: "token", from: 0, height: 260 }))));
+  // Along the stream, with what else scored it
+  if (D.stream) {
+    const others = Object.entries(D.stream.others), own = R.mixer !== "none" ? "the mixture" : R.ttt ? "the trained network" : "the score";
+    const pieces = "Thin: each of equal pieces of the stream; thick: everything up to there. Position 0 is given, not scored.";
+    grid.append(wide(section("Along the stream", `Bits per byte. ${pieces}`,
+      lines("bits per byte along the stream", D.stream.position, [
+        { name: `${own}, this piece`, y: D.stream.local, color: "var(--s7)", width: 1.2, opacity: 0.8 },
+        { name: `${own}, up to here`, y: D.stream.running, color: "var(--s1)", width: 2.4 },
+        ...others.map(([name, o], i) => ({ name: `${name}, up to here`, y: o.running, color: color(i + 1), width: 2 }))],
+      { xName: "token", yName: "bits per byte", from: 0, height: 270 }),
+      ...(others.length ? [el("h3", { textContent: "The difference" }),
+        el("p", { class: "why", textContent: `What ${own} saves: bits per byte of the other less its own; above 0 it helps.` }),
+        lines("difference along the stream", D.stream.position, others.flatMap(([name, o], i) => [
+          { name: `${name}, this piece`, y: minus(o.local, D.stream.local), color: color(i + 1), width: 1.1, opacity: 0.55 },
+          { name: `${name}, up to here`, y: minus(o.running, D.stream.running), color: color(i + 1), width: 2.4 }]),
+        { xName: "token", yName: "bits per byte saved", from: 0, height: 210, withZero: true, digits: 5 })] : []))));
+  }
 
   // Documents
-  if (D.document_position) grid.append(section("By position in the document", "Bits per byte by distance from the document's start, in tokens: how much context helps. " + (D.document_position.starts ? `Starts of documents (${int(D.document_position.starts)}) stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
-    bars(D.document_position.rows.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
-  if (D.window_position && D.window_position.length > 1) grid.append(section("By position in the window", "Bits per byte by how many tokens the window shows before the scored one. The first window, which scores at all lengths, is left out.",
-    bars(D.window_position.filter(r => r.bpb !== null).map(r => ({ name: r.label, value: r.bpb, title: `${int(r.tokens)} tokens` })), v => fix(v))));
+  const steps = (rows, label, xName, more) => { const r = rows.filter(r => r.bpb !== null); return lines(label, r.map(r => r.x),
+    [{ name: "bits per byte", y: r.map(r => r.bpb), half: r.map(r => r.half) }],
+    { xName, yName: "bits per byte", height: 240, labels: r.map(r => `${r.label} tokens before it\n${int(r.tokens)} tokens`), ...more }); };
+  const shade = D.half ? " Shaded: 95% interval, documents as units." : "";
+  if (D.document_position) grid.append(section("By position in the document", "By distance from the document's start: how much context helps." + shade + (D.document_position.starts ? ` Starts of documents (${int(D.document_position.starts)}) stand for no bytes and cost ${fix(D.document_position.start_nats, 2)} nats each, ${(D.document_position.start_share * 100).toFixed(2)}% of the score.` : ""),
+    steps(D.document_position.rows, "bits per byte by position in the document", "tokens since the document's start", { logX: true })));
+  if (D.window_position && D.window_position.length > 1) grid.append(section("By position in the window", "By how many tokens the window shows before the scored one. The first window, which scores at all lengths, is left out." + shade,
+    steps(D.window_position, "bits per byte by position in the window", "tokens of context")));
   if (D.scatter) {
     const pts = D.scatter, ys = pts.map(p => p[1]), xs = pts.map(p => Math.max(p[0], 1));
-    grid.append(section("By document", `${int(D.documents.count)} documents; each point is one, by length and bits per byte. The line is the score.`,
+    grid.append(section("By document", `${int(D.documents.count)} documents; each point is one, by length and bits per byte. The line is the score${D.half ? `, its 95% interval with documents as units is \u00b1 ${fix(D.half)}` : ""}.`,
       el("div", {}, chart((h, w) => {
-        const f = frame(h, w, { label: "bits per byte by document", logX: true, xName: "bytes of document", x: [Math.max(1, Math.min(...xs) * 0.9), Math.max(...xs) * 1.1], y: [Math.min(...ys) * 0.95, Math.max(...ys) * 1.03], height: 260 });
+        const f = frame(h, w, { label: "bits per byte by document", logX: true, xName: "bytes of the document", yName: "bits per byte", x: [Math.max(1, Math.min(...xs) * 0.9), Math.max(...xs) * 1.1], y: [Math.min(...ys) * 0.95, Math.max(...ys) * 1.03], height: 260 });
         h.append(svg("line", { x1: f.L, x2: w - f.Rt, y1: f.Y(R.bpb), y2: f.Y(R.bpb), style: "stroke:var(--s2)", "stroke-dasharray": "5 4" }));
         pts.forEach(p => {
           const c = svg("circle", { cx: f.X(Math.max(p[0], 1)), cy: f.Y(p[1]), r: 3.5, style: "fill:var(--s1)", "fill-opacity": 0.6 });
@@ -156,7 +61,7 @@
   if (D.mixer) {
     const m = D.mixer, name = m.method === "hedge" ? "Hedge" : m.method;
     if (m.weights.length > 1) grid.append(section("Weights of the experts over time", `Mean weight that the mixture (${name}) gave each expert since the point before.`,
-      lines("expert weights", m.weights.map(r => r[0]), m.names.map((n, i) => ({ name: n, y: m.weights.map(r => r[i + 1]) })), { xName: "token", zero: true, top: 1, height: 260 })));
+      lines("expert weights", m.weights.map(r => r[0]), m.names.map((n, i) => ({ name: n, y: m.weights.map(r => r[i + 1]) })), { xName: "token", yName: "weight", from: 0, zero: true, top: 1, height: 260 })));
     grid.append(section("Gain of each expert", "Bits per byte that the mixture would have lost had the expert been left out at every token, its weight shared by the others. Gains of experts that stand in for each other do not add up.",
       bars(m.experts.map(e => ({ name: e.name, value: e.gain })), v => Math.abs(v) < 5e-6 ? "0" : (v > 0 ? "+" : "\u2212") + Math.abs(v).toFixed(5)),
       el("details", {}, el("summary", { textContent: "Each expert alone" }),
@@ -165,7 +70,7 @@
 
   // Test-time training
   if (D.chunks) grid.append(section("Test-time training, chunk by chunk", "Each chunk is scored first and trained on after. Bits per byte of the chunk's score; below, the training loss in its first and last step.",
-    lines("bits per byte by chunk", D.chunks.map(c => c.stop), [{ name: "bits per byte", y: D.chunks.map(c => c.bpb) }], { xName: "token", height: 220 }),
+    lines("bits per byte by chunk", D.chunks.map(c => c.stop), [{ name: "bits per byte", y: D.chunks.map(c => c.bpb) }], { xName: "token", yName: "bits per byte", height: 220 }),
     el("details", {}, el("summary", { textContent: "Every chunk" }), table(["up to token", "bits per byte", "steps", "learning rate", "first loss", "last loss"],
       D.chunks.map(c => [int(c.stop), fix(c.bpb), c.steps ?? "–", c.learning_rate === null || c.learning_rate === undefined ? "–" : String(+c.learning_rate.toPrecision(3)), fix(c.first_loss), fix(c.last_loss)])))));
 
@@ -173,7 +78,7 @@
   if (D.surprise) grid.append(section("What tokens cost", "Share of the tokens, and of all bits, by what one token cost. A few expensive tokens usually make most of the score.",
     el("div", {}, chart((h, w) => {
       const most = Math.max(...D.surprise.flatMap(r => [r.tokens, r.bits])) * 1.05, n = D.surprise.length;
-      const f = frame(h, w, { label: "share of tokens and bits by cost", xName: "bits of the token", x: [0, n], y: [0, most], height: 240 });
+      const f = frame(h, w, { label: "share of tokens and bits by cost", xName: "bits of the token", yName: "share", x: [0, n], y: [0, most], height: 240 });
       D.surprise.forEach((r, k) => ["tokens", "bits"].forEach((key, j) => {
         const bw = (f.X(1) - f.X(0)) * 0.42, c = svg("rect", { x: f.X(k + 0.06) + j * bw, width: bw, y: f.Y(r[key]), height: Math.max(0, f.H - f.B - f.Y(r[key])), style: `fill:${color(j)}` });
         c.onpointermove = e => show(`${r.label} bits\n${(r.tokens * 100).toFixed(1)}% of tokens\n${(r.bits * 100).toFixed(1)}% of bits`, e); c.onpointerleave = hide; h.append(c);
@@ -190,7 +95,7 @@
     const low = Math.min(...ends) - 0.5, high = Math.max(...ends) + 0.5;
     grid.append(section("Calibration", `Of all tokens that were given a probability near x, the share that came: on the diagonal, the probabilities mean what they say; above it they were too low, below it too high. Every token of the vocabulary counts, at ${int(D.reliability.positions)} sampled positions. Bars: 95%, were they independent.`,
       el("div", {}, chart((h, w) => {
-        const size = Math.min(w, 460), H = size * 0.8, L = 52, B = 34, T = 8, Rt = 12;
+        const size = Math.min(w, 460), H = size * 0.8, L = 52, B = 34, T = 24, Rt = 12;
         h.setAttribute("viewBox", `0 0 ${w} ${H}`); h.setAttribute("height", H); h.setAttribute("aria-label", "stated probability against share that came");
         const X = v => L + (v - low) / (high - low) * (w - L - Rt), Y = v => H - B - (Math.max(low, Math.min(high, v)) - low) / (high - low) * (H - B - T);
         let last = -1e9;
@@ -199,7 +104,7 @@
           h.append(svg("line", { class: "gridline", x1: L, x2: w - Rt, y1: Y(at), y2: Y(at) }), svg("text", { x: L - 7, y: Y(at) + 4, "text-anchor": "end" }, name(t)));
           if (X(at) - last > 44) { h.append(svg("text", { x: X(at), y: H - B + 16, "text-anchor": "middle" }, name(t))); last = X(at); }
         }
-        h.append(svg("line", { class: "axis", x1: L, x2: w - Rt, y1: H - B, y2: H - B }), svg("text", { x: w - Rt, y: H - 3, "text-anchor": "end" }, "stated probability"));
+        h.append(svg("line", { class: "axis", x1: L, x2: w - Rt, y1: H - B, y2: H - B }), svg("text", { x: w - Rt, y: H - 3, "text-anchor": "end" }, "stated probability"), svg("text", { x: 0, y: 12 }, "share that came"));
         h.append(svg("line", { x1: X(low), y1: Y(low), x2: X(high), y2: Y(high), style: "stroke:var(--s2)", "stroke-dasharray": "5 4" }));
         pts.forEach(p => {
           const x = X(odds(p.stated)), c = svg("circle", { cx: x, cy: Y(odds(p.came)), r: 4, style: "fill:var(--s1)" });
@@ -219,13 +124,17 @@
   }
 
   // Legality
+  const why = "A score is legal if a decoder could rebuild the text from the artifact and that many bits.";
   if (D.check) {
     const c = D.check, cls = { legal: "good", illegal: "bad", unproven: "unsure" }[verdict];
-    grid.append(section("Legality", "A score is legal if a decoder could rebuild the text from the artifact and that many bits.",
+    grid.append(wide(section("Legality", why,
       el("span", { class: `verdict ${cls}`, textContent: verdict }),
-      (c.findings || []).length ? el("ul", {}, c.findings.map(f => el("li", { textContent: `${f.axiom}${f.position === null || f.position === undefined ? "" : ` at position ${int(f.position)}`}: ${f.message}` }))) : el("p", { textContent: R.illegal_because || "No finding." }),
-      (c.uncovered || []).length ? el("div", {}, el("h3", { textContent: "Not covered" }), el("ul", {}, c.uncovered.map(t => el("li", { textContent: t })))) : null));
-  }
+      D.coverage.summary ? el("p", { textContent: D.coverage.summary + "." }) : null,
+      (c.findings || []).length ? el("ul", {}, c.findings.map(f => el("li", { textContent: `${f.axiom}${f.position === null || f.position === undefined ? "" : ` at position ${int(f.position)}`}: ${f.message}` }))) : el("p", { textContent: R.illegal_because || "Nothing was found in what was covered." }),
+      (c.uncovered || []).length ? el("div", {}, el("h3", { textContent: "Not covered" }), el("ul", {}, c.uncovered.map(t => el("li", { textContent: t })))) : null,
+      D.coverage.audits.length ? el("div", {}, el("h3", { textContent: "Covered" }), table(["audit", "what it asks", "looked at"], D.coverage.audits.map(r => [r.name, r.asks, r.extent]), [1])) : null)));
+  } else grid.append(section("Legality", why, el("span", { class: `verdict ${verdict === "illegal" ? "bad" : "unsure"}`, textContent: verdict || "not checked" }),
+    el("p", { textContent: R.illegal_because || "No audit is in this page: check with evalkit check --json, and give the file with --check." })));
 
   // Hardest documents and passages
   if (D.documents && D.documents.hardest.length) grid.append(wide(section("Hardest documents", "Of those with at least 200 bytes.",
@@ -233,21 +142,13 @@
   if (D.passages) {
     const s = wide(section("Text, coloured by cost", "The stronger the colour, the more nats a token cost. Hover or touch a token for its number."));
     s.append(el("div", { class: "scale" }, "0 nats", el("i", {}), "8 nats and more"));
-    for (const p of D.passages) {
-      s.append(el("h3", { textContent: `${p.title}: ${fix(p.bpb)} bits per byte, ${p.tokens} tokens from token ${int(p.position)}` }));
-      const box = el("div", { class: "passage" });
-      for (const [text, nats, n] of p.spans) {
-        const t = el("span", { textContent: text, style: `background:rgba(var(--heat), ${(Math.min(nats, 8) / 8 * 0.75).toFixed(3)})` });
-        t.onpointermove = e => show(`${JSON.stringify(text)}\n${nats.toFixed(3)} nats, ${(nats / Math.LN2).toFixed(2)} bits${n > 1 ? `, ${n} tokens` : ""}`, e); t.onpointerleave = hide;
-        box.append(t);
-      }
-      s.append(box);
-    }
+    for (const p of D.passages) s.append(...passage(`${p.title}: ${fix(p.bpb)} bits per byte, ${p.tokens} tokens from token ${int(p.position)}`, p.spans,
+      nats => `rgba(var(--heat), ${(Math.min(nats, 8) / 8 * 0.75).toFixed(3)})`, nats => `${nats.toFixed(3)} nats, ${(nats / Math.LN2).toFixed(2)} bits`));
     grid.append(s);
   }
 
   // Everything else
-  const facts = [["artifact", a ? `${a.path}, ${a.format}, ${a.compression}, ${int(a.parameters)} parameters` : null], ["artifact sha256", a && a.sha256],
+  const facts = [["command line", D.command], ["artifact", a ? `${a.path}, ${a.format}, ${a.compression}, ${int(a.parameters)} parameters` : null], ["artifact sha256", a && a.sha256],
     ["tokens sha256", R.tokens.sha256], ["tokenizer", R.tokenizer && `${R.tokenizer.path}, sha256 ${R.tokenizer.sha256}`],
     ["window", R.seq_len && `${R.seq_len} tokens, stride ${R.stride}, ${R.dtype} on ${R.device}`], ["ledger sha256", R.ledger_sha256],
     ["settings", R.settings && Object.entries(R.settings).flatMap(([s, o]) => Object.entries(o).map(([k, v]) => `${s}.${k}=${v}`)).join(" ")],
@@ -258,9 +159,4 @@
     R.config ? el("details", {}, el("summary", { textContent: "Model configuration" }), table(["setting", "value", "from"], Object.entries(R.config).map(([k, v]) => [k, Array.isArray(v) ? v.join(", ") : String(v), (R.config_origins || {})[k] || ""]))) : null,
     D.left_out.length ? el("details", {}, el("summary", { textContent: "What this page leaves out" }), el("ul", {}, D.left_out.map(t => el("li", { textContent: t })))) : null)));
 
-  const redraw = () => charts.forEach(d => d());
-  redraw();
-  let timer = 0;
-  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(redraw, 60); });
-  addEventListener("scroll", hide, { passive: true });
-})();
+  start();

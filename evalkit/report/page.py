@@ -5,17 +5,21 @@ from __future__ import annotations
 import html
 import json
 import math
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evalkit.artifact.sizes import group_bytes
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.report import series
+from evalkit.report.coverage import coverage
 from evalkit.report.load import SavedReport, TokenScores, open_report_stream, read_check
 from evalkit.report.passages import choose_passages, passage_spans
 from evalkit.report.score_report import ArtifactIdentity, ScoreReport
@@ -66,17 +70,19 @@ def _build(saved: SavedReport, options: PageOptions) -> tuple[str, list[str]]:
     data["bytes"] = _artifact_bytes(report.artifact, left_out)
     data["mixer"] = _mixer(report)
     data["check"] = check and check.to_dict()
+    data["coverage"] = check and coverage(check)
+    data["command"] = shlex.join(report.command) if report.command else None
     if options.scores is None:
         left_out.append("charts along the stream, by document and by chunk: give --nll (evalkit score --dump-nll)")
     else:
-        data["stream"] = series.along_stream(options.scores)
-        if report.context == "sliding" and report.seq_len and report.stride:
-            data["window_position"] = series.by_window_position(options.scores, report.seq_len, report.stride)
+        data["stream"] = series.along_stream(options.scores, _other_scores(report, left_out))
         data["surprise"] = series.surprise_histogram(options.scores)
         chunks = (report.ttt_report or {}).get("chunks") or []
         if chunks:
             data["chunks"] = series.by_chunk(options.scores, chunks)
-        _documents(data, saved, options, left_out)
+        owner = _documents(data, saved, options, left_out)
+        if report.context == "sliding" and report.seq_len and report.stride:
+            data["window_position"] = series.by_window_position(options.scores, report.seq_len, report.stride, owner)
     if report.reliability is None:
         left_out.append("the reliability curve: score again with --reliability 20000")
     else:
@@ -84,21 +90,41 @@ def _build(saved: SavedReport, options: PageOptions) -> tuple[str, list[str]]:
         data["reliability"] = {"positions": report.reliability["positions"], "points": points}
     data["left_out"] = left_out
     title = options.title or (Path(report.artifact.path).name if report.artifact else "online mixer")
-    return _fill(title, report, data), left_out
+    return fill(f"{title}: {report.bpb:.4f} bits per byte", "page.js", data), left_out
 
 
-def _documents(data: dict[str, Any], saved: SavedReport, options: PageOptions, left_out: list[str]) -> None:
+def _other_scores(report: ScoreReport, left_out: list[str]) -> dict[str, Mapping[str, Any]]:
+    """Return what else scored the stream: the network beside a mixture, the frozen network beside one that trains."""
+    others: dict[str, Mapping[str, Any]] = {}
+    if report.network_stream is not None:
+        others["network alone"] = report.network_stream
+    elif report.mixer != "none" and report.artifact is not None:
+        left_out.append("the network alone along the stream: score again with this version")
+    if report.ttt:
+        frozen = (report.ttt_report or {}).get("frozen_stream")
+        if frozen is not None:
+            others["frozen network"] = frozen
+        else:
+            left_out.append("the frozen network beside test-time training: score with --set ttt.compare=true")
+    return others
+
+
+def _documents(
+    data: dict[str, Any], saved: SavedReport, options: PageOptions, left_out: list[str]
+) -> npt.NDArray[np.int64] | None:
+    """Add what needs the tokens; return the document of each position, or None where the tokens are not there."""
     assert options.scores is not None
     try:
         stream, tokenizer = open_report_stream(saved, tokens=options.tokens, tokenizer=options.tokenizer)
     except InputError as error:
         if options.tokens or options.tokenizer:
             raise
-        left_out.append(f"documents and passages: {error}")
-        return
+        left_out.append(f"documents, intervals and passages: {error}")
+        return None
     tokens = stream.read(0, len(stream))
     owner = series.document_index(tokens, tokenizer.bos_id)
     documents = series.by_document(options.scores, owner)
+    data["half"] = series.score_interval(options.scores, owner)
     data["document_position"] = series.by_document_position(options.scores, tokens, tokenizer.bos_id)
     data["scatter"] = series.thinned(documents)
     ranked = [i for i in np.argsort([-(b or 0.0) for b in documents["bpb"]], kind="stable").tolist()
@@ -121,6 +147,7 @@ def _documents(data: dict[str, Any], saved: SavedReport, options: PageOptions, l
         }
         for title, start, stop in choose_passages(options.scores)
     ]
+    return owner
 
 
 def _artifact_bytes(artifact: ArtifactIdentity | None, left_out: list[str]) -> list[dict[str, Any]] | None:
@@ -141,7 +168,7 @@ def _artifact_bytes(artifact: ArtifactIdentity | None, left_out: list[str]) -> l
 
 def _mixer(report: ScoreReport) -> dict[str, Any] | None:
     mixer = report.mixer_report
-    if mixer is None or not mixer.get("experts"):
+    if mixer is None or report.mixer == "published" or not mixer.get("experts"):
         return None
     per_byte = 1.0 / math.log(2) / report.bytes_scored
     names = list(mixer["experts"])
@@ -166,16 +193,27 @@ def _thin(rows: list[Any], most: int = 300) -> list[Any]:
     return [[row[0], *(round(w, 6) for w in row[1:])] for row in rows[::step]]
 
 
-def _fill(title: str, report: ScoreReport, data: dict[str, Any]) -> str:
+def fill(title: str, script: str, data: dict[str, Any]) -> str:
+    """Return a page: the frame, the style, the charts, the script that places them, and the data.
+
+    Args:
+        title: of the page.
+        script: file in this package, run after ``charts.js`` in one function.
+        data: JSON types, which the script finds as ``D``.
+    """
     folder = resources.files("evalkit.report")
+
+    def read(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
     # "<" in data could end the script element; as an escape it is the same JSON.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = (folder / "page.html").read_text(encoding="utf-8")
+    page = read("page.html")
     for mark, value in (
         ("{{title}}", html.escape(title)),
-        ("{{bpb}}", f"{report.bpb:.4f}"),
-        ("{{style}}", (folder / "page.css").read_text(encoding="utf-8")),
-        ("{{script}}", (folder / "page.js").read_text(encoding="utf-8")),
+        ("{{style}}", read("page.css")),
+        ("{{charts}}", read("charts.js")),
+        ("{{script}}", read(script)),
         ("{{data}}", text),  # last: it holds text that must not be searched for marks
     ):
         page = page.replace(mark, value)

@@ -118,6 +118,8 @@ class ScoreReport:
         seq_len: window in tokens.
         device: of the model.
         dtype: of its matrices.
+        dtype_because: why they have it.
+        attention: the attention kernel that was measured to be the fastest, on a GPU.
         context: ``sliding``, ``documents`` or ``streaming``.
         mixer: ``none``, ``hedge`` or ``published``.
         ttt: whether the model trained on what had been scored.
@@ -131,9 +133,11 @@ class ScoreReport:
         code: commit of the checkout; None where evalkit is installed.
         ranks: processes that shared the work; None for one.
         network_nats: what the network alone would have scored, beside a mixer.
+        network_stream: the same along the stream: ``tokens`` of a bucket and ``nats`` of each.
         mixer_report: experts, their gains and weights.
         mixer_config: every setting of the mixer.
-        ttt_report: chunks of the test-time training and its gain.
+        ttt_report: chunks of the test-time training and its gain; where it was compared, ``frozen_stream``: nats of the
+            frozen network along the stream, as ``network_stream``.
         ttt_config: every setting of it.
         reliability: counts of the reliability curve.
         profile: where the time went.
@@ -172,7 +176,10 @@ class ScoreReport:
     versions: Mapping[str, str]
     code: CodeIdentity | None
     ranks: int | None = None
+    dtype_because: str | None = None
+    attention: str | None = None
     network_nats: float | None = None
+    network_stream: Mapping[str, Any] | None = None
     mixer_report: Mapping[str, Any] | None = None
     mixer_config: Mapping[str, Any] | None = None
     ttt_report: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores
 
 _LN2 = math.log(2)
@@ -18,17 +19,49 @@ _EXPECTED = 10.0
 _WINDOW_STEPS = 16
 
 
-def along_stream(scores: TokenScores) -> dict[str, Any]:
-    """Return bits per byte in equal pieces of the stream, and up to the end of each."""
+def along_stream(scores: TokenScores, others: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Return bits per byte in equal pieces of the stream (``local``), and up to the end of each (``running``).
+
+    Args:
+        scores: of the run.
+        others: nats of other scores of the same stream, by name, in buckets as a report holds them
+            (:mod:`evalkit.prequential.buckets`); the pieces are then made of whole buckets.
+
+    Returns:
+        ``position``, ``local``, ``running``, and under ``others`` the latter two of each.
+
+    Raises:
+        ValueError: the buckets of another score do not cover the stream.
+    """
     n = len(scores.nll)
-    edges = np.unique(np.linspace(0, n, min(_BINS, n) + 1).astype(np.int64))
-    nats = np.add.reduceat(scores.nll, edges[:-1])
+    sizes = [int(other["tokens"]) for other in (others or {}).values()]
+    step = math.lcm(*sizes) if sizes else 1
+    step *= max(1, math.ceil(n / step / _BINS))
+    edges = np.unique(np.append(np.arange(0, n, step), n)) if sizes else _equal_edges(n)
     num_bytes = np.add.reduceat(scores.num_bytes, edges[:-1])
-    return {
-        "position": edges[1:].tolist(),
-        "local": _bits_per_byte(nats, num_bytes),
-        "running": _bits_per_byte(np.cumsum(nats), np.cumsum(num_bytes)),
-    }
+
+    def rows(nats: npt.NDArray[Any]) -> dict[str, list[float | None]]:
+        return {
+            "local": _bits_per_byte(nats, num_bytes),
+            "running": _bits_per_byte(np.cumsum(nats), np.cumsum(num_bytes)),
+        }
+
+    held = {}
+    for (name, other), size in zip((others or {}).items(), sizes, strict=True):
+        buckets = np.asarray(other["nats"], dtype=np.float64)
+        if len(buckets) != math.ceil(n / size):
+            raise ValueError(f"{name} has {len(buckets)} buckets of {size} tokens for {n} tokens")
+        held[name] = rows(np.add.reduceat(buckets, edges[:-1] // size))
+    return {"position": edges[1:].tolist(), **rows(np.add.reduceat(scores.nll, edges[:-1])), "others": held}
+
+
+def along_both(scores: TokenScores, baseline: TokenScores) -> dict[str, Any]:
+    """Return :func:`along_stream` of a run, with a baseline of the same stream under ``others``."""
+    return along_stream(scores, {"baseline": {"tokens": 1, "nats": baseline.nll}})
+
+
+def _equal_edges(num_tokens: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, num_tokens, min(_BINS, num_tokens) + 1).astype(np.int64))
 
 
 def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
@@ -41,7 +74,8 @@ def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
 def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int) -> dict[str, Any]:
     """Return bits per byte by distance from the start of the document: 1, 2-3, 4-7, ... tokens after BOS.
 
-    BOS itself stands for no bytes; what it costs is given apart (``starts``, ``start_nats``, ``start_share``).
+    ``x`` is the middle of each step, ``half`` half of its 95% interval with documents as units. BOS itself stands for
+    no bytes; what it costs is given apart (``starts``, ``start_nats``, ``start_share``).
     """
     position = np.arange(1, len(scores.nll) + 1)
     is_start = np.asarray(tokens[1:]) == bos
@@ -51,11 +85,13 @@ def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int
     nats = np.bincount(octave, weights=scores.nll[inside])
     num_bytes = np.bincount(octave, weights=scores.num_bytes[inside])
     counts = np.bincount(octave)
+    owner = document_index(tokens, bos)[inside]
+    halves = interval_halves(scores.nll[inside] / _LN2, scores.num_bytes[inside], owner, octave, len(counts))
     starts, start_nats = int(is_start.sum()), float(scores.nll[is_start].sum())
     rows = []
     for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True)):
         label = str(2**k) if k == 0 else f"{2**k:,}\u2013{2 ** (k + 1) - 1:,}"
-        rows.append({"label": label, "bpb": bits, "tokens": count})
+        rows.append({"x": 1.5 * 2**k - 0.5, "label": label, "bpb": bits, "half": halves[k], "tokens": count})
     return {
         "rows": rows,
         "starts": starts,
@@ -64,10 +100,13 @@ def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int
     }
 
 
-def by_window_position(scores: TokenScores, seq_len: int, stride: int) -> list[dict[str, Any]]:
+def by_window_position(
+    scores: TokenScores, seq_len: int, stride: int, owner: npt.NDArray[np.int64] | None = None
+) -> list[dict[str, Any]]:
     """Return bits per byte by how many tokens the window shows before the scored one, in at most 16 equal steps.
 
-    The first window is left out: it scores at all lengths, once each. Every later one scores its last ``stride``.
+    The first window is left out: it scores at all lengths, once each. Every later one scores its last ``stride``. Where
+    ``owner``, the document of each position, is given, ``half`` is half of the 95% interval.
     """
     position = np.arange(seq_len + 1, len(scores.nll) + 1)
     if not len(position):
@@ -80,8 +119,14 @@ def by_window_position(scores: TokenScores, seq_len: int, stride: int) -> list[d
     nats = np.bincount(step, weights=scores.nll[position - 1])
     num_bytes = np.bincount(step, weights=scores.num_bytes[position - 1])
     counts = np.bincount(step)
+    halves: list[float | None] = [None] * len(counts)
+    if owner is not None:
+        values = scores.nll[position - 1] / _LN2
+        halves = interval_halves(values, scores.num_bytes[position - 1], owner[position - 1], step, len(counts))
     return [
         {
+            "x": first + k * width + (width - 1) / 2,
+            "half": halves[k],
             "label": f"{first + k * width:,}\u2013{min(first + (k + 1) * width - 1, seq_len):,}",
             "bpb": bits,
             "tokens": count,
@@ -100,6 +145,12 @@ def by_document(scores: TokenScores, owner: npt.NDArray[np.int64]) -> dict[str, 
         "bytes": num_bytes.tolist(),
         "bpb": _bits_per_byte(nats, num_bytes),
     }
+
+
+def score_interval(scores: TokenScores, owner: npt.NDArray[np.int64]) -> float | None:
+    """Return half of the 95% interval of the bits per byte of the stream, with documents as units; None for one."""
+    nats, num_bytes = np.bincount(owner, weights=scores.nll), np.bincount(owner, weights=scores.num_bytes)
+    return clustered_mean(nats / _LN2, num_bytes)[1]
 
 
 def thinned(documents: dict[str, list[Any]]) -> list[list[float]]:

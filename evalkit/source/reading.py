@@ -141,7 +141,8 @@ class _Reader:
         if doubtful:
             self.problems.append(
                 f"the run was made with other settings than the script's defaults, so {', '.join(doubtful)} may be "
-                f"others as well: give the run's log with --log, or the values with --set"
+                f"others as well: give the run's log (or a page with its command line) with --log, or the values with "
+                f"--set"
             )
         if match.difference is not None:
             self.problems.append(_describe(match.difference, self.script.label))

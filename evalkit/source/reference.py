@@ -2,6 +2,7 @@
 
 Each method writes down a step that published networks of this family share; together they are what
 :class:`evalkit.model.gpt.GPT` computes for a configuration. A script whose graph is the same node computes the same.
+Letters are those of :mod:`evalkit.model.block`: x the residual stream, h a lane, n an input after its norm.
 """
 
 from __future__ import annotations

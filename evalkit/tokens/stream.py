@@ -18,6 +18,7 @@ from evalkit.plumbing.log import LOG
 from evalkit.tokens.shards import find_shards, open_shard, require_one_split
 from evalkit.tokens.texts import read_documents, source_name
 from evalkit.tokens.tokenizer import TextTokenizer
+from evalkit.tokens.witness import ByteWitness
 
 _BLOCK = 2**20
 
@@ -30,11 +31,13 @@ class TokenStream:
         parts: token arrays, in order.
         names: where each part comes from.
         raw_bytes: UTF-8 bytes of the text before the tokenizer normalised it, where it is known.
+        text_bytes: UTF-8 bytes of the text as the tokenizer normalises it, where the text is known.
     """
 
     parts: tuple[npt.NDArray[Any], ...]
     names: tuple[str, ...]
     raw_bytes: int | None = None
+    text_bytes: int | None = None
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -71,6 +74,23 @@ class TokenStream:
         """Return how often a token occurs."""
         blocks = (part[i : i + _BLOCK] for part in self.parts for i in range(0, len(part), _BLOCK))
         return sum(int(np.count_nonzero(block == token)) for block in blocks)
+
+    def num_bytes(self, tokenizer: TextTokenizer) -> int:
+        """Return the bytes of all tokens but the first, by the tokenizer's table."""
+        stops = range(1, len(self), _BLOCK)
+        return sum(tokenizer.byte_table.total(self.read(start - 1, min(start + _BLOCK, len(self)))) for start in stops)
+
+    def find(self, pattern: Sequence[int]) -> int | None:
+        """Return where a row of tokens first stands, or None."""
+        if not pattern:
+            return None
+        for start in range(0, len(self), _BLOCK):
+            block = self.read(start, min(start + _BLOCK + len(pattern) - 1, len(self)))
+            size = max(len(block) - len(pattern) + 1, 0)
+            found = np.flatnonzero(np.all([block[i : i + size] == token for i, token in enumerate(pattern)], axis=0))
+            if found.size:
+                return start + int(found[0])
+        return None
 
     def sha256(self) -> str:
         """Hash of all tokens, little-endian."""
@@ -149,14 +169,18 @@ def tokenize_file(path: str | Path, tokenizer: TextTokenizer) -> TokenStream:
         TokenError: the file cannot be read as UTF-8 text, or a document needs the unknown token.
     """
     token = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
-    raw_bytes = 0
+    raw_bytes = text_bytes = 0
     pieces = []
+    witness = ByteWitness(tokenizer)
     for text in read_documents(path):
         raw_bytes += len(text.encode("utf-8"))
+        text_bytes += witness.size_of(text)
         pieces.append(tokenizer.encode_document(text).astype(token))
     if not pieces:
         raise TokenError(f"{source_name(path)} holds no documents")
-    return TokenStream(parts=(np.concatenate(pieces),), names=(source_name(path),), raw_bytes=raw_bytes)
+    return TokenStream(
+        parts=(np.concatenate(pieces),), names=(source_name(path),), raw_bytes=raw_bytes, text_bytes=text_bytes
+    )
 
 
 class VisibleTokens:

@@ -52,6 +52,10 @@ class ByteTable:
         """Return the bytes of ``tokens[start:stop]``, int32."""
         return self.count(tokens[start - 1 : stop - 1], tokens[start:stop])
 
+    def total(self, tokens: npt.NDArray[Any]) -> int:
+        """Return the bytes of ``tokens[1:]``."""
+        return int(self.count(tokens[:-1], tokens[1:]).sum(dtype=np.int64))
+
 
 class ByteCounts(Protocol):
     """What says how many bytes of text the tokens of a stream stand for: a tokenizer's table, or a sidecar."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from evalkit.codec import compress, decompress
 from evalkit.legality.audit import audit
-from evalkit.legality.bytes import budget, recount
+from evalkit.legality.bytes import budget, recount_stream
 from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
 from evalkit.legality.options import OFFSETS, AuditOptions
@@ -30,8 +30,6 @@ DECODE_SLACK_SHARE = 1e-3
 
 STRANGERS_SPAN = 64
 """Short enough that a stranger's slow code can be asked about every position of a few thousand tokens."""
-
-_RECOUNT_TOKENS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,10 @@ class CheckOptions:
 
 def check(options: ScoreOptions, how: CheckOptions | None = None) -> LegalityReport:
     """Check what ``evalkit score`` with the same options would report.
+
+    Args:
+        options: what would be scored.
+        how: how far to go, and within what time.
 
     Raises:
         InputError: an input is unusable.
@@ -150,19 +152,13 @@ def _recounted(report: LegalityReport, session: Session) -> LegalityReport:
     """Return the report with what another count of the bytes says."""
     sidecar = session.sidecar
     if sidecar is None:
-        return _with(report, "bytes", *_recount(session))
+        findings, covered, doubts = recount_stream(session.stream, session.tokenizer)
+        return _with(report, "bytes", findings, covered).with_(uncovered=doubts)
     facts = {"token_bytes_sha256": sidecar.sha256, "documents": sidecar.documents}
     if sidecar.documents is not None:  # compared with the text when it was opened, or there would be no session
         return report.with_(covered={"bytes": facts})
     gap = "the bytes are those that --token-bytes says; without the original (--text) they were compared with nothing"
     return report.with_(covered={"bytes": facts}, uncovered=[gap])
-
-
-def _recount(session: Session) -> tuple[list[Finding], dict[str, Any]]:
-    """Count the bytes again from the decoded text; of a very long stream, from its first two million tokens."""
-    tokens = session.stream.read(0, min(len(session.stream), _RECOUNT_TOKENS)).astype(np.int64)
-    claimed = session.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
-    return recount(tokens, claimed, session.tokenizer.decode, bos=session.tokenizer.bos_id)
 
 
 def _decode(session: Session, make: Callable[[], Any], count: int, span: int) -> tuple[list[Finding], dict[str, Any]]:

@@ -90,6 +90,7 @@ def stored_options(session: Session) -> dict[str, Any]:
         dtype = session.sliding.dtype
         # a module's own type is what "auto" finds, on the decoder's side too
         stored |= {"seq_len": session.sliding.seq_len, "dtype": "auto" if dtype == "own" else dtype}
+    stored["device"] = session.options.device.split(":")[0]
     return stored
 
 
@@ -99,11 +100,20 @@ def restored_options(
     """Return the encoder's options for the decoder's files.
 
     Raises:
-        InputError: the header lacks an option, or the tokenizer is another one.
+        InputError: the header lacks an option, the tokenizer is another one, or the file was compressed on a GPU, whose
+            arithmetic is not a CPU's, and there is none here.
     """
+    import torch
+
     from evalkit.tokens.tokenizer import open_tokenizer
 
     stored = header.options
+    device = stored.get("device", "cpu")  # files of earlier versions do not say it
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "the file was compressed on a GPU, whose arithmetic no CPU repeats to the last digit, and torch sees none "
+            "here: decompress it on such a GPU, or compress again with --device cpu"
+        )
     if open_tokenizer(tokenizer).sha256 != stored.get("tokenizer_sha256"):
         raise InputError(f"the file was compressed with another tokenizer than {tokenizer}")
     try:
@@ -118,5 +128,6 @@ def restored_options(
         tokenizer=tokenizer,
         text="-",
         settings=settings,
+        device=str(device),
         **values,
     )

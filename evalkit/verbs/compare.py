@@ -5,10 +5,8 @@ Seeds: Welch's t-test (unequal variances). The challenge at first asked a record
 Later it went by time: a run must be lower than the frontier, the best run before it, at one-sided p < 0.25.
 The tests are about independent runs, so copies of one run count once, and a side without spread enters no test.
 
-Two runs with per-token files: the difference at every position, with an interval that takes documents as the unit,
-since tokens of one document are not independent. With sums S_d and counts n_d of G documents the mean m is
-``sum S_d / sum n_d``, and its variance ``G / (G - 1) * sum (S_d - m n_d)^2 / (sum n_d)^2`` (cluster-robust variance
-of a ratio; Cochran, Sampling Techniques, 1977, chapter 6), with Student's t on G - 1 degrees of freedom.
+Two runs with per-token files: the difference at every position, with an interval that takes documents as the unit
+(:mod:`evalkit.report.intervals`).
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
+from evalkit.report.intervals import clustered_mean
 from evalkit.report.load import SavedReport, TokenScores, open_report_stream
 
 RECORD_NATS = 0.005
@@ -319,28 +318,6 @@ def compare_tokens(
             for i in by_position
         ),
     )
-
-
-def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[float, float | None, float | None]:
-    """Return ``sum(sums) / sum(weights)`` with clusters as units.
-
-    Returns:
-        The mean, half of its 95% interval, and the one-sided p-value that it is below 0; the latter two are None for
-        a single cluster.
-    """
-    from scipy import stats
-
-    total = math.fsum(weights.tolist())
-    mean = math.fsum(sums.tolist()) / total
-    clusters = len(sums)
-    if clusters < 2:
-        return mean, None, None
-    residual = sums - mean * weights
-    error = math.sqrt(clusters / (clusters - 1) * math.fsum((residual**2).tolist())) / total
-    if error == 0:
-        return mean, 0.0, 0.0 if mean < 0 else 1.0
-    half = float(stats.t.ppf(0.975, clusters - 1)) * error
-    return mean, half, float(stats.t.cdf(mean / error, clusters - 1))
 
 
 def compare_paired(

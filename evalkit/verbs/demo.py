@@ -20,19 +20,19 @@ from evalkit.verbs.check import CheckOptions
 from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
 VOCAB_SIZE = 1024
-LIMIT_TOKENS = 12_288
-CHECK = CheckOptions(budget_seconds=math.inf, max_tokens=1025, positions=1, offsets=8, decode_tokens=128)
+LIMIT_TOKENS = 8_192
+CHECK = CheckOptions(budget_seconds=math.inf, max_tokens=1025, offsets=8, decode_tokens=128)
 """What an audit of a row does; no clock has a say, so that the verdicts are the same everywhere."""
 
 _VALIDATION_SHARE = 8  # one document in eight
 _MODEL = {
-    "model.num_layers": "3",
+    "model.num_layers": "2",
     "model.model_dim": "128",
     "model.num_heads": "4",
     "model.num_kv_heads": "2",
     "model.mlp_hidden": "320",
     "train.seq_len": "256",
-    "train.batch_tokens": "4096",
+    "train.batch_tokens": "1024",
     "train.precision": "float32",  # what every machine has: bfloat16 is slow where hardware does not multiply it
     "train.threads": "1",  # as fast as two at this size, and unmoved by what else the machine is doing
 }
@@ -124,7 +124,7 @@ def run_demo(
             out=out,
             settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
             steps=steps,
-            calibration_tokens=16_384,
+            calibration_tokens=8_192,
             limit_tokens=limit_tokens,
             variants=(("none", False), ("hedge", False), ("none", True), ("hedge", True)),
             check=check,

@@ -39,8 +39,8 @@ def describe_machine() -> dict[str, str]:
     """Return versions and hardware, name to text."""
     import torch
 
+    from evalkit.plumbing.hardware import resolve_device
     from evalkit.plumbing.version import __version__
-    from evalkit.verbs.session import has_fast_bfloat16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(tempfile.gettempdir())
@@ -52,7 +52,7 @@ def describe_machine() -> dict[str, str]:
             for name, extra in OPTIONAL.items()
         ),
         "cpu": f"{cores} cores, torch uses {torch.get_num_threads()} threads",
-        "bfloat16": "fast on this CPU" if has_fast_bfloat16("cpu") else "slow on this CPU; --dtype auto takes float32",
+        "dtype": _dtype(resolve_device("auto")),
         "gpu": _gpu(torch),
         "attention": _attention(torch),
         "memory": _memory(),
@@ -166,8 +166,15 @@ def _gpu(torch: Any) -> str:
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         names.append(f"{torch.cuda.get_device_name(i)} ({free / 2**30:.1f} of {total / 2**30:.1f} GiB free)")
-    fast = "fast" if torch.cuda.is_bf16_supported(including_emulation=False) else "emulated"
-    return f"{', '.join(names)}; bfloat16 {fast}"
+    return ", ".join(names)
+
+
+def _dtype(device: str) -> str:
+    from evalkit.plumbing.hardware import matrix_speed
+
+    speed = matrix_speed(device)
+    taken = "bfloat16" if speed.prefers_bfloat16 else "float32"
+    return f"--dtype auto takes {taken} for large models on {device}: {speed}"
 
 
 def _attention(torch: Any) -> str:

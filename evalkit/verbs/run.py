@@ -14,11 +14,13 @@ from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import by_section
 from evalkit.plumbing.table import format_table
 from evalkit.plumbing.typed_json import to_json
+from evalkit.report.load import read_report
 from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.shards import NAMES, split_of
 from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.submit import SubmitOptions, submit
 
 
 class Interrupted(EvalkitError):
@@ -30,7 +32,7 @@ class PipelineOptions:
     """What to run.
 
     Attributes:
-        recipe: name or ``.toml`` file.
+        recipe: name or ``.toml`` file; None for that of the run that is resumed.
         data: folder with training and validation shards.
         tokenizer: SentencePiece model.
         out: folder for the run, the artifact and the reports.
@@ -42,7 +44,9 @@ class PipelineOptions:
         resume: continue an interrupted run.
         container: of the artifact.
         fit: give every tensor the step with which the file just fits ``target_bytes``.
-        target_bytes: cap on the artifact.
+        target_bytes: cap on the artifact and the code.
+        code: files that ship with the artifact and count towards the cap.
+        submission: folder to write of the last variant's score, and what it says; None writes none.
         calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
@@ -52,7 +56,7 @@ class PipelineOptions:
         threads: of scoring on CPUs; 0 for all.
     """
 
-    recipe: str
+    recipe: str | None
     data: Path
     tokenizer: Path
     out: Path
@@ -65,6 +69,8 @@ class PipelineOptions:
     container: str = "evalkit"
     fit: bool = False
     target_bytes: int = SIZE_CAP
+    code: tuple[Path, ...] = ()
+    submission: SubmitOptions | None = None
     calibration_tokens: int = 65_536
     limit_tokens: int = 0
     variants: tuple[tuple[str, bool], ...] = (("none", False), ("hedge", False))
@@ -130,7 +136,7 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
     folder = options.out / "run"
     done = options.resume and (folder / "summary.json").exists()
     if not done:
-        LOG.info("training %s on %s", options.recipe, options.data)
+        LOG.info("training %s on %s", options.recipe or "the run that was begun", options.data)
         trained = run_training(
             options.recipe,
             options.data,
@@ -143,19 +149,23 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
             resume=options.resume,
         )
         if trained.status != "done":
-            raise Interrupted(f"training was interrupted after {trained.steps} steps; continue with --resume")
+            raise Interrupted(
+                f"training was interrupted after {trained.steps} steps; continue with the same command and --resume"
+            )
         LOG.info(
             "trained %s steps on %s tokens in %.0f s", f"{trained.steps:,}", f"{trained.tokens:,}", trained.seconds
         )
     artifact = options.out / ("model.evk" if options.container == "evalkit" else "model.ptz")
+    weights = load_run(folder)
     with timed("export"):
         exported = export_run(
-            load_run(folder),
+            weights,
             artifact,
             ExportConfig(
                 container=options.container,  # type: ignore[arg-type]
                 fit=options.fit,
                 target_bytes=options.target_bytes,
+                code=options.code,
                 calibration_tokens=options.calibration_tokens,
                 calibration_data=options.data,
                 tokenizer=options.tokenizer,
@@ -170,6 +180,7 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
         limit_tokens=options.limit_tokens,
         dtype=options.dtype,
         threads=options.threads,
+        code=tuple(map(str, options.code)),
     )
     scoring = {k: v for k, v in (options.settings or {}).items() if k not in training}
     stages = {
@@ -182,16 +193,20 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
         )
         for variant in options.variants
     }
-    return _written(RunReport(recipe=options.recipe, export=exported.to_dict(), stages=stages), options.out)
+    report = RunReport(recipe=weights.config.recipe, export=exported.to_dict(), stages=stages)
+    return _written(report, options.out, options.submission)
 
 
-def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = None) -> RunReport:
+def run_module(
+    options: ScoreOptions, out: Path, check: CheckOptions | None = None, submission: SubmitOptions | None = None
+) -> RunReport:
     """Score and check a user's module: alone, and with mixer and test-time training where ``options`` ask for them.
 
     Args:
         options: what to score and how.
         out: folder for the reports.
         check: how to check the score of each variant; None leaves it out.
+        submission: folder to write of the last variant's score, and what it says; None writes none.
 
     Raises:
         InputError: an input is unusable.
@@ -202,11 +217,13 @@ def run_module(options: ScoreOptions, out: Path, check: CheckOptions | None = No
     stages = {
         variant_name(*variant): _score_variant(plain, variant, options.settings, out, check) for variant in variants
     }
-    return _written(RunReport(recipe=None, export=None, stages=stages), out)
+    return _written(RunReport(recipe=None, export=None, stages=stages), out, submission)
 
 
-def _written(report: RunReport, out: Path) -> RunReport:
+def _written(report: RunReport, out: Path, submission: SubmitOptions | None) -> RunReport:
     write_json(out / "report.json", report.to_dict())
+    if submission is not None:
+        submit([read_report(out / f"score-{list(report.stages)[-1]}.json")], submission)
     return report
 
 

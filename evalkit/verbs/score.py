@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from evalkit.legality.bytes import require_honest_bytes
 from evalkit.network.causality import Leak
 from evalkit.network.factory import SourceFile
 from evalkit.plumbing.errors import InputError
@@ -74,6 +75,7 @@ def score_session(
             )
         resume = None
     started = time.monotonic()
+    require_honest_bytes(session.stream, session.tokenizer)
     leak = session.find_leak()
     if leak is not None:
         LOG.warning("%s", leak.message)
@@ -243,7 +245,10 @@ def _report(
         versions=versions(),
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
+        dtype_because=session.dtype_because,
+        attention=found.get("attention"),
         network_nats=found.get("network_nats"),
+        network_stream=found.get("network_stream"),
         mixer_report=found.get("mixer_report"),
         mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
         ttt_report=found.get("ttt_report"),

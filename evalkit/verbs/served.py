@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster
 
 _SENT = (
-    "module", "weights", "tokenizer", "seq_len", "stride", "mixer", "ttt", "context", "dtype", "batch_windows",
-    "threads",
+    "module", "weights", "tokenizer", "seq_len", "stride", "mixer", "ttt", "context", "device", "dtype",
+    "batch_windows", "threads",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +23,7 @@ from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.plumbing.hardware import matrix_speed, resolve_device
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.settings import configured, require
 from evalkit.plumbing.version import __version__
@@ -34,6 +36,7 @@ from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
+    from evalkit.model.config import ModelConfig
     from evalkit.model.gpt import GPT
     from evalkit.network.causality import Leak
     from evalkit.plumbing.profiling import Profile
@@ -48,7 +51,14 @@ if TYPE_CHECKING:
 
 _LARGE_MODEL = 10_000_000
 
+_WORTH_COMPILING = 5e14
+"""Floating-point operations of a pass that are worth a compilation: a GPU takes some 10 s for them with the code as it
+is written and 3 s with compiled parts, and compiling takes about as long as that saves."""
+
 MAX_MIXER_VOCABULARY = 65_535
+
+PUBLISHED_BATCH = 32
+"""Windows in a batch of PR849's mixer, whose weights move after each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +89,10 @@ class ScoreOptions:
         context: what a token may depend on, each another estimator with its own number: ``sliding`` windows of the
             stream; ``documents``, the same windows laid in each document by itself, which starts with BOS;
             ``streaming``, where keys and values are kept, which is far faster.
-        device: ``cpu`` or ``cuda``.
-        dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more on hardware
-            that multiplies it fast, float32 otherwise.
-        batch_windows: windows at a time on a GPU.
+        device: ``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
+        dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more where a
+            measurement found it faster (:mod:`evalkit.plumbing.hardware`), float32 otherwise.
+        batch_windows: windows at a time on a GPU; 0 takes as many as fill it.
         threads: CPU threads; 0 for all.
         reliability: sample the whole distribution at about this many positions, for the reliability curve of the
             report; 0 samples none. Scores stay the same.
@@ -106,9 +116,9 @@ class ScoreOptions:
     mixer: str = "none"
     ttt: bool = False
     context: str = "sliding"
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "auto"
-    batch_windows: int = 32
+    batch_windows: int = 0
     threads: int = 0
     reliability: int = 0
 
@@ -187,6 +197,7 @@ class Session:
         artifact: the model's file, or a user's module; None for the online mixer alone.
         resolved: the model's configuration, and where each value came from.
         sliding: how windows are laid and computed; None without a model.
+        dtype_because: why the matrices have the type that they have; None without a model.
         streaming: how much of the past is kept; None unless the context is ``streaming``.
         mixer: the online mixer; None unless it is ``hedge``.
         ttt: test-time training, or what PR849's mixer takes of it (``epochs`` 0); None where neither is asked for.
@@ -200,6 +211,7 @@ class Session:
     artifact: Artifact | ModuleSource | None
     resolved: ResolvedConfig | None
     sliding: SlidingConfig | None
+    dtype_because: str | None
     streaming: StreamingConfig | None
     mixer: MixerConfig | None
     ttt: TTTConfig | None
@@ -239,8 +251,10 @@ class Session:
             return 4 * self.sliding.seq_len if self.options.context == "documents" else 0
         count = 1 if self.ranks is None else self.ranks.count
         if self.options.context == "documents":
-            return 4 * count * self.sliding.batch_windows * self.sliding.seq_len
-        return 16 * count * self.sliding.batch_windows * self.sliding.stride
+            return 128 * count * self.sliding.seq_len
+        from evalkit.prequential.sliding import SPAN_WINDOWS
+
+        return count * SPAN_WINDOWS * self.sliding.stride
 
     @property
     def vocab_size(self) -> int:
@@ -302,7 +316,7 @@ class Session:
             PublishedMixer(self.vocab_size, eta=0.1),
             seq_len=self.sliding.seq_len,
             stride=self.sliding.stride,
-            batch_windows=self.sliding.batch_windows,
+            batch_windows=self.sliding.batch_windows or PUBLISHED_BATCH,
             chunk_tokens=self.ttt.chunk_tokens,
         )
 
@@ -329,7 +343,8 @@ class Session:
             model = self._module_network(self.artifact)
         else:
             assert self.resolved is not None
-            model = self.artifact.build(self.resolved.config)
+            with self._compiling(self.resolved.config):
+                model = self.artifact.build(self.resolved.config)
             if self.streaming is not None:
                 from evalkit.prequential.streaming import StreamingForecaster
 
@@ -350,6 +365,15 @@ class Session:
             num_chunks=-(-(len(self.stream) - 1) // self.ttt.chunk_tokens) if self.ttt.schedule == "cosine" else None,
             ranks=self.ranks,
         )
+
+    def _compiling(self, config: ModelConfig) -> AbstractContextManager[None]:
+        """Compile while the weights are being decoded, where anything is compiled."""
+        from evalkit.prequential.sliding import compiled_meanwhile
+
+        several = self.ranks is not None  # they would have to agree on their batches in the other thread
+        if self.sliding is None or not self.sliding.compile or self.streaming is not None or several:
+            return nullcontext()
+        return compiled_meanwhile(config, self.sliding)
 
     def settings(self) -> dict[str, dict[str, str]]:
         """The ``--set`` overrides by section, with what a script told as if it had been given so."""
@@ -415,7 +439,20 @@ def open_session(options: ScoreOptions) -> Session:
                 f"is nowhere in it; use --context sliding, or tokenise the text with BOS before each document"
             )
     LOG.debug("stream: %s tokens to score, of %s", f"{len(stream) - 1:,}", ", ".join(stream.names))
-    return dataclasses.replace(session, stream=stream, sidecar=sidecar)
+    sliding = _compiled_if_long(session, len(stream))
+    return dataclasses.replace(session, stream=stream, sidecar=sidecar, sliding=sliding)
+
+
+def _compiled_if_long(session: Session, num_tokens: int) -> SlidingConfig | None:
+    """Return how windows are computed: on a GPU, compiled where there are so many that compiling them is less work."""
+    window, artifact = session.sliding, session.artifact
+    if window is None or artifact is None or not window.device.startswith("cuda"):
+        return window
+    # A document is padded to a window, but most of its tokens are computed once.
+    passes = 2.0 if window.document_token is not None else window.seq_len / window.stride
+    work = 2.0 * artifact.num_parameters * num_tokens * passes
+    LOG.debug("compile: %s (about %.2g floating-point operations)", work >= _WORTH_COMPILING, work)
+    return dataclasses.replace(window, compile=work >= _WORTH_COMPILING)
 
 
 def _open_stream(options: ScoreOptions, tokenizer: TextTokenizer) -> tuple[TokenStream, Sidecar | None]:
@@ -447,6 +484,7 @@ def open_model(options: ScoreOptions) -> Session:
     """
     artifact: Artifact | ModuleSource | None = None
     resolved = sliding = None
+    dtype_because = None
     if options.module is not None:
         named = isinstance(options.module, str)
         artifact = open_module(options.module, options.weights) if named else of_object(options.module)
@@ -469,8 +507,11 @@ def open_model(options: ScoreOptions) -> Session:
             f"{artifact.path} was exported with another tokenizer (sha256 {made_with[:12]}) than {tokenizer.path} "
             f"({tokenizer.sha256[:12]}): its ids would stand for other text"
         )
+    options = dataclasses.replace(options, device=_device(options, artifact))
     if artifact is not None:
-        sliding = _sliding_config(options, artifact, resolved, tokenizer)
+        dtype, dtype_because = _choose_dtype(options, artifact)
+        LOG.debug("dtype: %s (%s)", dtype, dtype_because)
+        sliding = _sliding_config(options, artifact, resolved, tokenizer, dtype)
     return Session(
         options=options,
         tokenizer=tokenizer,
@@ -478,11 +519,35 @@ def open_model(options: ScoreOptions) -> Session:
         artifact=artifact,
         resolved=resolved,
         sliding=sliding,
+        dtype_because=dtype_because,
         streaming=_streaming_config(options, sliding),
         mixer=_mixer_config(options, tokenizer, artifact),
         ttt=_ttt_config(options),
         code=_code_files(options.code, artifact),
     )
+
+
+def _device(options: ScoreOptions, artifact: Artifact | ModuleSource | None) -> str:
+    """Return where the network is computed: ``auto`` is a GPU where there is one, and the model can be moved to it."""
+    if artifact is None:
+        return "cpu"
+    from torch import nn
+
+    if options.device == "auto" and isinstance(artifact, ModuleSource) and not isinstance(artifact.model, nn.Module):
+        return "cpu"
+    return resolve_device(options.device)
+
+
+def _choose_dtype(options: ScoreOptions, artifact: Artifact | ModuleSource) -> tuple[str, str]:
+    """Return the type of the matrices, and why."""
+    if options.dtype != "auto":
+        return options.dtype, "--dtype"
+    if isinstance(artifact, ModuleSource) and not artifact.is_own:
+        return "own", "the module's own"
+    if artifact.num_parameters < _LARGE_MODEL:
+        return "float32", f"a model of {artifact.num_parameters:,} parameters is small"
+    speed = matrix_speed(options.device)
+    return "bfloat16" if speed.prefers_bfloat16 else "float32", str(speed)
 
 
 def _code_files(paths: tuple[str, ...], artifact: Artifact | ModuleSource | None) -> tuple[SourceFile, ...]:
@@ -504,6 +569,7 @@ def _sliding_config(
     artifact: Artifact | ModuleSource,
     resolved: ResolvedConfig | None,
     tokenizer: TextTokenizer,
+    dtype: str,
 ) -> SlidingConfig:
     from evalkit.prequential.sliding import SlidingConfig
 
@@ -528,21 +594,12 @@ def _sliding_config(
             seq_len, origin = 2048, "the default"
     LOG.debug("windows: %d tokens (from %s), a new one every %d", seq_len, origin, options.stride)
     assert seq_len is not None
-    dtype, why = options.dtype, "--dtype"
-    if dtype == "auto" and isinstance(artifact, ModuleSource) and not artifact.is_own:
-        dtype, why = "own", "the module's own"
-    elif dtype == "auto":
-        large, fast = artifact.num_parameters >= _LARGE_MODEL, has_fast_bfloat16(options.device)
-        dtype = "bfloat16" if large and fast else "float32"
-        why = f"{artifact.num_parameters:,} parameters, {'fast' if fast else 'slow'} bfloat16 on this {options.device}"
-    LOG.debug("dtype: %s (%s)", dtype, why)
     return SlidingConfig(
         seq_len=seq_len,
         stride=options.stride,
         batch_windows=options.batch_windows,
         device=options.device,
         dtype=dtype,
-        compile=options.device.startswith("cuda"),
         threads=options.threads,
         document_token=tokenizer.bos_id if options.context == "documents" else None,
     )
@@ -603,13 +660,3 @@ def _preset(options: ScoreOptions, section: str, default: str, presets: tuple[st
     preset = settings.pop("preset", default)
     require(preset in presets, f"{section}.preset", preset, " or ".join(presets))
     return preset, settings
-
-
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
-    import torch
-
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)

@@ -78,10 +78,10 @@ class _Run:
 
 
 def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, Any]:
-    """Write the folder; returns what is in ``submission.json``.
+    """Write the folder; returns what is in ``submission.json``, and ``score_again``, the command line of each run.
 
     Raises:
-        InputError: reports are of different systems or texts, an a file is not the one that was scored, a check says
+        InputError: reports are of different systems or texts, a file is not the one that was scored, a check says
             illegal, or what ships is over the cap. Nothing is written then.
     """
     if not reports:
@@ -122,7 +122,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
         raise InputError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return values
+    return {**values, "score_again": [score_again(run.report) for run in runs]}
 
 
 def _submission(runs: Sequence[_Run], options: SubmitOptions, code_bytes: int) -> dict[str, Any]:
@@ -274,9 +274,6 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if files and len(files) != len(reports):
             raise InputError(f"{len(files)} --{name} files for {len(reports)} reports; give one for each, in order")
     first = reports[0]
-    for one, other in itertools.combinations(reports, 2):
-        if is_same_run(one, other):
-            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     runs = []
     for i, saved in enumerate(reports):
         report, artifact = saved.report, saved.report.artifact
@@ -293,7 +290,16 @@ def _runs(reports: Sequence[SavedReport], options: SubmitOptions) -> list[_Run]:
         if report.verdict == "illegal":
             raise InputError(f"{saved.path} is illegal ({report.illegal_because}); it cannot be submitted")
         _require_scored_files(saved, artifact, options.artifacts[i] if options.artifacts else None)
+        if options.artifacts:  # it may have another name by now
+            path, words = str(options.artifacts[i]), report.command
+            artifact = replace(artifact, path=path)
+            if words is not None and not words[2].startswith("-"):
+                words = (*words[:2], path, *words[3:])
+            report = replace(report, artifact=artifact, command=words)
         runs.append(_Run(report=report, artifact=artifact))
+    for one, other in itertools.combinations(reports, 2):
+        if is_same_run(one, other):
+            raise InputError(f"{one.path} and {other.path} are one run; name each run once")
     return runs
 
 

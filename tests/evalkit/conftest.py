@@ -1,7 +1,11 @@
-"""A tiny artifact of a published layout, made here."""
+"""A tiny artifact of a published layout, made here, and quick fresh processes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,20 @@ def write_tiny(path: Path, seed: int, *, published: bool = False) -> Path:
     metadata = NativeMetadata(config=config, recipe={"name": "pr849", "seq_len": 2048})
     write_artifact(path, tensors, "evalkit", metadata=metadata)
     return path
+
+
+@pytest.fixture(scope="session")
+def forked_evalkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The command ``evalkit``, each call in a process of its own that need not import everything again."""
+    program, path = Path(__file__).parent / "forked_cli.py", tmp_path_factory.mktemp("server") / "s"
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), "serve", str(path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield [sys.executable, "-S", str(program), str(path)]
+        process.kill()
 
 
 @pytest.fixture(scope="session")

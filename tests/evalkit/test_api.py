@@ -60,7 +60,7 @@ def test_score_and_check_as_documented(
     report = evalkit.score(options)
     assert report.nll.shape == (150,)
     assert report.bpb == report.to_dict()["bpb"] > 0
-    legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=math.inf, positions=1, offsets=8))
+    legality = evalkit.check(options, evalkit.CheckOptions(budget_seconds=math.inf, offsets=8))
     assert legality.verdict == "legal", legality.summary()
     assert legality.findings == ()
     (tmp_path / "r.json").write_text(json.dumps(report.to_dict()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
+from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
-from evalkit.verbs.compare import clustered_mean, compare_reports, compare_tokens, compare_values
+from evalkit.verbs.compare import compare_reports, compare_tokens, compare_values
 from tests.evalkit.reports import write_report
 
 
@@ -61,6 +64,20 @@ def test_clustered_mean_worked_out_by_hand() -> None:
     assert clustered_mean(np.array([1.0]), np.array([2.0])) == (0.5, None, None)
 
 
+def test_intervals_of_groups_are_those_of_each_group_alone(rng: np.random.Generator) -> None:
+    values, weights = rng.uniform(1, 2, 300), rng.integers(1, 5, 300)
+    clusters, groups = rng.integers(0, 9, 300), rng.integers(0, 3, 300)
+    groups[clusters == 4] = 1
+    groups[(groups == 2) & (clusters != 7)] = 0  # a single document fills the last group
+    halves = interval_halves(values, weights, clusters, groups, 4)
+    assert halves[2:] == [None, None]
+    for group in (0, 1):
+        here = [(groups == group) & (clusters == c) for c in range(9)]
+        here = [mask for mask in here if mask.any()]
+        alone = clustered_mean(np.array([values[m].sum() for m in here]), np.array([weights[m].sum() for m in here]))
+        assert halves[group] == pytest.approx(alone[1])
+
+
 def test_one_token_of_a_document_counts_less_than_it_would_alone(rng: np.random.Generator) -> None:
     # 20 documents of 50 tokens that move together: the interval must be that of 20 numbers, not of 1,000.
     tokens = np.tile(np.r_[1, np.full(49, 7)], 20)
@@ -102,9 +119,10 @@ def runs(scored: tuple[Path, Path], tmp_path: Path, rng: np.random.Generator) ->
     for name, shift in (("old", 0.0), ("new", -0.02), ("same", 0.0001)):
         for seed in range(3):
             moved = scores.nll + shift + rng.normal(0, 0.001)
-            paths[f"{name}{seed}"] = write_report(
-                tmp_path / f"{name}{seed}.json", saved.report, moved, scores.num_bytes
-            )
+            assert saved.report.artifact is not None
+            own = replace(saved.report.artifact, sha256=hashlib.sha256(f"{name}{seed}".encode()).hexdigest())
+            report = replace(saved.report, artifact=own)
+            paths[f"{name}{seed}"] = write_report(tmp_path / f"{name}{seed}.json", report, moved, scores.num_bytes)
     return paths
 
 
@@ -182,6 +200,9 @@ def test_a_run_on_both_sides_is_refused(runs: dict[str, Path], capsys) -> None:
 
 
 def test_repeats_of_one_artifact_are_said(runs: dict[str, Path], capsys) -> None:
+    first, second = (json.loads(runs[f"new{i}"].read_text()) for i in range(2))
+    second["artifact"]["sha256"] = first["artifact"]["sha256"]
+    runs["new1"].write_text(json.dumps(second))
     assert run_command(["compare", *(str(runs[f"new{i}"]) for i in range(2))]) == 0
     assert "repeats of one run tell less than seeds do" in capsys.readouterr().err
 

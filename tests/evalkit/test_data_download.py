@@ -1,103 +1,142 @@
-"""Downloads against a stand-in hub on 127.0.0.1."""
+"""Downloads by huggingface_hub's own functions, which a stand-in takes the place of: no network."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+import fnmatch
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from evalkit.cli.main import run_command
+from evalkit.data import download as module
 from evalkit.data.download import DownloadOptions, download
 from evalkit.plumbing.errors import InputError
-from tests.evalkit.hub import COMMIT, Hub
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/golf"
 VAL = "datasets/fineweb10B_sp384/fineweb_val_000000.bin"
 TRAIN = "datasets/fineweb10B_sp384/fineweb_train_000000.bin"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    pytest.importorskip("huggingface_hub")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    rng = np.random.default_rng(0)
-    server = Hub(
-        REPO,
-        {
-            VAL: rng.bytes(300_000),
-            TRAIN: rng.bytes(200_000),
-            "datasets/fineweb10B_sp384/fineweb_train_000001.bin": rng.bytes(100_000),
-            "datasets/fineweb10B_sp512/fineweb_val_000000.bin": rng.bytes(1000),
-            "tokenizers/fineweb_384_bpe.model": rng.bytes(5000),
-            "tokenizers/fineweb_512_bpe.model": rng.bytes(5000),
+class FakeHub:
+    """The part of huggingface_hub that a download calls.
+
+    Attributes:
+        files: of the repository, by path; those of ``datasets`` lie under one more ``datasets``, as the challenge's do.
+        stop_after: files that arrive before the connection breaks.
+        corrupt: paths whose content arrives with one byte changed.
+        fetched: paths that were sent.
+    """
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.files = {
+            f"datasets/{VAL}": rng.bytes(3000),
+            f"datasets/{TRAIN}": rng.bytes(2000),
+            "datasets/datasets/fineweb10B_sp384/fineweb_train_000001.bin": rng.bytes(1000),
+            "datasets/datasets/fineweb10B_sp512/fineweb_val_000000.bin": rng.bytes(1000),
+            "datasets/tokenizers/fineweb_384_bpe.model": rng.bytes(500),
+            "datasets/tokenizers/fineweb_512_bpe.model": rng.bytes(500),
             "README.md": b"hello",
-        },
-    )
-    yield server
-    server.close()
+        }
+        self.published = {name: self._sibling(name, data) for name, data in self.files.items()}
+        self.stop_after: int | None = None
+        self.corrupt: set[str] = set()
+        self.fetched: list[str] = []
+        self.utils = SimpleNamespace(disable_progress_bars=lambda: None)
+
+    def HfApi(self, endpoint: str | None) -> FakeHub:
+        return self
+
+    def dataset_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+        if repo != REPO:
+            raise OSError("404 Client Error: Repository Not Found")
+        return SimpleNamespace(sha=COMMIT, siblings=list(self.published.values()))
+
+    def snapshot_download(
+        self, repo: str, *, repo_type: str, revision: str, local_dir: Path, allow_patterns: list[str], endpoint: Any
+    ) -> None:
+        assert (repo, repo_type, revision) == (REPO, "dataset", COMMIT)
+        for name, data in self.files.items():
+            target = local_dir / name
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns) or target.exists():
+                continue
+            if self.stop_after is not None and len(self.fetched) >= self.stop_after:
+                raise OSError("connection reset")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(bytes([data[0] ^ 1]) + data[1:] if name in self.corrupt else data)
+            self.fetched.append(name)
+
+    @staticmethod
+    def _sibling(name: str, data: bytes) -> Any:
+        lfs = SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if name.endswith(".bin") else None
+        blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+        return SimpleNamespace(rfilename=name, size=len(data), lfs=lfs, blob_id=blob)
 
 
-def options(hub: Hub, out: Path, **changes: Any) -> DownloadOptions:
-    return DownloadOptions(**({"out": out, "repo": REPO, "endpoint": hub.endpoint, "variant": "sp384"} | changes))
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub()
+    monkeypatch.setattr(module, "_hub", lambda: fake)
+    return fake
 
 
-def test_fetches_what_was_asked_for_and_nothing_twice(hub: Hub, tmp_path: Path) -> None:
+def options(hub: FakeHub, out: Path, **changes: Any) -> DownloadOptions:
+    return DownloadOptions(**({"out": out, "repo": REPO, "variant": "sp384"} | changes))
+
+
+def test_fetches_what_was_asked_for_and_nothing_twice(hub: FakeHub, tmp_path: Path) -> None:
     result = download(options(hub, tmp_path / "data"))
     assert result.commit == COMMIT
+    assert result.fetched_bytes == 5500
     names = {str(p.relative_to(tmp_path / "data")) for p in (tmp_path / "data").rglob("*") if p.is_file()}
     assert names == {VAL, TRAIN, "tokenizers/fineweb_384_bpe.model", "manifest.json"}
     for name in (VAL, TRAIN):
-        assert (tmp_path / "data" / name).read_bytes() == hub.files[name]
-    hub.requests.clear()
+        assert (tmp_path / "data" / name).read_bytes() == hub.files[f"datasets/{name}"]
+    hub.fetched.clear()
     assert download(options(hub, tmp_path / "data")).fetched_bytes == 0
-    assert hub.requests == []
+    assert hub.fetched == []
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
-    hub.drop_after[VAL] = 100_000
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: FakeHub, tmp_path: Path) -> None:
+    hub.stop_after = 1
     with pytest.raises(InputError, match="run the same command again to continue"):
-        download(options(hub, tmp_path / "data", attempts=1))
-    assert not (tmp_path / "data" / VAL).exists()
-    kept = next((tmp_path / "data").rglob("*.partial")).stat().st_size
-    assert 0 < kept <= 100_000
-    result = download(options(hub, tmp_path / "data"))
-    assert result.resumed_bytes == kept
-    assert (VAL, f"bytes={kept}-") in [(name, asked) for _, name, asked in hub.requests]
-    assert (tmp_path / "data" / VAL).read_bytes() == hub.files[VAL]
-    assert list((tmp_path / "data").rglob("*.partial")) == []
-
-
-def test_a_dropped_connection_is_taken_up_again_at_once(hub: Hub, tmp_path: Path) -> None:
-    hub.drop_after[TRAIN] = 70_000
+        download(options(hub, tmp_path / "data"))
+    assert not (tmp_path / "data" / VAL).exists()  # nothing takes its place before all is checked
+    hub.stop_after = None
     download(options(hub, tmp_path / "data"))
-    assert (tmp_path / "data" / TRAIN).read_bytes() == hub.files[TRAIN]
+    assert sorted(hub.fetched) == sorted(set(hub.fetched))
+    assert (tmp_path / "data" / VAL).read_bytes() == hub.files[f"datasets/{VAL}"]
 
 
-def test_corrupted_content_is_refused_and_removed(hub: Hub, tmp_path: Path) -> None:
-    hub.corrupt.add(VAL)
+def test_corrupted_content_is_refused_and_removed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.corrupt.add(f"datasets/{VAL}")
     with pytest.raises(InputError, match="was refused and removed"):
         download(options(hub, tmp_path / "data"))
     assert not (tmp_path / "data" / VAL).exists()
-    assert list((tmp_path / "data").rglob("*.partial")) == []
+    hub.corrupt.clear()
+    download(options(hub, tmp_path / "data"))
+    assert (tmp_path / "data" / VAL).read_bytes() == hub.files[f"datasets/{VAL}"]
 
 
-def test_small_files_are_checked_by_their_git_hash(hub: Hub, tmp_path: Path) -> None:
-    hub.corrupt.add("tokenizers/fineweb_384_bpe.model")
+def test_small_files_are_checked_by_their_git_hash(hub: FakeHub, tmp_path: Path) -> None:
+    hub.corrupt.add("datasets/tokenizers/fineweb_384_bpe.model")
     with pytest.raises(InputError, match=r"tokenizers/fineweb_384_bpe\.model"):
         download(options(hub, tmp_path / "data"))
 
 
-def test_offline_touches_no_network_and_notices_a_change(hub: Hub, tmp_path: Path) -> None:
+def test_offline_touches_no_network_and_notices_a_change(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without --offline"):
         download(options(hub, tmp_path / "data", offline=True))
     download(options(hub, tmp_path / "data"))
-    hub.close()
+    hub.fetched.clear()
     assert len(download(options(hub, tmp_path / "data", offline=True)).files) == 3
+    assert hub.fetched == []
     with pytest.raises(InputError, match="training shards"):
         download(options(hub, tmp_path / "data", offline=True, train_shards=9))
     content = bytearray((tmp_path / "data" / VAL).read_bytes())
@@ -107,19 +146,22 @@ def test_offline_touches_no_network_and_notices_a_change(hub: Hub, tmp_path: Pat
         download(options(hub, tmp_path / "data", offline=True))
 
 
-def test_the_pin_holds_when_the_repository_moves_on(hub: Hub, tmp_path: Path) -> None:
+def test_the_pin_holds_when_the_repository_moves_on(hub: FakeHub, tmp_path: Path) -> None:
     download(options(hub, tmp_path / "data"))
     (tmp_path / "data" / VAL).unlink()
-    hub.files[VAL] = bytes(len(hub.files[VAL]))
+    hub.files[f"datasets/{VAL}"] = bytes(3000)
     with pytest.raises(InputError, match="refused"):
         download(options(hub, tmp_path / "data"))
 
 
-def test_unknown_repository_variant_and_missing_extra(hub: Hub, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_unknown_repository_and_variant(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be listed"):
         download(options(hub, tmp_path / "data", repo="no/such"))
     with pytest.raises(InputError, match="it has sp384, sp512"):
         download(options(hub, tmp_path / "data", variant="sp4096"))
+
+
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
@@ -128,7 +170,7 @@ def test_unknown_repository_variant_and_missing_extra(hub: Hub, tmp_path: Path, 
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert run_command(["data", "download", "--out", str(tmp_path / "x"), "--endpoint", hub.endpoint]) == 2
+    assert run_command(["data", "download", "--out", str(tmp_path / "x")]) == 2
     assert "pip install 'evalkit[data]'" in capsys.readouterr().err
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,7 +16,6 @@ from evalkit.cli.main import COMMANDS, cli
 from evalkit.cli.reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
-FORKED_CLI = Path(__file__).parent / "forked_cli.py"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"(?P<mark><!-- not run[^>]*-->\s*)?^```console\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN = [
@@ -50,27 +48,14 @@ def command_lines(page: Path) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a process that runs commands in forks of itself."""
-    path = tmp_path_factory.mktemp("server") / "s"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FORKED_CLI), "serve", str(path)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield path
-        process.kill()
-
-
 @pytest.mark.parametrize("name", RUN)
-def test_examples_run(name: str, server: Path, tmp_path: Path) -> None:
+def test_examples_run(name: str, forked_evalkit: list[str], tmp_path: Path) -> None:
     script = "\n".join(body for runs, body in blocks(ROOT / "docs" / name) if runs)
     assert "evalkit" in script
     programs = tmp_path / "bin"
     programs.mkdir()
-    for program, arguments in (("evalkit", f"-S {FORKED_CLI} {server}"), ("python3", "")):
-        (programs / program).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+    for program, command in (("evalkit", forked_evalkit), ("python3", [sys.executable])):
+        (programs / program).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         (programs / program).chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()

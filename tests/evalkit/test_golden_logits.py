@@ -46,11 +46,13 @@ PUBLISHED_NAMES = {
 
 def hash_noise(name: str, count: int) -> np.ndarray:
     """Return ``count`` values in [-1, 1) that depend on nothing but the name."""
-    h = (np.arange(count, dtype=np.uint64) * 2654435761 + zlib.crc32(name.encode())) % 2**32
-    h ^= h >> np.uint64(16)
+    h = np.arange(count, dtype=np.uint32)  # arithmetic modulo 2^32
+    h *= np.uint32(2654435761)
+    h += np.uint32(zlib.crc32(name.encode()))
+    h ^= h >> np.uint32(16)
     for _ in range(2):
-        h = h * np.uint64(0x45D9F3B) % 2**32
-        h ^= h >> np.uint64(16)
+        h *= np.uint32(0x45D9F3B)
+        h ^= h >> np.uint32(16)
     return h / 2.0**31 - 1
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -65,6 +67,21 @@ def ids() -> torch.Tensor:
     ids = torch.randint(2, 40, (1, 20), generator=torch.Generator().manual_seed(4))
     ids[0, [0, 7]] = 1
     return ids
+
+
+def test_an_empty_model_has_the_names_and_shapes_and_imports_no_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from evalkit.model.empty import empty_model\n"
+        "from evalkit.model.gpt import GPT\n"
+        "from evalkit.recipes import load_recipe, recipe_names\n"
+        "models = {name: empty_model(load_recipe(name).model_config(vocab_size=64)) for name in recipe_names()}\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "assert all(p.is_meta for model in models.values() for p in model.parameters())\n"
+        "shapes = lambda model: {name: value.shape for name, value in model.state_dict().items()}\n"
+        "assert shapes(models['tiny']) == shapes(GPT(load_recipe('tiny').model_config(vocab_size=64)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("form", FORMS)

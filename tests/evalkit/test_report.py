@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import evalkit
 from evalkit.cli.main import run_command
 from evalkit.legality.report import Finding, LegalityReport
+from evalkit.plumbing.typed_json import to_json
+from evalkit.prequential.buckets import BucketSums
 from evalkit.prequential.windows import plan_windows
 from evalkit.report import series
 from evalkit.report.load import TokenScores, open_report_stream, read_report, read_token_scores
@@ -34,7 +37,13 @@ def data_of(page: str) -> dict[str, Any]:
 def page(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     moved = Finding(axiom="causality", position=7, evidence={}, message="moved")
-    check = write_check(folder / "check.json", check_of(scored[0], moved, uncovered=("x </script><b>y</b>",)))
+    covered = {
+        "audit": {"audited_tokens": 641, "stream_tokens": 8001, "span": 64, "false_alarm_probability": 1e-6},
+        "suffix": {"positions": 3},
+        "decode": {"tokens": 50, "decoded": True},
+    }
+    made = check_of(scored[0], moved, uncovered=("x </script><b>y</b>",)).with_(covered=covered)
+    check = write_check(folder / "check.json", made)
     arguments = ["report", str(scored[0]), "--check", check, "-o", str(folder / "page.html")]
     assert run_command(arguments) == 0
     return folder / "page.html"
@@ -74,6 +83,112 @@ def test_page_holds_every_part(page: Path, scored: tuple[Path, Path]) -> None:
     assert data["reliability"]["positions"] == report.tokens_scored
     assert sum(p["tokens"] for p in data["reliability"]["points"]) == report.tokens_scored * 384
     assert not any("reliability" in sentence for sentence in data["left_out"])
+    assert report.command is not None
+    assert data["command"].startswith("evalkit score ")
+    assert "--set ttt.chunk_tokens=256" in data["command"]
+    assert {row["name"] for row in data["coverage"]["audits"]} == {"suffix", "decode"}
+    assert data["coverage"]["summary"].startswith("641 of 8,001 tokens audited (8.0%), in spans of 64; ")
+
+
+def test_the_network_alone_runs_beside_the_mixture(page: Path, scored: tuple[Path, Path]) -> None:
+    stream, report = data_of(page.read_text(encoding="utf-8"))["stream"], read_report(scored[0]).report
+    assert report.network_stream is not None
+    assert math.fsum(report.network_stream["nats"]) == pytest.approx(report.network_nats, rel=1e-12)
+    assert stream["others"].keys() == {"network alone"}
+    assert stream["others"]["network alone"]["running"][-1] == pytest.approx(report.network_bpb)
+    assert len(stream["position"]) == len(stream["local"]) == len(stream["others"]["network alone"]["local"]) > 20
+    assert stream["position"][-1] == report.tokens_scored
+
+
+def test_the_frozen_network_runs_beside_test_time_training(
+    scored: tuple[Path, Path], tiny_artifact: Path, tokenizer_path: Path
+) -> None:
+    options = evalkit.ScoreOptions(
+        artifact=str(tiny_artifact), tokenizer=str(tokenizer_path), tokens=str(scored[1]), seq_len=64,
+        limit_tokens=600, threads=1,
+    )  # fmt: skip
+    training = {"settings": {"ttt": {"chunk_tokens": "128", "compare": "true"}}, "ttt": True}
+    frozen = evalkit.score(options)
+    for mixer in ("none", "hedge"):
+        ttt_report = evalkit.score(replace(options, mixer=mixer, **training)).ttt_report
+        assert ttt_report is not None
+        nats, size = np.array(ttt_report["frozen_stream"]["nats"]), ttt_report["frozen_stream"]["tokens"]
+        expected = np.add.reduceat(frozen.nll, np.arange(0, 600, size))
+        np.testing.assert_allclose(nats, expected, rtol=1e-6)
+        assert ttt_report["gain"]["bpb"] is not None
+
+
+def test_buckets_of_a_long_stream_are_joined_and_still_add_up(rng: np.random.Generator) -> None:
+    values, sums, whole = rng.uniform(0, 9, 300_001), BucketSums(), BucketSums()
+    for piece in np.split(values, [0, 1, 5_000, 70_003, 200_000]):
+        sums.add(piece)
+        resumed = BucketSums()
+        resumed.load_state_dict(sums.state_dict())
+        sums = resumed
+    whole.add(values)
+    held = sums.report()
+    assert held["tokens"] == whole.report()["tokens"] == 512
+    expected = np.add.reduceat(values, np.arange(0, 300_001, 512))
+    np.testing.assert_allclose(held["nats"], expected, rtol=1e-12)
+    np.testing.assert_allclose(whole.report()["nats"], expected, rtol=1e-12)
+    scores = TokenScores(nll=values, num_bytes=np.full(300_001, 3))
+    stream = series.along_stream(scores, {"other": to_json(held)})
+    np.testing.assert_allclose(stream["local"], stream["others"]["other"]["local"])
+    assert len(stream["position"]) <= 160
+    with pytest.raises(ValueError, match="buckets of 512 tokens for 7 tokens"):
+        series.along_stream(TokenScores(nll=values[:7], num_bytes=np.ones(7, int)), {"other": held})
+
+
+def test_intervals_take_documents_as_units(scored: tuple[Path, Path], page: Path) -> None:
+    data, saved = data_of(page.read_text(encoding="utf-8")), read_report(scored[0])
+    stream, tokenizer = open_report_stream(saved)
+    scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
+    owner = series.document_index(stream.read(0, len(stream)), tokenizer.bos_id)
+    bits = np.array([scores.nll[owner == d].sum() for d in range(6)]) / math.log(2)
+    num_bytes = np.array([scores.num_bytes[owner == d].sum() for d in range(6)])
+    residual = bits - bits.sum() / num_bytes.sum() * num_bytes
+    error = math.sqrt(6 / 5 * (residual**2).sum()) / num_bytes.sum()
+    assert data["half"] == pytest.approx(2.5705818 * error)  # t of 0.975 with 5 degrees of freedom
+    assert all(row["half"] > 0 for row in data["window_position"])
+
+
+@pytest.fixture(scope="module")
+def pair(scored: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run and another that is 0.5 nats dearer at the first token of every document."""
+    folder, saved = tmp_path_factory.mktemp("pair"), read_report(scored[0])
+    scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
+    stream, tokenizer = open_report_stream(saved)
+    dearer = scores.nll + 0.5 * (stream.read(0, len(stream))[:-1] == tokenizer.bos_id)
+    other = write_report(folder / "other.json", replace(saved.report, stride=32), dearer, scores.num_bytes)
+    assert run_command(["report", str(scored[0]), str(other), "-o", str(folder / "pair.html")]) == 0
+    return folder / "pair.html"
+
+
+def test_two_runs_on_one_page(pair: Path, scored: tuple[Path, Path]) -> None:
+    data, report = data_of(pair.read_text(encoding="utf-8")), read_report(scored[0]).report
+    assert [run["name"] for run in data["runs"]] == ["A", "B"]
+    assert data["paired"]["nats_per_token"] == pytest.approx(-0.5 * 6 / report.tokens_scored)
+    assert data["paired"]["better_documents"] == len(data["documents"]) == 6
+    assert sum(row["bits"] for row in data["by_cost"]) == pytest.approx(-3 / math.log(2))
+    assert data["stream"]["others"]["baseline"]["running"][-1] == pytest.approx(data["runs"][1]["bpb"])
+    assert ["stride", "64", "32"] in data["differences"]
+    assert data["passages"]
+    moved = [d["nats"] - d["baseline_nats"] for d in data["paired"]["most_changed_positions"]]
+    assert moved[:6] == pytest.approx([-0.5] * 6)
+
+
+def test_what_two_runs_need(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    report = str(scored[0])
+    alone = shutil.copy(report, tmp_path / "alone.json")
+    for words, said in (
+        ([report, str(alone)], "comparing two runs needs --dump-nll of both"),
+        ([report, report, report], "a page is about one"),
+        ([report, report, "--nll", str(scored[0].with_suffix(".npz"))], "give one for each"),
+        ([report, report, "--check", report], "--check goes with the page of one report"),
+    ):
+        assert run_command(["report", *words, "-o", str(tmp_path / "p.html")]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "p.html").exists()
 
 
 def test_chunks_and_documents_add_up_to_the_score(scored: tuple[Path, Path]) -> None:
@@ -150,6 +265,13 @@ def test_page_without_anything_but_the_report(scored: tuple[Path, Path], tmp_pat
         assert part in out
 
 
+def test_the_page_of_the_published_mixer(scored: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = {"mixer": "published", "mixer_report": {"experts": ["neural", "unigram"], "weights": [0.9, 0.1]}}
+    (tmp_path / "p.json").write_text(json.dumps(json.loads(scored[0].read_text()) | weights))
+    assert run_command(["report", str(tmp_path / "p.json"), "-o", str(tmp_path / "p.html")]) == 0
+    assert data_of((tmp_path / "p.html").read_text())["mixer"] is None
+
+
 def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     saved = read_report(scored[0])
     scores = read_token_scores(scored[0].with_suffix(".npz"), saved)
@@ -196,21 +318,25 @@ def test_documents_without_bytes_have_no_bits_per_byte() -> None:
     assert series.thinned(documents) == [[4, documents["bpb"][1], 1]]
 
 
+TITLES = {
+    "page": [
+        "Along the stream", "The difference", "Calibration", "Gain of each expert", "Where the artifact",
+        "By position in the window", "Text, coloured by cost", "Legality", "641 of 8,001 tokens audited", "Covered",
+    ],
+    "pair": ["Along the stream", "By document", "Tokens that differ most", "coloured by the difference"],
+}  # fmt: skip
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page in")
-def test_page_opens_in_a_browser_without_errors(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["page", "pair"])
+def test_page_opens_in_a_browser_without_errors(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    opened: Path = request.getfixturevalue(which)
     done = subprocess.run(
         ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.resolve().as_uri()],
+         "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", opened.resolve().as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    for title in (
-        "Along the stream",
-        "Calibration",
-        "Gain of each expert",
-        "Where the artifact",
-        "Text, coloured by cost",
-        "Legality",
-    ):
+    for title in TITLES[which]:
         assert title in done.stdout
     assert "<path" in done.stdout

@@ -93,6 +93,7 @@ def test_what_cannot_be_submitted_is_refused_and_nothing_written(seeds: list[str
     assert "is not the artifact" in refused(*["--artifact", str(other)] * 3)
     values = json.loads(Path(seeds[0]).read_text()) | {"stride": 17}
     (tmp_path / "x.json").write_text(json.dumps(values))
+    assert "are one run; name each run once" in refused(reports=[seeds[0], seeds[1], seeds[0]])
     assert "differ in stride" in refused(reports=[seeds[0], str(tmp_path / "x.json")])
     (tmp_path / "README.md").write_text("x")
     assert "different file names" in refused("--code", str(tmp_path / "README.md"))
@@ -120,6 +121,11 @@ def test_the_printed_line_scores_it_again_to_the_last_bit(
     assert str(tmp_path.parent) not in line
     for word in ("--mixer hedge", "--ttt", "--set ttt.chunk_tokens=256", "--seq-len 128", "--stride 64"):
         assert word in line
+    renamed = tmp_path / "renamed.evk"
+    shutil.copy(report.artifact.path, renamed)
+    other = arguments(tmp_path / "other", [str(scored[0])], "--artifact", str(renamed))
+    assert run_command(other) == 0
+    assert f"score again  {line.replace(Path(report.artifact.path).name, 'renamed.evk')}" in capsys.readouterr().out
     files.mkdir()
     for path in (Path(report.artifact.path), shard, tokenizer_path):
         shutil.copy(path, files)
@@ -131,8 +137,9 @@ def test_the_printed_line_scores_it_again_to_the_last_bit(
 
 @pytest.mark.parametrize("change", [
     {"limit_tokens": 300}, {"stride": 32}, {"dtype": "bfloat16"}, {"context": "streaming"}, {"seq_len": None},
-    {"settings": {"model": {"rope_base": "5000"}}}, {"recipe": "pr849"}, {"threads": 2}, {"batch_windows": 3},
-    {"tokens": None, "text": "a folder/a text.txt"}, {"reliability": 5}, {"artifact": None, "mixer": "hedge"},
+    {"mixer": "hedge", "settings": {"mixer": {"eta": "0.5"}}}, {"recipe": "pr849"}, {"threads": 2},
+    {"batch_windows": 3}, {"tokens": None, "text": "a folder/a text.txt"}, {"reliability": 5},
+    {"artifact": None, "mixer": "hedge"},
 ])  # fmt: skip
 def test_every_option_of_a_run_is_in_its_line(
     change: dict[str, Any], tiny_artifact: Path, tokenizer_path: Path, scored: tuple[Path, Path],

@@ -265,7 +265,11 @@ def test_weights_follow_the_better_expert_and_are_sampled():
     mixer.score_stream(tokens, good, np.full(len(good), np.log(0.02)), np.zeros(len(good)), span=8192)
     report = mixer.report()
     assert report["experts"]["neural"]["mean_weight"] > 0.9
-    assert [row[0] for row in report["weights_over_time"]] == [16385, 32769]
+    rows = report["weights_over_time"]
+    assert [row[0] for row in rows] == [8193, 16385, 24577, 32769, 40000]
+    lengths = np.diff([1, *(row[0] for row in rows)])
+    mean = sum(n * row[1] for n, row in zip(lengths, rows, strict=True)) / (len(tokens) - 1)
+    assert abs(mean - next(iter(report["experts"].values()))["mean_weight"]) < 1e-12
     assert all(abs(sum(row[1:]) - 1) < 1e-9 for row in report["weights_over_time"])
     assert report["nats"] < 1.01 * -good.sum()
 

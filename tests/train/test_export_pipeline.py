@@ -210,13 +210,17 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert export(runs / "tiny", "-o", fitted, *arguments, *chosen) == 0
     printed = capsys.readouterr().out
     (result,) = results
-    losses = [row.loss for row in result.table if row.loss is not None]
-    best = next(row for row in result.table if row.loss == min(losses))
+    unrounded, *tried = result.table
+    assert (unrounded.label, unrounded.fits) == ("float32", False)
+    assert unrounded.loss is not None
+    best = min((row for row in tried if row.loss is not None), key=lambda row: row.loss or 0.0)
     assert best.fits
+    assert "nats per token" in printed
+    assert re.search(r"losses are nats per token of [\d,]+ tokens of training text", printed)
     assert best.total_bytes == fitted.stat().st_size <= target
     assert all(row.fits == (row.total_bytes <= target) for row in result.table)
     assert any(not row.fits for row in result.table)
-    assert {row.label for row in result.table} == {"the plan", "a step for each tensor"}
+    assert {row.label for row in tried} == {"the plan", "a step for each tensor"}
     for row in result.table:
         assert f"{row.total_bytes:,}" in printed
     assert f"{best.loss:.5f}" in printed
@@ -254,8 +258,13 @@ def test_fit_without_training_text(runs: Path, tmp_path: Path, capsys: pytest.Ca
     """On the model's own samples."""
     json_path = tmp_path / "a.json"
     assert export(runs / "tiny", "-o", tmp_path / "a", *FEW, "--fit", "--json", json_path) == 0
-    assert "calibrated on 512 tokens of the model's own samples" in capsys.readouterr().out
-    assert all(row["loss"] is not None for row in json.loads(json_path.read_text())["tried"] if row["fits"])
+    printed = capsys.readouterr().out
+    assert "calibrated on 512 tokens of the model's own samples" in printed
+    assert "tokens of the model's own samples" in printed.partition("losses are nats per token of")[2]
+    first, plan, *_ = json.loads(json_path.read_text())["tried"]
+    assert (first["label"], plan["label"]) == ("float32", "the plan")
+    assert first["loss"] is not None
+    assert plan["loss"] is not None
 
 
 def test_fit_keeps_to_the_widths_of_a_published_layout(runs: Path, shards: Path, tmp_path: Path) -> None:

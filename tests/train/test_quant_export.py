@@ -22,7 +22,7 @@ from evalkit.plumbing.files import write_atomically
 from evalkit.recipes import load_recipe
 from evalkit.train.export.export import code_size, pack_artifact, quantize_state_dict, write_artifact
 from evalkit.train.export.fit import FitResult, fit
-from evalkit.train.export.torch_layouts import LAYOUTS, torch_object
+from evalkit.train.export.torch_layouts import LAYOUTS, compress_payload, shuffled, torch_object
 from evalkit.train.quantization.curvature import Curvature
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule, layer_count
@@ -100,7 +100,7 @@ def tiny_model(system: str) -> GPT:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("container", ["torch-zstd", "torch-xz", "torch-zlib"])
+@pytest.mark.parametrize("container", ["torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"])
 def test_torch_containers_load_through_the_published_path(system: str, container: str, tmp_path: Path) -> None:
     state = tiny_model(system).state_dict()
     tensors = quantize_state_dict(state, PLANS[system])
@@ -116,7 +116,10 @@ def test_torch_containers_load_through_the_published_path(system: str, container
         assert np.array_equal(loaded.dequantize(), tensor.dequantize())
 
 
-@pytest.mark.parametrize(("system", "recipe"), [("333", "pr333"), ("344", "pr344"), ("592", "pr592"), ("849", "pr849")])
+PUBLISHED = ("333", "344", "592", "849", "1218", "1334", "1394", "1477", "1493", "1529")
+
+
+@pytest.mark.parametrize(("system", "recipe"), [(system, f"pr{system}") for system in PUBLISHED])
 def test_the_dict_is_the_published_exporters_own(system: str, recipe: str) -> None:
     if not PARITY.is_dir():
         pytest.skip("the parity references are not here")
@@ -124,6 +127,28 @@ def test_the_dict_is_the_published_exporters_own(system: str, recipe: str) -> No
     original = torch.load(io.BytesIO(inflate(path.read_bytes())), weights_only=True)
     ours = torch_object(load_artifact(path).tensors, LAYOUTS[recipe])
     assert_equal_trees(ours, original)
+
+
+@pytest.mark.parametrize("system", ["1218", "1394"])
+def test_brotli_is_the_published_exporters_own(system: str) -> None:
+    if not PARITY.is_dir():
+        pytest.skip("the parity references are not here")
+    [path] = (PARITY / system / "small").glob("*.ptz")
+    assert compress_payload(inflate(path.read_bytes()), "brotli") == path.read_bytes()
+
+
+def test_shuffled_bytes_are_marked_and_sorted() -> None:
+    assert shuffled(b"abcdefg") == b"BSHF\x02acegbdf"
+
+
+@pytest.mark.parametrize("system", ["pr1218", "pr1334", "pr1394", "pr1477", "pr1493", "pr1529"])
+def test_later_plans_store_what_the_published_files_store(system: str) -> None:
+    found = formats(system)
+    integers = {name: format for name, format in found.items() if format.startswith("int")}
+    tables = {"tok_emb.weight", "ve_shared.embed.weight"} if system in ("pr1218", "pr1334") else {"tok_emb.weight"}
+    assert {name for name, format in integers.items() if format == "int8"} == tables
+    assert len(integers) == 66 + len(tables)
+    assert set(found.values()) == {"int6", "int8", "float16"}
 
 
 def assert_equal_trees(a: object, b: object) -> None:
@@ -280,7 +305,7 @@ def test_fit_fills_the_cap_and_keeps_what_loses_less() -> None:
     cap = plan.total_bytes - 10_000
     tight = fitted(cap)
     assert packed(tight.tensors) + 2000 == tight.best.total_bytes
-    assert 0.97 * (cap - 2000) < tight.best.total_bytes - 2000 <= cap - 2000
+    assert 0.998 * (cap - 2000) < tight.best.total_bytes - 2000 <= cap - 2000
     assert [row.loss for row in tight.table if row.loss is not None] == [tight.best.loss] == measured
     assert any(not row.fits for row in tight.table), "the plan"
     # With room for both, the lower loss decides, whichever it is.

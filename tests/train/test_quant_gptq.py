@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import quantize_rows
 
+from evalkit.artifact.tensors import QuantizedTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
+from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.text import check_calibration_shards
 from evalkit.train.quantization.gptq import gptq_round
 from evalkit.train.quantization.hessian import collect_hessians
+from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
 from evalkit.train.quantization.rows import integer_limit, round_to_step
 
 
@@ -157,3 +162,72 @@ def test_validation_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="SHA-256"):
         check_calibration_shards([renamed], [val, original])
     assert len(check_calibration_shards([val, renamed], [original], force=True)) == 2
+
+
+def hashed(name: str, count: int) -> np.ndarray:
+    """The reference's fill: numbers in [-1, 1) from a hash of the place."""
+    h = (np.arange(count, dtype=np.uint64) * 2654435761 + zlib.crc32(name.encode())) & 0xFFFFFFFF
+    for _ in range(2):
+        h ^= h >> np.uint64(16)
+        h = (h * 0x45D9F3B) & 0xFFFFFFFF
+    h ^= h >> np.uint64(16)
+    return h.astype(np.float64) / 2**31 - 1
+
+
+def reference_case() -> tuple[torch.Tensor, torch.Tensor]:
+    w = 0.05 * (np.arange(6)[:, None] + 1) * hashed("gptq.w", 1200).reshape(6, 200)
+    y = hashed("gptq.x", 80_000).reshape(400, 200) * (1 + np.arange(200) % 5)
+    x = y.copy()
+    x[:, 1:] += 0.6 * y[:, :-1]
+    x[:, 17] = 0
+    x = x.astype(np.float32).astype(np.float64)
+    return torch.from_numpy(w.astype(np.float32)), torch.from_numpy((x.T @ x).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("bits", "deviations", "steps", "row_sums", "total", "first", "error"),
+    [
+        (6, 12.85, [0.01258087, 0.02365112, 0.03521729, 0.04833984, 0.05999756, 0.07305908],
+         [-25, -36, -50, -52, -13, -7], 2531, [-3, 2, 1, -2, -2, 4, 3, 2], 180.4026),
+        (8, 20.0, [0.00477982, 0.00898743, 0.01338196, 0.01837158, 0.02279663, 0.02777100],
+         [-74, -99, -130, -116, -44, -20], 6597, [-8, 3, 4, -6, -5, 10, 6, 8], 27.0121),
+    ],
+)  # fmt: skip
+def test_a_clip_by_deviation_gives_the_published_integers(
+    bits: int, deviations: float, steps: list[float], row_sums: list[int], total: int, first: list[int], error: float
+) -> None:
+    weight, hessian = reference_case()
+    assert float(hessian[0, 0]) == pytest.approx(137.38588)
+    assert float(hessian.trace()) == pytest.approx(390987.16)
+    plan = QuantizationPlan(rules=(TensorRule(patterns=("*",), format=f"int{bits}", deviations=deviations, gptq=True),))
+    stored = quantize_state_dict({"m.weight": weight}, plan, {"m": hessian})["m.weight"]
+    assert isinstance(stored, QuantizedTensor)
+    values = stored.values.astype(int)
+    assert stored.scale.tolist() == pytest.approx(steps, abs=1e-8)
+    assert values.sum(axis=1).tolist() == row_sums
+    assert np.abs(values).sum() == total
+    assert values[0, :8].tolist() == first
+    left = weight.double() - torch.from_numpy(stored.dequantize()).double()
+    assert float((left @ hessian.double() * left).sum()) == pytest.approx(error, abs=1e-3)
+
+
+def test_a_clip_by_deviation_against_brute_force() -> None:
+    # A row's best integers, for the step that the rule gives it: of all 7^4 rows, none has a lower output error.
+    weight, hessian = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.eye(4)
+    plan = QuantizationPlan(rules=(TensorRule(patterns=("*",), format="int8", deviations=64.0, gptq=True),))
+    stored = quantize_state_dict({"m.weight": weight}, plan, {"m": hessian})["m.weight"]
+    assert isinstance(stored, QuantizedTensor)
+    for row, values, scale in zip(weight, stored.values, stored.scale, strict=True):
+        mean = row.double().mean()
+        deviation = ((row.double() - mean) ** 2).sum().div(3).sqrt()  # n - 1
+        assert float(scale) == pytest.approx(64 * float(deviation) / 127, rel=1e-3)
+        grid = torch.tensor(list(itertools.product(range(-6, 7), repeat=4)))
+        errors = (row - grid * float(scale)).square().sum(dim=1)
+        assert values.tolist() == grid[errors.argmin()].tolist()
+
+
+def test_a_constant_row_has_a_step_all_the_same() -> None:
+    plan = QuantizationPlan(rules=(TensorRule(patterns=("*",), format="int6", deviations=12.85, gptq=True),))
+    stored = quantize_state_dict({"m.weight": torch.zeros(2, 8)}, plan, {"m": torch.eye(8)})["m.weight"]
+    assert np.isfinite(stored.dequantize()).all()
+    assert not stored.dequantize().any()

@@ -112,6 +112,20 @@ def test_scaling_keeps_features(name: str, scale: str) -> None:
         assert small == full
 
 
+def test_a_scale_takes_the_batch_with_it_unless_told_otherwise() -> None:
+    recipe = load_recipe("pr849")
+    full, small = resolve(recipe), resolve(recipe, scale="64x3")
+    assert (full.train.batch_tokens, small.train.batch_tokens) == (786_432, 8 * 2048)
+    assert small.train.seq_len == full.train.seq_len
+    assert resolve(recipe, scale="256x6").train.batch_tokens == 7 * 8 * 2048  # 786,432 * (1/4 * 6/11) = 107,241
+    assert resolve(recipe, scale="512x11").train.batch_tokens == 786_432
+    assert resolve(recipe, scale="2.0").train.batch_tokens == 786_432
+    one_span = resolve(recipe, {"train.spans": "1", "train.seq_len": "256"}, scale="64x3")
+    assert one_span.train.batch_tokens == 13 * 256  # 3,351 tokens by the model's size
+    given = resolve(recipe, {"train.batch_tokens": "32768"}, scale="64x3")
+    assert given.train.batch_tokens == 32_768
+
+
 @pytest.mark.parametrize("scale", ["0", "big", "50x2", "64x1", "-1", "1x1x1"])
 def test_unusable_scales_are_refused(scale: str) -> None:
     with pytest.raises(InputError, match="scale"):

@@ -7,8 +7,8 @@ from evalkit.recipes import load_recipe
 from evalkit.train.config import OptimizerConfig
 from evalkit.train.init import initial_weights
 from evalkit.train.objective import Objective
-from evalkit.train.optimizers.muon import Muon
-from evalkit.train.optimizers.newton_schulz import aspect_scale, newton_schulz
+from evalkit.train.optimizers.muon import Muon, muon_direction
+from evalkit.train.optimizers.newton_schulz import POLAR_EXPRESS, aspect_scale, newton_schulz
 from evalkit.train.optimizers.optimizer import Optimizer, owner_of
 from evalkit.train.parameters import BANKS, pack, unpack
 from evalkit.train.resolve import resolve
@@ -57,6 +57,67 @@ def test_newton_schulz_keeps_singular_vectors_zeros_and_batches() -> None:
     assert (inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-8
     assert torch.allclose(newton_schulz(g[1], 5, torch.float64), result[1])
     assert not newton_schulz(torch.zeros(4, 6), 5).any()
+
+
+def test_polar_express_is_its_own_recursion() -> None:
+    # Each polynomial is the best odd one of degree 5 for the interval that the one before leaves: it strays from 1 by
+    # as much at the lower end as anywhere in it.
+    low, high = 1e-3, 1.0
+    for a, b, c in POLAR_EXPRESS:
+        x = torch.linspace(low, high, 100_001, dtype=torch.float64)
+        y = a * x + b * x**3 + c * x**5
+        assert y.min().item() == pytest.approx(y[0].item(), abs=1e-12)
+        assert y.max().item() == pytest.approx(2 - y[0].item(), abs=1e-12)
+        assert y.max().item() == pytest.approx(y[-1].item(), abs=1e-12)
+        low, high = y[0].item(), 2 - y[0].item()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 32), (5, 48, 64)])
+def test_polar_express_comes_nearer_to_one(shape: tuple[int, ...]) -> None:
+    g = gaussian(*shape)
+    values = torch.linalg.svdvals(newton_schulz(g.double(), 5, torch.float64, "polar_express"))
+    normalised = torch.linalg.svdvals(g.double()) / g.double().norm(dim=(-2, -1), keepdim=True).squeeze(-1)
+    assert ((values - 1).abs()[normalised > 2e-3] < 0.13).all()
+    more = torch.linalg.svdvals(newton_schulz(g.double(), 9, torch.float64, "polar_express"))
+    assert ((more - 1).abs()[normalised > 2e-3] < 1e-4).all()
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
+def test_row_normalised_muon_agrees_with_the_formula(shape: tuple[int, int]) -> None:
+    w = nn.Parameter(gaussian(*shape))
+    muon = Muon({"w": w}, OptimizerConfig(row_normalise=True, matrix_weight_decay=0.1, ns_precision="float32"), ALONE)
+    expected, buffer = gaussian(*shape).double(), torch.zeros(*shape, dtype=torch.float64)
+    for step, momentum in enumerate((0.5, 0.9, 0.95)):
+        w.grad = gaussian(*shape, seed=step + 10) * torch.logspace(-3, 3, shape[0])[:, None]
+        w.grad[3] = 0
+        muon.step(lr=0.02, momentum=momentum)
+        buffer = momentum * buffer + w.grad.double()
+        update = w.grad.double() + momentum * buffer
+        update = update / update.norm(dim=1, keepdim=True).clamp_min(1e-7)
+        x = update / update.norm()
+        x = x.mT if shape[0] > shape[1] else x
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = x.mT if shape[0] > shape[1] else x
+        expected = (1 - 0.02 * 0.1) * expected - 0.02 * max(1.0, shape[0] / shape[1]) ** 0.5 * x
+    assert (w.double() - expected).abs().max() < 1e-5
+    assert muon.state_dict()["w"][3].abs().max() == 0
+
+
+def test_rows_get_length_one() -> None:
+    config = OptimizerConfig(row_normalise=True, nesterov=False)
+    g = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    seen = []
+
+    def spy(update: torch.Tensor, *arguments: object) -> torch.Tensor:
+        seen.append(update.clone())
+        return update
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evalkit.train.optimizers.muon.newton_schulz", spy)
+        muon_direction(g[None], torch.zeros(1, 2, 2), momentum=0.9, config=config)
+    assert torch.allclose(seen[0][0], torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)])
@@ -166,4 +227,5 @@ def test_vectors_are_decayed_only_on_request() -> None:
         optimizer = Optimizer({"blocks.0.attn_scale": gain, "tok_emb.weight": table}, chosen, ALONE)
         optimizer.step(lr_scale=1.0, momentum=0.9)
         assert gain[0].item() == pytest.approx(0.95 if decays else 1.0)
+        assert OptimizerConfig(decay_vectors=decays, vector_weight_decay=0.2).vector_decay == (0.2 if decays else 0.0)
         assert table[0, 0].item() == pytest.approx(1 - 0.035 * 0.5)

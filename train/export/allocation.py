@@ -68,7 +68,7 @@ def choices(
     result = {}
     for name, weight in tracked(list(state.items()), "try steps", unit="weights", size=lambda item: item[1].numel()):
         rule = plan.rule_for(name, weight.numel(), layers)
-        module = name.removesuffix(".weight")
+        module = module_of(name)
         tensors = [quantize_tensor(name, weight, plan, rule, hessians)]
         if weight.ndim == 2 and (rule.bits or not rule.max_elements) and curvature.knows(module):
             unit = float(weight.square().mean().sqrt()) * row_factors(curvature.rows(module))
@@ -76,11 +76,21 @@ def choices(
                 quantize_rows_to(weight, factor * unit, widths, hessians.get(module), plan.dtype_of(name))
                 for factor in STEPS
             ]
-        result[name] = [
-            Choice(tensor=t, n_bytes=estimated_bytes(t), cost=_cost(module, weight, t, hessians, curvature))
-            for t in tensors
-        ]
+        result[name] = [weighed(name, weight, t, hessians, curvature) for t in tensors]
     return result
+
+
+def module_of(name: str) -> str:
+    """Return the name of the module that a tensor belongs to, by which Hessians and curvatures go."""
+    return name.removesuffix(".weight")
+
+
+def weighed(
+    name: str, weight: Tensor, tensor: StoredTensor, hessians: Mapping[str, Tensor], curvature: Curvature
+) -> Choice:
+    """Return a stored tensor as a choice, with its estimates; ``weight`` is what it stands for."""
+    cost = _cost(module_of(name), weight, tensor, hessians, curvature)
+    return Choice(tensor=tensor, n_bytes=estimated_bytes(tensor), cost=cost)
 
 
 def row_factors(curvature: Tensor) -> Tensor:
@@ -114,6 +124,31 @@ def quantize_rows_to(
     bits = fitting[0] if fitting else widths[-1]
     values = round_to_step(weight, steps, bits) if hessian is None else gptq_round(weight, hessian, steps, bits)
     return QuantizedTensor(values=values.contiguous().numpy(), scale=steps.numpy(), bits=bits, dtype=dtype)
+
+
+def best_next(chosen: Mapping[str, Choice], options: Mapping[str, Sequence[Choice]]) -> tuple[str, Choice] | None:
+    """Return the tensor in which a byte more buys most, and its finer choice; None if all have their finest.
+
+    Tensors that are stored in floating point have no steps in between and are left out.
+    """
+    best: tuple[float, str, Choice] | None = None
+    for name, now in chosen.items():
+        for choice in options[name]:
+            if isinstance(now.tensor, QuantizedTensor) and isinstance(choice.tensor, QuantizedTensor):
+                dearer, gain = choice.n_bytes - now.n_bytes, now.cost - choice.cost
+                if dearer > 0 and gain > 0 and (best is None or gain / dearer > best[0]):
+                    best = (gain / dearer, name, choice)
+    return best and best[1:]
+
+
+def between(
+    weight: Tensor, now: StoredTensor, finer: StoredTensor, share: float, widths: Sequence[int], hessian: Tensor | None
+) -> QuantizedTensor:
+    """Return a matrix whose steps lie between those of two others: ``share`` of the way, in logarithms."""
+    assert isinstance(now, QuantizedTensor)
+    assert isinstance(finer, QuantizedTensor)
+    first, last = (torch.from_numpy(t.scale.astype(np.float32)).expand(weight.shape[0]) for t in (now, finer))
+    return quantize_rows_to(weight, first ** (1 - share) * last**share, widths, hessian, now.dtype)
 
 
 def _cost(

@@ -17,13 +17,13 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
-from evalkit.train.quantization.gptq import gptq_search
+from evalkit.train.quantization.gptq import gptq_round, gptq_search
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule, layer_count
 from evalkit.train.quantization.pruning import magnitude_prune
-from evalkit.train.quantization.rows import round_to_step, search_clip
+from evalkit.train.quantization.rows import deviation_clips, round_to_step, row_step, search_clip
 
-Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib"]
-CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib")
+Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]
+CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,15 @@ def quantize_tensor(
         raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
     if hessian is not None:
         hessian = hessian.to(weight.device)
-    if rule.gptq and hessian is not None and weight.ndim == 2:
+    if rule.deviations and weight.ndim > 1:
+        step = row_step(deviation_clips(weight, rule.deviations), rule.bits, rule.min_step)
+        compensated = rule.gptq and hessian is not None and weight.ndim == 2
+        values = (
+            gptq_round(weight, hessian, step, rule.bits)
+            if compensated and hessian is not None
+            else round_to_step(weight, step, rule.bits)
+        )
+    elif rule.gptq and hessian is not None and weight.ndim == 2:
         values, step = gptq_search(weight, hessian, rule.bits, min_step=rule.min_step, clips=rule.clips)
     else:
         step = search_clip(weight, rule.bits, min_step=rule.min_step, clips=rule.clips, hessian=hessian)
@@ -126,7 +134,7 @@ def pack_artifact(
 
     Args:
         tensors: what it holds.
-        container: ``evalkit``, or a torch save compressed by zstd, xz or zlib.
+        container: ``evalkit``, or a torch save compressed by zstd, xz, zlib or brotli.
         layout: arrangement of the torch containers; they need one, ``evalkit`` has none.
         metadata: what an ``evalkit`` container says about itself.
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from evalkit.artifact.tensors import INT_BITS, StoredTensor
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
-from evalkit.train.export.allocation import allocate, choices
+from evalkit.train.export.allocation import Choice, allocate, best_next, between, choices, module_of, weighed
 from evalkit.train.quantization.curvature import Curvature
 from evalkit.train.quantization.plan import QuantizationPlan
 
 _ALLOCATIONS = 6
+_FILLS = 8
+_LESS = 0.6  # of the room, after a filling that was too large
 _FULL = 0.998  # of the target is close enough
 _SLACK = 0.0005  # below it after an allocation that was too large
 
@@ -69,7 +71,8 @@ def fit(
 ) -> FitResult:
     """Give every tensor its own step, and keep that or the plan, whichever fits and has the lower measured loss.
 
-    What the container took for one allocation corrects the estimates of the next.
+    What the container took for one allocation corrects the estimates of the next. Steps come in half octaves, so some
+    room is left; it goes to the tensor in which a byte buys most, whose step is put between two of them.
 
     Args:
         state: name to float tensor.
@@ -97,7 +100,7 @@ def fit(
     planned = {name: ways[0].tensor for name, ways in options.items()}
     candidates = [(tried("the plan", planned), planned)]
     target = cap_bytes - code_bytes
-    largest: tuple[FitRow, dict[str, StoredTensor]] | None = None
+    largest: tuple[FitRow, dict[str, Choice]] | None = None
     last, packed_by_estimate = None, 1.0
     for _ in range(_ALLOCATIONS):
         chosen = allocate(options, target / packed_by_estimate)
@@ -105,16 +108,32 @@ def fit(
         if estimate == last:
             break  # every tensor has its finest step already
         last = estimate
-        tensors = {name: choice.tensor for name, choice in chosen.items()}
-        row = tried("a step for each tensor", tensors)
+        row = tried("a step for each tensor", _tensors(chosen))
         if row.fits and (largest is None or row.total_bytes > largest[0].total_bytes):
-            largest = (row, tensors)
+            largest = (row, chosen)
         n_bytes = row.total_bytes - code_bytes
         if row.fits and n_bytes > _FULL * target:
             break
         packed_by_estimate = n_bytes / estimate * (1.0 if row.fits else 1.0 + _SLACK)
     if largest is not None:
-        candidates.append(largest)
+        row, chosen = largest
+        used = 1.0
+        for _ in range(_FILLS):
+            n_bytes = row.total_bytes - code_bytes
+            finer = best_next(chosen, options)
+            if n_bytes > _FULL * target or finer is None:
+                break
+            room = used * (target - n_bytes) / (n_bytes / sum(choice.n_bytes for choice in chosen.values()))
+            name, to = finer
+            share = min(room / (to.n_bytes - chosen[name].n_bytes), 1.0)
+            tensor = between(state[name], chosen[name].tensor, to.tensor, share, widths, hessians.get(module_of(name)))
+            closer = chosen | {name: weighed(name, state[name], tensor, hessians, curvature)}
+            attempt = tried("a step for each tensor", _tensors(closer))
+            if attempt.fits and attempt.total_bytes > row.total_bytes:
+                row, chosen = attempt, closer
+            else:
+                used *= _LESS
+        candidates.append((row, _tensors(chosen)))
     measured = []
     for row, tensors in candidates:
         if row.fits:
@@ -125,3 +144,7 @@ def fit(
         raise InputError(f"nothing fits {cap_bytes} bytes: the smallest took {smallest} with the code")
     best, kept = min(measured, key=lambda one: one[0].loss or 0.0)
     return FitResult(tensors=kept, best=best, table=table)
+
+
+def _tensors(chosen: Mapping[str, Choice]) -> dict[str, StoredTensor]:
+    return {name: choice.tensor for name, choice in chosen.items()}

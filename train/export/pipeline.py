@@ -30,6 +30,7 @@ from evalkit.train.export.export import (
     code_size,
     pack_artifact,
     quantize_state_dict,
+    store_plain,
     write_artifact,
 )
 from evalkit.train.export.fit import FitRow, fit
@@ -53,7 +54,7 @@ class ExportConfig:
     """How to export.
 
     Attributes:
-        container: ``evalkit``, ``torch-zstd``, ``torch-xz`` or ``torch-zlib``.
+        container: ``evalkit``, ``torch-zstd``, ``torch-xz``, ``torch-zlib`` or ``torch-brotli``.
         calibration_tokens: tokens whose layer inputs GPTQ sees; 0 rounds to nearest.
         calibration_data: folder with training shards; None calibrates on the model's own samples.
         force_calibration: calibrate on shards that look like validation data all the same.
@@ -151,18 +152,26 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     tensors: Mapping[str, StoredTensor]
     if config.fit:
         assert hessians is not None
+        held_out = text.held_out()
+        loss = _loss_of(model, held_out)
+        as_trained = {name: store_plain(name, w, "float32", plan.dtype_of(name)) for name, w in weights.items()}
+        n_bytes = sum(tensor.values.nbytes for tensor in as_trained.values()) + code_bytes
+        unrounded = FitRow(
+            label="float32", total_bytes=n_bytes, fits=n_bytes <= config.target_bytes, loss=loss(as_trained)
+        )
         result = fit(
             weights,
             plan,
             hessians=hessians,
             curvature=collect_curvature(model, calibration),
-            loss=_loss_of(model, text.held_out()),
+            loss=loss,
             pack=pack,
             cap_bytes=config.target_bytes,
             code_bytes=code_bytes,
             widths=INT_BITS if layout is None else layout.widths,
         )
-        tensors, table = result.tensors, result.table
+        tensors, table = result.tensors, [unrounded, *result.table]
+        notes.append(f"losses are nats per token of {held_out[:, 1:].numel():,} tokens of {text.kind}")
     else:
         if not config.calibration_tokens:
             plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))

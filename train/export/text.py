@@ -32,9 +32,11 @@ class ExportText(Protocol):
 
     Attributes:
         notes: what must be said about them, one sentence each.
+        kind: what they are, in words.
     """
 
     notes: list[str]
+    kind: str
 
     def calibration(self) -> list[Tensor]:
         """Return token batches, int64 ``[1, T]`` each."""
@@ -56,6 +58,8 @@ class TrainingText:
     Raises:
         InputError: there are no shards, or one that would be read looks like validation data or is a copy of some.
     """
+
+    kind = "training text"
 
     def __init__(
         self, data: Path, trained: TrainedModel, *, calibration_tokens: int, refine_steps: int = 0, force: bool = False
@@ -92,6 +96,8 @@ class TrainingText:
 
 class OwnSamples:
     """Tokens drawn from the model itself."""
+
+    kind = "the model's own samples"
 
     def __init__(self, model: GPT, *, seq_len: int, calibration_tokens: int) -> None:
         self._model, self._seq_len = model, seq_len

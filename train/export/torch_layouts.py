@@ -1,8 +1,9 @@
 """The published systems' containers: a torch save of one dict, compressed, for their own loaders.
 
 Layout A (challenge baseline, PR333, PR344) keeps integers, scales, dtypes and the rest in separate dicts;
-layout B (PR592, PR634, PR849) keeps ``<name>.q`` and ``<name>.scale`` beside each other and a ``type`` by
-name.
+layout B (PR592, PR634, PR849 and later ones) keeps ``<name>.q`` and ``<name>.scale`` beside each other and by name
+either a dict with a ``type`` or, from PR1394 on, words such as ``gptq (int6)``. From PR1218 on files are compressed
+with brotli, with the bytes of all float16 numbers sorted into high and low ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import brotli
 import numpy as np
 import torch
 import zstandard
@@ -23,8 +25,9 @@ from torch import Tensor
 from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.plumbing.errors import InputError
 
-TorchCompression = Literal["zstd", "xz", "zlib"]
+TorchCompression = Literal["zstd", "xz", "zlib", "brotli"]
 _LAYOUT_B_BITS = (5, 6, 8)
+_STRIDE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +38,21 @@ class TorchLayout:
         kind: ``A`` or ``B``.
         format_tag: layout A's ``__quant_format__``.
         bits_in_meta: whether layout A's ``qmeta`` holds the width.
+        kinds: how layout B says what a tensor is: by a ``types`` dict, the same with the ``methods`` of its integers,
+            or in ``words``.
         renames: regular expression and replacement, applied to our names in turn.
     """
 
     kind: Literal["A", "B"]
     format_tag: str = ""
     bits_in_meta: bool = False
+    kinds: Literal["types", "methods", "words"] = "types"
     renames: tuple[tuple[str, str], ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Widths of integers that the layout has a name for, ascending."""
-        return _LAYOUT_B_BITS if self.kind == "B" else INT_BITS
+        return _LAYOUT_B_BITS if self.kind == "B" and self.kinds != "words" else INT_BITS
 
     def published_name(self, name: str) -> str:
         """Return the name that the published system has for one of our tensors."""
@@ -70,6 +76,13 @@ LAYOUTS: dict[str, TorchLayout] = {
     "pr592": TorchLayout(kind="B"),
     "pr634": TorchLayout(kind="B"),
     "pr849": TorchLayout(kind="B"),
+    "pr1218": TorchLayout(kind="B", kinds="methods"),
+    "pr1334": TorchLayout(kind="B", kinds="methods"),
+    "pr1394": TorchLayout(kind="B", kinds="words"),
+    "pr1477": TorchLayout(kind="B", kinds="words"),
+    "pr1493": TorchLayout(kind="B", kinds="words"),
+    "pr1529": TorchLayout(kind="B", kinds="words"),
+    "best": TorchLayout(kind="B", kinds="words"),
 }
 
 
@@ -83,7 +96,7 @@ def torch_object(tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> di
     for name, tensor in named.items():
         if isinstance(tensor, QuantizedTensor) and tensor.scale.dtype != np.float16:
             raise InputError(f"the published layouts hold float16 scales; {name!r} has {tensor.scale.dtype}")
-    return _layout_a(named, layout) if layout.kind == "A" else _layout_b(named)
+    return _layout_a(named, layout) if layout.kind == "A" else _layout_b(named, layout)
 
 
 def torch_payload(tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> bytes:
@@ -94,14 +107,21 @@ def torch_payload(tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> b
 
 
 def compress_payload(payload: bytes, compression: TorchCompression) -> bytes:
-    """Compress as the published exporters do: zstd level 22, .xz preset 6, or zlib level 9."""
+    """Compress as the published exporters do: zstd level 22, .xz preset 6, zlib level 9, or shuffled and brotli 11."""
     if compression == "zstd":
         return zstandard.ZstdCompressor(level=22).compress(payload)
     if compression == "xz":
         return lzma.compress(payload, preset=6)
     if compression == "zlib":
         return zlib.compress(payload, 9)
-    raise InputError(f"compression {compression!r} is none of zstd, xz, zlib")
+    if compression == "brotli":
+        return brotli.compress(shuffled(payload), quality=11)
+    raise InputError(f"compression {compression!r} is none of zstd, xz, zlib, brotli")
+
+
+def shuffled(content: bytes) -> bytes:
+    """Return the bytes at even places and then those at odd ones, behind a mark and the stride of 2."""
+    return b"BSHF" + bytes([_STRIDE]) + b"".join(content[first::_STRIDE] for first in range(_STRIDE))
 
 
 def _layout_a(named: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[str, Any]:
@@ -138,20 +158,28 @@ def _layout_a(named: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[st
     return result
 
 
-def _layout_b(named: Mapping[str, StoredTensor]) -> dict[str, Any]:
+def _layout_b(named: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[str, Any]:
     weights: dict[str, Tensor] = {}
     meta: dict[str, Any] = {}
     for name, tensor in named.items():
         if isinstance(tensor, PlainTensor):
             weights[name] = _plain(tensor)
-            meta[name] = "passthrough"
+            meta[name] = f"passthrough ({tensor.stored})" if layout.kinds == "words" else "passthrough"
             continue
-        if tensor.bits not in _LAYOUT_B_BITS:
+        if tensor.bits not in layout.widths:
             raise InputError(f"layout B names int5, int6 and int8 only; {name!r} has {tensor.bits} bits")
         weights[name + ".q"] = torch.from_numpy(tensor.values.copy())
         weights[name + ".scale"] = torch.from_numpy(tensor.scale.copy())
-        meta[name] = {"type": f"int{tensor.bits}"}
+        meta[name] = _integer_kind(tensor.bits, layout)
     return {"w": weights, "m": meta}
+
+
+def _integer_kind(bits: int, layout: TorchLayout) -> str | dict[str, str]:
+    if layout.kinds == "words":
+        return f"gptq (int{bits})"
+    # The dicts with methods have one for matrices, which are int6, and none for the int8 tables.
+    method = {"method": "gptq"} if layout.kinds == "methods" and bits < 8 else {}
+    return {"type": f"int{bits}"} | method
 
 
 def _plain(tensor: PlainTensor) -> Tensor:

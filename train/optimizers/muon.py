@@ -4,6 +4,8 @@ Convention (the "plain sum" one): M <- mu M + G without a factor (1 - mu); U = G
 W <- (1 - lr decay) W - lr sqrt(max(1, m/n)) NS(U). Since Newton-Schulz ignores the length of its input,
 ``torch.optim.Muon`` with M <- mu M + (1 - mu) G takes the same steps as long as mu is constant; while mu
 warms up the two differ, because the plain sum keeps the weights of old gradients.
+
+With ``row_normalise`` (MuonEq-R, as the records from PR1334 on have it), U's rows get length 1 before Newton-Schulz.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from evalkit.train.config import OptimizerConfig
 from evalkit.train.optimizers.newton_schulz import aspect_scale, newton_schulz
 from evalkit.train.parameters import DTYPES
 
+_SMALLEST_ROW = 1e-7
+
 
 def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, config: OptimizerConfig) -> Tensor:
     """Return the orthogonalised, scaled update of a batch of matrices; advance their momentum in place.
@@ -27,7 +31,7 @@ def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, confi
         g: reduced gradients ``[N, m, n]``.
         momentum_buffer: plain-sum momentum of the same shape, float32 or bfloat16.
         momentum: mu.
-        config: Nesterov, and number and dtype of the Newton-Schulz iterations.
+        config: Nesterov, row normalisation, and number, dtype and polynomials of the Newton-Schulz iterations.
 
     Returns:
         ``[N, m, n]`` in ``config.ns_precision``.
@@ -35,7 +39,9 @@ def muon_direction(g: Tensor, momentum_buffer: Tensor, *, momentum: float, confi
     g = g.to(momentum_buffer.dtype)
     momentum_buffer.mul_(momentum).add_(g)
     update = g.add(momentum_buffer, alpha=momentum) if config.nesterov else momentum_buffer
-    orthogonal = newton_schulz(update, config.ns_steps, DTYPES[config.ns_precision])
+    if config.row_normalise:
+        update = update / torch.linalg.vector_norm(update, dim=-1, keepdim=True).clamp_min(_SMALLEST_ROW)
+    orthogonal = newton_schulz(update, config.ns_steps, DTYPES[config.ns_precision], config.ns_coefficients)
     return orthogonal * aspect_scale(g.shape[-2], g.shape[-1])
 
 

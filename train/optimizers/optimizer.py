@@ -53,7 +53,7 @@ class Optimizer:
         }
         groups: list[dict[str, Any]] = []
         for owner, parameters in owned.items():
-            decay = config.adam_weight_decay if owner != "vector" or config.decay_vectors else 0.0
+            decay = config.vector_decay if owner == "vector" else config.adam_weight_decay
             groups.append(
                 {
                     "params": list(parameters.values()),

@@ -46,6 +46,7 @@ class TensorRule:
         last_layers: applies to the last n layers only (names ``blocks.<i>.``); 0 for all. "Late-K" is a rule
             on the key projections with 2.
         clips: quantiles of a row's magnitudes to choose its clip from; 1 is the largest magnitude.
+        deviations: the clip as a multiple of the row's standard deviation, in place of ``clips``; 0 leaves it to them.
         min_step: floor of the quantisation step; the published systems' hidden floor is ``1 / limit``.
         gptq: compensate rounding with the layer's Hessian where one is given.
     """
@@ -55,6 +56,7 @@ class TensorRule:
     max_elements: int = 0
     last_layers: int = 0
     clips: tuple[float, ...] = (1.0,)
+    deviations: float = 0.0
     min_step: float = 0.0
     gptq: bool = False
 
@@ -63,6 +65,8 @@ class TensorRule:
             raise InputError(f"format {self.format!r} is none of {', '.join(_INTS + _FLOATS)}")
         if not self.clips or not all(0 < clip <= 1 for clip in self.clips):
             raise InputError(f"the clips {self.clips} of a rule must be quantiles above 0 and at most 1")
+        if self.deviations and not 1 <= self.deviations < 1000:
+            raise InputError(f"a clip of {self.deviations} standard deviations: expected 1 to 1000, or 0 for quantiles")
         if not 0 <= self.min_step < 65504:
             raise InputError(f"the smallest step {self.min_step} must be at least 0 and fit float16")
         if self.max_elements < 0 or self.last_layers < 0:
@@ -172,6 +176,15 @@ def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
     )
 
 
+def _deviations(patterns: tuple[str, ...], bits: int, deviations: float) -> TensorRule:
+    return TensorRule(patterns=patterns, format=f"int{bits}", deviations=deviations, gptq=True)
+
+
+_GPTQ_TO_INT6 = QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL)))
+_SDCLIP = QuantizationPlan(
+    rules=(_small("float16"), _deviations(("tok_emb.weight",), 8, 20.0), _deviations(_ALL, 6, 12.85))
+)
+
 # What the published systems store, with their hidden floors explicit. How the integers are found is this package's own:
 # clips by row, GPTQ for every matrix of the blocks, because that is better on each of them.
 PLANS: dict[str, QuantizationPlan] = {
@@ -207,9 +220,15 @@ PLANS: dict[str, QuantizationPlan] = {
             TensorRule(patterns=_ALL, format="int6", clips=PERCENTILES, min_step=published_min_step(6)),
         )
     ),
-    "pr634": QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL))),
+    "pr634": _GPTQ_TO_INT6,
     "pr849": QuantizationPlan(
         rules=(_small("float16"), _block(_MLP + _ATTENTION, 5), _int8(_ALL)),
         magnitude_prune=0.03,
     ),
+    "pr1218": _GPTQ_TO_INT6,
+    "pr1334": _GPTQ_TO_INT6,
+    "pr1394": _SDCLIP,
+    "pr1477": _SDCLIP,
+    "pr1493": _SDCLIP,
+    "pr1529": _SDCLIP,
 }

@@ -59,6 +59,19 @@ def row_clips(weight: Tensor, quantiles: tuple[float, ...]) -> Tensor:
     return torch.cat([part.quantile(wanted, dim=1) for part in magnitude.split(rows)], dim=1)
 
 
+def deviation_clips(weight: Tensor, deviations: float) -> Tensor:
+    """Return so many standard deviations of each row, float32 ``[rows]`` ("SDClip", the records from PR1394 on).
+
+    A step is then a fixed share of the row's deviation, whatever its outliers: the size of the file is tuned by the
+    number of deviations, and rows of the same shape take the same bits.
+
+    Args:
+        weight: ``[rows, ...]`` with two entries or more in a row; the rest is flattened.
+        deviations: at least 1; with 10 and more next to nothing is clipped.
+    """
+    return deviations * weight.detach().reshape(weight.shape[0], -1).float().std(dim=1)
+
+
 def row_step(clip: Tensor, bits: int, min_step: float = 0.0) -> Tensor:
     """Return the step of each row as it is stored: ``max(clip / limit, min_step)`` in float16, never below its normals.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +28,6 @@ def compressed(
     return file, capsys.readouterr().out
 
 
-def decompressed(artifact: Path, file: Path, tokenizer: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Decompress in a fresh process."""
-    arguments = [str(artifact), str(file), "-o", str(target), "--tokenizer", str(tokenizer)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "evalkit", "decompress", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-
-
 def bits(printed: str) -> tuple[float, float]:
     """Return the bits of code and those of the ledger."""
     found = re.search(r"([\d,]+) bits of code .* ledger says ([\d,.]+)", printed)
@@ -51,6 +41,7 @@ def bits(printed: str) -> tuple[float, float]:
 def test_a_fresh_process_restores_the_text(
     options: list[str],
     tiny_artifact: Path,
+    forked_evalkit: list[str],
     tokenizer_path: Path,
     text_path: Path,
     tmp_path: Path,
@@ -60,7 +51,9 @@ def test_a_fresh_process_restores_the_text(
 
     raw = text_path.read_bytes()[:300]
     file, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, *options, capsys=capsys)
-    done = decompressed(tiny_artifact, file, tokenizer_path, tmp_path / "back")
+    arguments = [str(tiny_artifact), str(file), "-o", str(tmp_path / "back"), "--tokenizer", str(tokenizer_path)]
+    command = [*forked_evalkit, "decompress", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     tokenizer = Tokenizer(str(tokenizer_path))
     assert (tmp_path / "back").read_bytes() == raw

@@ -204,10 +204,9 @@ def test_one_bug_prints_one_finding_and_counts_the_others():
 
 def test_a_hanging_forecaster_is_left_behind(tmp_path):
     (tmp_path / "failing.py").write_text(FAILING.format(what="time.sleep(1000)"))
-    report = audit(f"{tmp_path}/failing.py:make", stream(), AuditOptions(budget_seconds=2.0, call_seconds=1.0))
+    report = audit(f"{tmp_path}/failing.py:make", stream(), AuditOptions(budget_seconds=NO_CLOCK, call_seconds=1.0))
     assert report.verdict == "unproven"
     assert "hangs" in report.uncovered[0]
-    assert report.seconds < 10
 
 
 def test_what_ends_a_process_is_said_again_and_not_taken_for_a_crash(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import any_models as models
@@ -277,7 +276,9 @@ def test_check_judges_a_module(
 
 
 @pytest.mark.parametrize("name", ["transformer", "recurrent"])
-def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Path, tmp_path: Path) -> None:
+def test_compress_and_decompress_in_two_processes(
+    name: str, forked_evalkit: list[str], tokenizer_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "t.txt").write_bytes("Na\u00efve \u4f60\u597d,\r\nhello there, my friend.".encode())
     model = ["--module", f"{FILE}:{name}"]
     tokenizer = ["--tokenizer", str(tokenizer_path)]
@@ -286,7 +287,7 @@ def test_compress_and_decompress_in_two_processes(name: str, tokenizer_path: Pat
         ["compress", *model, str(tmp_path / "t.txt"), "-o", coded, "--seq-len", "64", *tokenizer],
         ["decompress", *model, coded, "-o", str(restored), *tokenizer],
     ):
-        done = subprocess.run([sys.executable, "-m", "evalkit", *command], check=True, capture_output=True, text=True)
+        done = subprocess.run([*forked_evalkit, *command], check=True, capture_output=True, text=True)
         assert ("the model offers no step(ids, state)" in done.stderr) == (name == "transformer")
     assert restored.read_bytes() == (tmp_path / "t.txt").read_bytes()
 

@@ -1,0 +1,191 @@
+"""The recipe ``best`` against the five systems and PR1493 at a reduced size, and what each choice in it is worth.
+
+    python bench/train_best.py --data DIR --tokenizer MODEL --out DIR [--seeds 1337 42 7] [--only NAME...] [--ablations]
+
+All are trained on the same tokens in as many steps, with as many parameters (``model.mlp_hidden`` makes them equal),
+and exported at their own widths; ``best`` is fitted to the size of the smallest of the others. Bits per byte are those
+of the artifact on validation text, in windows of the training length without overlap. Runs and scores that are finished
+in DIR are not repeated. The tables go to RESULTS.md; ``--ablations`` trains ``best`` with one choice undone at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from common import parser_of, replace_table  # noqa: F401
+
+from evalkit.artifact.layouts import held_values
+from evalkit.artifact.load import load_artifact
+from evalkit.model.config import ModelConfig
+from evalkit.model.gpt import GPT
+from evalkit.plumbing.files import write_json
+from evalkit.plumbing.ranks import Ranks
+from evalkit.recipes import load_recipe
+from evalkit.train.config import RunConfig
+from evalkit.train.data import ByteCounter, find_shards, load_validation
+from evalkit.train.export.pipeline import ExportConfig, export_run
+from evalkit.train.files import read_json
+from evalkit.train.folder import load_run
+from evalkit.train.objective import Objective
+from evalkit.train.resolve import resolve
+from evalkit.train.run import train_model
+from evalkit.train.validation import Validator
+
+FIVE = ("pr333", "pr592", "pr344", "pr634", "pr849")
+OTHERS = (*FIVE, "pr1493")
+ABLATIONS: dict[str, dict[str, str]] = {}
+"""What is undone in ``best``, by its name in the table."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run after its export.
+
+    Attributes:
+        parameters: of the model.
+        trained: bits per byte of the weights as they are exported, before rounding.
+        exported: bits per byte of the artifact.
+        n_bytes: of the artifact.
+        seconds: the training took.
+    """
+
+    parameters: int
+    trained: float
+    exported: float
+    n_bytes: int
+    seconds: float
+
+
+def parameters(model: ModelConfig) -> int:
+    """Return the number of parameters."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(model).parameters())
+
+
+def sized(recipe: str, keys: dict[str, str], seed: int, a: argparse.Namespace) -> RunConfig:
+    """Return a recipe at the reduced size, its MLP so wide that the parameters are as many as pr849's."""
+    size = {
+        "model.vocab_size": str(a.vocabulary),
+        "train.batch_tokens": str(a.batch_tokens),
+        "train.spans": "1",
+        "train.seq_len": str(a.seq_len),
+        "train.precision": "float32",
+        "train.device": "cpu",
+        "train.threads": "1",
+        "train.seed": str(seed),
+        "train.val_tokens": str(a.val_tokens),
+    }
+    wanted = parameters(resolve(load_recipe("pr849"), size, scale=a.scale).model)
+    model = resolve(load_recipe(recipe), size | keys, scale=a.scale).model
+    found, more = parameters(model), parameters(dataclasses.replace(model, mlp_hidden=model.mlp_hidden + 1))
+    hidden = model.mlp_hidden + round((wanted - found) / (more - found))
+    return resolve(load_recipe(recipe), size | keys | {"model.mlp_hidden": str(hidden)}, scale=a.scale, steps=a.steps)
+
+
+def scored(name: str, recipe: str, keys: dict[str, str], seed: int, cap: int, a: argparse.Namespace) -> Scored:
+    """Train, export and score, unless that is done.
+
+    Args:
+        name: of the run's folder.
+        recipe: what is trained.
+        keys: settings that differ from it.
+        seed: of the initial weights.
+        cap: bytes that the export is fitted to; 0 exports by the recipe's plan.
+        a: options of the command line.
+    """
+    folder: Path = a.out / f"{name}-{seed}"
+    summary, result = folder / "summary.json", folder / f"scored-{cap}.json"
+    if result.exists():
+        return Scored(**read_json(result))
+    config = sized(recipe, keys, seed, a)
+    if not summary.exists():
+        train_model(config, data=a.data, tokenizer=a.tokenizer, out=folder, resume=folder.exists())
+    run = load_run(folder)
+    artifact = folder / f"model-{cap}.evk"
+    options = ExportConfig(
+        calibration_data=a.data,
+        calibration_tokens=a.calibration_tokens,
+        tokenizer=a.tokenizer,
+        fit=cap > 0,
+        **({"target_bytes": cap} if cap else {}),
+    )
+    file = export_run(run, artifact, options).file
+    stored = {n: torch.from_numpy(held_values(t)) for n, t in load_artifact(artifact).tensors.items()}
+    shapes = {name: value.shape for name, value in run.weights.items()}
+    tokens = load_validation(
+        find_shards(a.data, config.data)[1], vocab_size=config.model.vocab_size, limit=a.val_tokens
+    )
+    assert tokens is not None
+    validator = Validator(
+        tokens,
+        seq_len=config.train.seq_len,
+        batch_tokens=config.train.val_batch_tokens,
+        byte_counter=ByteCounter(a.tokenizer, config.model.vocab_size),
+        ranks=Ranks(),
+    )
+    objective = Objective(config, torch.device("cpu"), compiled=False)
+    after = validator.run(objective, {n: value.reshape(shapes[n]) for n, value in stored.items()}).val_bpb
+    known = read_json(summary)
+    one = Scored(
+        parameters=parameters(config.model),
+        trained=known["validation"][known["exported"]]["val_bpb"],
+        exported=after or math.nan,
+        n_bytes=file.n_bytes,
+        seconds=known["seconds"],
+    )
+    write_json(result, dataclasses.asdict(one))
+    print(f"{name}, seed {seed}: {one}", flush=True)
+    return one
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Return a mean with its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.4f} +- {error:.4f}"
+
+
+def row(name: str, runs: list[Scored]) -> str:
+    """Return a line of the table of systems."""
+    return (
+        f"| {name} | {runs[0].parameters:,} | {mean_and_error([r.trained for r in runs])} | "
+        f"{mean_and_error([r.exported for r in runs])} | {max(r.n_bytes for r in runs):,} | "
+        f"{statistics.fmean(r.seconds for r in runs):.0f} |"
+    )
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with shards")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model of the shards")
+    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 7], help="seeds of every system")
+    parser.add_argument("--only", nargs="+", choices=(*OTHERS, "best"), help="train these and write no table")
+    parser.add_argument("--ablations", action="store_true", help="best with one choice undone at a time, first seed")
+    parser.add_argument("--scale", default="64x4", help="WIDTHxDEPTH of every model")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--seq-len", type=int, default=256, help="window in tokens")
+    parser.add_argument("--vocabulary", type=int, default=1024, help="of the tokenizer")
+    parser.add_argument("--val-tokens", type=int, default=65_536, help="validation targets")
+    parser.add_argument("--calibration-tokens", type=int, default=16_384, help="for GPTQ")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = {
+        name: [scored(name, name, {}, seed, 0, a) for seed in a.seeds] for name in OTHERS if name in (a.only or OTHERS)
+    }
+    if a.only and "best" not in a.only:
+        return
+    smallest = {name: min(run.n_bytes for run in each) for name, each in runs.items()} or {"": a.fallback_bytes}
+    cap = min(smallest.values())
+    best = [scored("best", "best", {}, seed, cap, a) for seed in a.seeds]
+    print(f"best: {mean_and_error([run.exported for run in best])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""One self-contained page about two runs over the same tokens: where do they differ, by document and by token."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.typed_json import to_json
+from evalkit.report import series
+from evalkit.report.load import SavedReport, TokenScores, open_report_stream
+from evalkit.report.page import fill
+from evalkit.report.passages import PASSAGE_TOKENS, passage_spans
+from evalkit.report.score_report import ScoreReport
+from evalkit.verbs.compare import compare_tokens, require_same_tokens
+
+_EXAMPLES = 12
+_SCATTER = 1500
+_COMPARED = ("recipe", "mixer", "ttt", "context", "seq_len", "stride", "dtype", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """A run and the score of each of its tokens."""
+
+    saved: SavedReport
+    scores: TokenScores
+
+
+def build_pair_page(
+    one: RunScores,
+    other: RunScores,
+    *,
+    tokens: str | None = None,
+    tokenizer: str | None = None,
+    title: str | None = None,
+) -> str:
+    """Return the page; differences are those of ``one`` less those of ``other``, so that below 0 ``one`` is better.
+
+    Raises:
+        InputError: the runs scored different tokens, or the tokens are not where the report says.
+    """
+    require_same_tokens([one.saved, other.saved])
+    stream, model = open_report_stream(one.saved, tokens=tokens, tokenizer=tokenizer)
+    ids = stream.read(0, len(stream))
+    paired = compare_tokens(one.scores, other.scores, ids, bos=model.bos_id, decode=model.decode, examples=_EXAMPLES)
+    owner = series.document_index(ids, model.bos_id)
+    difference = one.scores.nll - other.scores.nll
+    data: dict[str, Any] = {
+        "runs": [_run(one, "A"), _run(other, "B")],
+        "differences": _differences(one.saved.report, other.saved.report),
+        "paired": to_json(paired),
+        "stream": series.along_both(one.scores, other.scores),
+        "documents": _documents(one.scores, difference, owner),
+        "by_cost": _by_cost(other.scores, difference),
+        "passages": [
+            {
+                "title": name,
+                "position": start + 1,
+                "tokens": stop - start,
+                "nats": float(difference[start:stop].sum()),
+                "spans": passage_spans(
+                    TokenScores(nll=difference, num_bytes=one.scores.num_bytes), ids, model, start, stop
+                ),
+            }
+            for name, start, stop in _passages(difference)
+        ],
+    }
+    return fill(title or f"{one.saved.path.name} and {other.saved.path.name}", "pair.js", data)
+
+
+def require_scores(saved: SavedReport, scores: TokenScores | None) -> RunScores:
+    """Return a run with its scores.
+
+    Raises:
+        InputError: there are none.
+    """
+    if scores is None:
+        raise InputError(
+            f"{saved.path} has no per-token file beside it; comparing two runs needs --dump-nll of both "
+            f"(name the files with --nll A.npz --nll B.npz)"
+        )
+    return RunScores(saved=saved, scores=scores)
+
+
+def _run(run: RunScores, name: str) -> dict[str, Any]:
+    report = run.saved.report
+    return {
+        "name": name,
+        "path": run.saved.path.name,
+        "artifact": report.artifact.path if report.artifact else "online mixer alone",
+        "bpb": report.bpb,
+        "val_loss": report.val_loss,
+        "verdict": report.verdict,
+        "seconds": report.seconds,
+        "command": shlex.join(report.command) if report.command else None,
+        "tokens": report.tokens_scored,
+        "names": list(report.tokens.names),
+    }
+
+
+def _differences(one: ScoreReport, other: ScoreReport) -> list[list[str]]:
+    """Return ``[what, A, B]`` for everything in which the runs were made differently."""
+
+    def facts(report: ScoreReport) -> dict[str, Any]:
+        artifact = report.artifact
+        return {
+            "artifact sha256": artifact and artifact.sha256,
+            "bytes of artifact": artifact and artifact.bytes,
+            "parameters": artifact and artifact.parameters,
+            **{name: getattr(report, name) for name in _COMPARED},
+            **{
+                f"{section}.{key}": value
+                for section, values in report.settings.items()
+                for key, value in values.items()
+            },
+            **{f"model.{key}": value for key, value in (report.config or {}).items()},
+            **{f"version of {name}": value for name, value in report.versions.items()},
+        }
+
+    a, b = facts(one), facts(other)
+    return [[name, _said(a.get(name)), _said(b.get(name))] for name in {**a, **b} if a.get(name) != b.get(name)]
+
+
+def _said(value: Any) -> str:
+    return "\u2013" if value is None else str(value)
+
+
+def _documents(
+    scores: TokenScores, difference: npt.NDArray[np.float64], owner: npt.NDArray[np.int64]
+) -> list[list[float]]:
+    """Return (bytes, bits per byte by which the runs differ, document) of at most 1,500 documents, evenly picked."""
+    bits = np.bincount(owner, weights=difference) / math.log(2)
+    num_bytes = np.bincount(owner, weights=scores.num_bytes)
+    usable = np.flatnonzero(num_bytes > 0)
+    picked = usable[:: max(1, math.ceil(len(usable) / _SCATTER))].tolist()
+    return [[int(num_bytes[i]), float(bits[i] / num_bytes[i]), i] for i in picked]
+
+
+def _by_cost(baseline: TokenScores, difference: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return the sum of the differences, in bits, by what a token cost the baseline, in steps of one bit up to 16."""
+    bins = np.minimum(np.floor(baseline.nll / math.log(2)).astype(np.int64), 16).clip(0)
+    tokens = np.bincount(bins, minlength=17)
+    bits = np.bincount(bins, weights=difference / math.log(2), minlength=17)
+    return [
+        {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": int(tokens[k]), "bits": float(bits[k])}
+        for k in range(17)
+    ]
+
+
+def _passages(difference: npt.NDArray[np.float64]) -> list[tuple[str, int, int]]:
+    """Return (title, first, last + 1) of the passages where each run gains most on the other, and a typical one."""
+    n = len(difference)
+    size = min(PASSAGE_TOKENS, n)
+    starts = np.arange(0, n - size + 1, size)
+    sums = np.add.reduceat(difference[: starts[-1] + size], starts)
+    order = np.argsort(sums, kind="stable")
+    picks = dict.fromkeys([int(starts[order[0]]), int(starts[order[-1]]), int(starts[order[len(order) // 2]])])
+    titles = ("Where A gains most", "Where B gains most", "A typical passage")
+    return [(title, start, start + size) for title, start in zip(titles, picks, strict=False)]
