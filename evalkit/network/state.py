@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalkit.artifact.compression import inflate
-from evalkit.artifact.layouts import held_values, read_layout
+from evalkit.artifact.layouts import held_values, is_quantised, read_layout
 from evalkit.artifact.load import MAX_ARTIFACT_BYTES, load_artifact
 from evalkit.artifact.native import is_native
 from evalkit.artifact.state_dict import weights_of
@@ -33,8 +33,6 @@ MAX_STATE_BYTES = 64 * 2**30
 
 MAX_INFLATED_BYTES = 4 * 2**30
 """Bound on the arrays of a compressed numpy file."""
-
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_state(path: str | Path | None) -> dict[str, Tensor]:
@@ -64,11 +62,6 @@ def load_state(path: str | Path | None) -> dict[str, Tensor]:
             return _tensors(arrays)
         if is_torch_file(head):
             return _from_torch(path.read_bytes())
-        if head.startswith(_LEGACY_MAGIC):
-            raise ArtifactError(
-                "this is torch's format of before 2020; load it with torch.load(..., weights_only=True) and save it "
-                "again with torch.save"
-            )
         if not is_native(head) and size <= MAX_ARTIFACT_BYTES and is_torch_file(content := inflate(path.read_bytes())):
             return _from_torch(content)
         return _tensors({name: held_values(tensor) for name, tensor in load_artifact(path).tensors.items()})
@@ -100,7 +93,7 @@ def _read_arrays(path: Path, bound: int, held: int) -> dict[str, Any] | None:
 
 def _from_torch(content: bytes) -> dict[str, Tensor]:
     saved = read_torch_file(content)
-    named = weights_of(saved, RawTensor)
+    named = None if is_quantised(saved) else weights_of(saved, RawTensor)
     if named is not None:
         return _tensors({name: _values(tensor) for name, tensor in named.items()})
     _, tensors = read_layout(saved)
