@@ -40,6 +40,11 @@ _COMPUTED = re.compile(r"(^|[._])(inv_freq|(cos|sin)(_cached|_cache|_table)?|fre
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+def is_quantised(content: Any) -> bool:
+    """Whether what was saved is of a published layout, which keeps integers and scales apart from names."""
+    return isinstance(content, dict) and ("__quant_format__" in content or set(content) == {"w", "m"})
+
+
 def read_layout(content: Any) -> tuple[str, dict[str, StoredTensor]]:
     """Return the layout's label and the stored tensors by model name.
 

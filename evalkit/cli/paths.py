@@ -99,6 +99,7 @@ PARAMETERS: Mapping[str, Input | Output | None] = {
     "shards": Input("shards", glob=True),
     "source": Input("script"),
     "text": Input("text", stream=True),
+    "token_bytes": Input("shards", glob=True),
     "tokenizer": Input("tokenizer", words=True),
     "tokens": Input("shards", glob=True),
     "weights": Input("weights"),
@@ -134,6 +135,8 @@ def checked_paths(context: click.Context, values: Mapping[str, Any]) -> dict[str
         value = values.get(parameter.name or "")
         if not value or role is None:
             continue
+        if isinstance(role, Input) and context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
+            continue  # nobody named it, and the command may do without
         many = isinstance(value, tuple)
         paths = tuple(map(os.path.expanduser, value if many else (value,)))
         found[parameter.name or ""] = paths if many else paths[0]

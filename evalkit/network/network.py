@@ -137,6 +137,8 @@ class Network:
         if tuple(logits.shape) != expected:
             vocabulary = logits.ndim == 3 and tuple(logits.shape[:2]) == expected[:2]
             why = ": another vocabulary than the tokenizer's" if vocabulary else ""
+            if vocabulary and logits.shape[2] > self.vocab_size:
+                why += f"; if it is wider on purpose, let the model say vocab_size = {logits.shape[2]}"
             raise InputError(
                 f"{self.name}: {call} returned a tensor of shape {list(logits.shape)} for ids of shape "
                 f"{list(ids.shape)}; expected {list(expected)}{why}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalkit.artifact.compression import inflate
-from evalkit.artifact.layouts import held_values, read_layout
+from evalkit.artifact.layouts import held_values, is_quantised, read_layout
 from evalkit.artifact.load import MAX_ARTIFACT_BYTES, load_artifact
 from evalkit.artifact.native import is_native
 from evalkit.artifact.state_dict import weights_of
@@ -93,7 +93,7 @@ def _read_arrays(path: Path, bound: int, held: int) -> dict[str, Any] | None:
 
 def _from_torch(content: bytes) -> dict[str, Tensor]:
     saved = read_torch_file(content)
-    named = weights_of(saved, RawTensor)
+    named = None if is_quantised(saved) else weights_of(saved, RawTensor)
     if named is not None:
         return _tensors({name: _values(tensor) for name, tensor in named.items()})
     _, tensors = read_layout(saved)

@@ -75,7 +75,8 @@ def score_session(
             )
         resume = None
     started = time.monotonic()
-    require_honest_bytes(session.stream, session.tokenizer)
+    if session.sidecar is None:
+        require_honest_bytes(session.stream, session.tokenizer)
     leak = session.find_leak()
     if leak is not None:
         LOG.warning("%s", leak.message)

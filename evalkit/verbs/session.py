@@ -466,6 +466,8 @@ def _open_stream(options: ScoreOptions, tokenizer: TextTokenizer) -> tuple[Token
         if options.tokens is not None:
             return open_shards(options.tokens), None
         return tokenize_file(str(options.text), tokenizer), None
+    if options.text == "-" and options.tokens is None:
+        raise InputError("--text - can be read once, and --token-bytes is compared with it as well: name a file")
     shards, sidecar = open_with_sidecar(options.tokens, options.token_bytes)
     stream = tokenize_file(str(options.text), tokenizer) if shards is None else shards
     stream.validate(tokenizer)

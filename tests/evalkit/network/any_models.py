@@ -137,6 +137,10 @@ def wrong_vocabulary() -> Any:
     return lambda ids: torch.zeros(*ids.shape, VOCAB - 1)
 
 
+def wider() -> Any:
+    return lambda ids: torch.zeros(*ids.shape, VOCAB + 1)
+
+
 def whole_numbers() -> Any:
     return lambda ids: torch.zeros(*ids.shape, VOCAB, dtype=torch.int64)
 

@@ -108,6 +108,7 @@ def test_evalkits_own_network_gives_the_scores_of_its_artifact(
         ("failing", "failed on ids of shape"),
         ("wrong_shape", "expected [1, 64, 384]"),
         ("wrong_vocabulary", "another vocabulary than the tokenizer's"),
+        ("wider", "if it is wider on purpose, let the model say vocab_size = 385"),
         ("whole_numbers", "returned torch.int64 numbers; expected floating-point logits"),
         ("not_a_number", "returned NaN in row 0"),
         ("text", "returned str 'logits'; expected logits"),

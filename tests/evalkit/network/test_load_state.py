@@ -43,6 +43,12 @@ def test_a_checkpoint_comes_back_under_plain_names(saved: dict[str, object], tmp
         assert torch.equal(state[name], value)
 
 
+def test_torchs_format_of_before_2020(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    state = evalkit.load_state(tmp_path / "w.pt")
+    assert all(torch.equal(state[name], value) for name, value in STATE.items())
+
+
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     value = torch.randn(5).bfloat16()
     torch.save({"w": value}, tmp_path / "w.pt")
@@ -60,10 +66,22 @@ def test_safetensors(tmp_path: Path) -> None:
         evalkit.load_state(damaged)
 
 
-def test_an_artifact_comes_back_dequantised(tiny_artifact: Path) -> None:
-    state = evalkit.load_state(tiny_artifact)
-    for name, tensor in load_artifact(tiny_artifact).tensors.items():
+@pytest.mark.parametrize("fixture", ["tiny_artifact", "published_artifact"])
+def test_an_artifact_comes_back_dequantised(fixture: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(fixture)
+    state = evalkit.load_state(path)
+    tensors = load_artifact(path).tensors
+    assert set(state) == set(tensors)
+    for name, tensor in tensors.items():
         np.testing.assert_array_equal(state[name].numpy(), held_values(tensor))
+
+
+@pytest.mark.parametrize("system", [333, 344, 592, 634, 849, 1218, 1334, 1394, 1477, 1493, 1529])
+def test_every_published_artifact_comes_back_dequantised(system: int, shared: Path) -> None:
+    (path,) = (shared / "parity" / str(system) / "small").glob("final_model.*")
+    state = evalkit.load_state(path)
+    assert state["tok_emb.weight"].dtype == torch.float32
+    assert set(state) == set(load_artifact(path).tensors)
 
 
 def test_arrays_of_numpy(tmp_path: Path) -> None:
