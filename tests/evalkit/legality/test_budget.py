@@ -122,7 +122,9 @@ def test_no_call_of_a_strangers_begins_after_the_budget(method: str, learns: str
     calls = log.stat().st_size if log.exists() else 0
     assert calls <= 2 * (4 * MOST)
     assert report.findings == ()
-    assert report.verdict == "unproven"
+    assert report.covered["audit"]["cut_short"]
+    # the sums, for which no row is asked, may have sufficed
+    assert report.verdict == "unproven" or method == "distribution"
 
 
 def facts(report: LegalityReport) -> dict[str, Any]:

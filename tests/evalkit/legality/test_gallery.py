@@ -31,7 +31,7 @@ fiction is to be met, and as few as a verdict of ``legal`` needs."""
 SLOW = {"x_reach_collector": 8}
 """Positions of those that search all of their memory in every call."""
 
-SHORT = {"x_reach_collector": 100, **dict.fromkeys(("v12_last_epoch", "v13_fitted_temperature", "v20_two_orders"), 240)}
+SHORT = {"x_reach_collector": 100, **dict.fromkeys(("v12_last_epoch", "v20_two_orders"), 240)}
 """Tokens of those that show on any text what they do and take long over it."""
 
 
