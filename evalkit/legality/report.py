@@ -108,7 +108,7 @@ class LegalityReport:
         for finding in (*of_audits[:1], *apart):
             where = "" if finding.position is None else f" at position {finding.position}"
             lines.append(f"  {finding.axiom}{where}: {finding.message}")
-        counts = Counter(finding.axiom for finding in of_audits)
+        counts: Counter[str] = Counter(finding.axiom for finding in of_audits)
         breaches: Counter[str] = Counter()
         for name, count in self.covered.get("audit", {}).get("findings", {}).items():
             breaches[name.rpartition("/")[2]] += count
