@@ -151,7 +151,7 @@ def test_a_budget_that_suffices_changes_nothing(make: type[Counts]) -> None:
         (1024, False, False, 256, 64),
         (1024, False, True, 256, 64),
         (65_536, False, False, 128, 1),  # an unbroken run, whatever it costs
-        (1024, True, False, 4, 4),
+        (1024, True, False, 2, 2),
         (1024, True, True, 0, 0),
         (256, True, True, 2, 2),
         (65_536, True, False, 0, 0),
