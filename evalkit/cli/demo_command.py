@@ -18,7 +18,7 @@ EXAMPLE = """Example:
 @click.option("--out", default="evalkit-demo", show_default=True, metavar="DIR", help="Folder for everything.")
 @click.option("--steps", type=click.IntRange(min=1), default=DEMO_STEPS, show_default=True, help="Training steps.")
 def command(out: str, steps: int) -> None:
-    """Train, export, score and check a tiny model on text that every machine has: two to three minutes, no download."""
+    """Train, export, score and check a tiny model on text that every machine has: one to two minutes, no download."""
     from evalkit.verbs.demo import run_demo
     from evalkit.verbs.run import describe
 

@@ -34,7 +34,7 @@ KEPT = 256
 SCORES: dict[Mode, int] = {"single": 1 << 18, "span": 1 << 22}
 """Scores that an audit asks for at most, so its positions: 256 and 64 of 1,024 tokens in spans of 64."""
 
-SCORES_STATED: dict[Mode, int] = {"single": 1 << 12, "span": 1 << 18}
+SCORES_STATED: dict[Mode, int] = {"single": 1 << 11, "span": 1 << 17}
 """The same where rows are stated, which say more for less."""
 
 SCORES_OURS: dict[Mode, int] = {"single": 1 << 9, "span": 1 << 15}

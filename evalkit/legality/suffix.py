@@ -41,7 +41,7 @@ REPLICATES = 48
 SWEEPS = 3
 """Passes over the stream at most, each with other tokens in place of the later ones."""
 
-SCORES, SCORES_OURS = 1 << 20, 1 << 15
+SCORES, SCORES_OURS = 1 << 20, 1 << 12
 """Scores that the rows of all passes hold together: a stranger's, and of our own forecasters."""
 
 MORE_REPLICATES = 256

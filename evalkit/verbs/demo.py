@@ -33,6 +33,7 @@ _MODEL = {
     "model.mlp_hidden": "320",
     "train.seq_len": "256",
     "train.batch_tokens": "1024",
+    "train.val_tokens": "8192",
     "train.precision": "float32",  # what every machine has: bfloat16 is slow where hardware does not multiply it
     "train.threads": "1",  # as fast as two at this size, and unmoved by what else the machine is doing
 }

@@ -24,7 +24,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 def small(out: Path) -> RunReport:
     """Run a demo of fewer steps, tokens and audited positions."""
-    return run_demo(out, 6, check=replace(CHECK, max_tokens=200, offsets=2, decode_tokens=16), limit_tokens=400)
+    return run_demo(out, 4, check=replace(CHECK, max_tokens=140, decode_tokens=16), limit_tokens=300)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_busy_machine_prints_the_same_table(demo: tuple[Path, RunReport], tmp_
         for check in checks:
             assert check["covered"]["audit"]["cut_short"] == []
             check.pop("seconds")
-            check["covered"].pop("subject")  # which names the folder
+            check["covered"].pop("budget")  # which names the file
             for facts in check["covered"].values():
                 facts.pop("seconds", None)
         assert checks[0] == checks[1]

@@ -50,7 +50,10 @@ def run(connection: socket.socket) -> None:
     try:
         from evalkit.cli.main import run_command
 
-        code = run_command(call["arguments"])
+        try:
+            code = run_command(call["arguments"])
+        except SystemExit as leaving:  # of click, which answers a shell that completes a line
+            code = int(leaving.code or 0)
         sys.stdout.flush()
     finally:
         connection.sendall(bytes([code]))

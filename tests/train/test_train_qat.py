@@ -275,10 +275,9 @@ def test_straight_through_lowers_the_loss_of_rounded_weights(data: Path, tmp_pat
     assert losses[0] < losses[1] - 0.01
 
 
-@pytest.mark.slow
-def test_a_compiled_step_follows_the_flag_and_the_sharpness() -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler")
+def test_a_compiled_step_follows_the_flag_and_the_sharpness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced is the point: forward and backward as graphs, left to torch to run, since g++ takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     from evalkit.model.gpt import GPT
 
     config = config_for("banks", "soft")

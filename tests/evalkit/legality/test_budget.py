@@ -122,7 +122,9 @@ def test_no_call_of_a_strangers_begins_after_the_budget(method: str, learns: str
     calls = log.stat().st_size if log.exists() else 0
     assert calls <= 2 * (4 * MOST)
     assert report.findings == ()
-    assert report.verdict == "unproven"
+    assert report.covered["audit"]["cut_short"]
+    # the sums, for which no row is asked, may have sufficed
+    assert report.verdict == "unproven" or method == "distribution"
 
 
 def facts(report: LegalityReport) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def test_a_budget_that_suffices_changes_nothing(make: type[Counts]) -> None:
         (1024, False, False, 256, 64),
         (1024, False, True, 256, 64),
         (65_536, False, False, 128, 1),  # an unbroken run, whatever it costs
-        (1024, True, False, 4, 4),
+        (1024, True, False, 2, 2),
         (1024, True, True, 0, 0),
         (256, True, True, 2, 2),
         (65_536, True, False, 0, 0),

@@ -31,8 +31,12 @@ fiction is to be met, and as few as a verdict of ``legal`` needs."""
 SLOW = {"x_reach_collector": 8}
 """Positions of those that search all of their memory in every call."""
 
-SHORT = {"x_reach_collector": 100, **dict.fromkeys(("v12_last_epoch", "v13_fitted_temperature", "v20_two_orders"), 240)}
-"""Tokens of those that show on any text what they do and take long over it."""
+SHORT = {
+    "x_reach_collector": 100,
+    **dict.fromkeys(("v12_last_epoch", "v20_two_orders"), 240),
+    **dict.fromkeys(("h_own_noise", "h_module_noise", "h_adaptive_temperature"), 72),
+}
+"""Tokens of those that show on any text what they do and take long over it, a process for every call in some."""
 
 
 def axiom_of(name: str) -> str:
@@ -47,7 +51,7 @@ def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: 
     tokens = SHORT.get(name, 320 if name in HONEST else 640)
     stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
     slow = name in SLOW
-    positions = SLOW[name] if slow else POSITIONS["honest" if name in HONEST else "violator"]
+    positions = SLOW[name] if slow else min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
     options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
     options = replace(options, offsets=SLOW[name]) if slow else options
     return audit(f"{GALLERY / name}.py:make", stream, options)
