@@ -1,11 +1,11 @@
 """The recipe ``best`` against the five systems and PR1493 at a reduced size, and what each choice in it is worth.
 
-    python bench/train_best.py --data DIR --tokenizer MODEL --out DIR [--seeds 1337 42 7] [--only NAME...] [--ablations]
+    python bench/train_best.py --data DIR --tokenizer MODEL --out DIR [--seeds 1337 42 7] [--steps 150] [--choices]
 
 All are trained on the same tokens in as many steps, with as many parameters (``model.mlp_hidden`` makes them equal),
 and exported at their own widths; ``best`` is fitted to the size of the smallest of the others. Bits per byte are those
 of the artifact on validation text, in windows of the training length without overlap. Runs and scores that are finished
-in DIR are not repeated. The tables go to RESULTS.md; ``--ablations`` trains ``best`` with one choice undone at a time.
+in DIR are not repeated. The tables go to RESULTS.md; ``--choices`` trains ``best`` with one choice undone at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import parser_of, replace_table  # noqa: F401
+from common import parser_of, replace_table
 
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
@@ -39,8 +39,20 @@ from evalkit.train.validation import Validator
 
 FIVE = ("pr333", "pr592", "pr344", "pr634", "pr849")
 OTHERS = (*FIVE, "pr1493")
-ABLATIONS: dict[str, dict[str, str]] = {}
-"""What is undone in ``best``, by its name in the table."""
+CHOICES: dict[str, dict[str, str]] = {
+    "momentum for a short run (0.99 from 0.92, as published)": {
+        "optimizer.stretch_momentum": "false",
+        "optimizer.momentum": "0.99",
+        "optimizer.momentum_start": "0.92",
+    },
+    "row normalisation": {"optimizer.row_normalise": "false"},
+    "the large bigram table (1,024 rows for 4,096, the MLP wider)": {"model.bigram_buckets": "1024"},
+    "a constant rate at first (falls from the start)": {"schedule.warmdown_fraction": "1.0"},
+    "the first layer's values in later ones": {"model.value_residual": "none"},
+    "value embeddings": {"model.value_embed_layers": ""},
+    "a query gain of 1.5 (4 in its place)": {"init.q_gain": "4"},
+}
+"""What is undone in ``best``, by its name in the table; sizes are those of ``--scale 64x4``."""
 
 
 @dataclass(frozen=True)
@@ -159,32 +171,63 @@ def row(name: str, runs: list[Scored]) -> str:
     )
 
 
+def write_systems(others: dict[str, list[Scored]], best: list[Scored], a: argparse.Namespace) -> None:
+    """Write the table of all systems, with the paired differences of ``best`` to the best of the others."""
+    named = others | {"best": best}
+    means = {name: statistics.fmean(run.exported for run in runs) for name, runs in others.items()}
+    rival = min(means, key=lambda name: means[name])
+    gaps = [one.exported - other.exported for one, other in zip(best, others[rival], strict=True)]
+    seeds = ", ".join(map(str, a.seeds))
+    replace_table(
+        "best",
+        f"`python bench/train_best.py --scale {a.scale} --steps {a.steps} --batch-tokens {a.batch_tokens}`: {a.steps} "
+        f"steps of {a.batch_tokens} tokens, windows of\n{a.seq_len}, seeds {seeds}; bits per byte on {a.val_tokens:,} "
+        "validation tokens of the corpus, means with standard errors over seeds; the largest artifact.\n\n"
+        "| recipe | parameters | trained | exported | bytes | seconds |\n|---|"
+        + "---:|" * 5
+        + "\n"
+        + "\n".join(row(name, runs) for name, runs in named.items())
+        + f"\n\n`best` against {rival}, the best of the others, seed by seed: {mean_and_error(gaps)} bits per byte.",
+    )
+
+
+def write_choices(best: list[Scored], undone: dict[str, list[Scored]]) -> None:
+    """Write what every choice in ``best`` is worth: how much worse the artifact is without it."""
+    lines = ["| without | exported | worse by |", "|---|---:|---:|"]
+    for name, runs in undone.items():
+        pairs = [other.exported - one.exported for one, other in zip(best, runs, strict=False)]
+        lines.append(
+            f"| {name} | {statistics.fmean(run.exported for run in runs):.4f} | {statistics.fmean(pairs):+.4f} |"
+        )
+    replace_table("best_choices", "\n".join(lines))
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with shards")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model of the shards")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 7], help="seeds of every system")
-    parser.add_argument("--only", nargs="+", choices=(*OTHERS, "best"), help="train these and write no table")
-    parser.add_argument("--ablations", action="store_true", help="best with one choice undone at a time, first seed")
+    parser.add_argument("--choices", action="store_true", help="also best with one choice undone at a time, first seed")
     parser.add_argument("--scale", default="64x4", help="WIDTHxDEPTH of every model")
-    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
+    parser.add_argument("--steps", type=int, default=150, help="steps of each run")
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a step")
     parser.add_argument("--seq-len", type=int, default=256, help="window in tokens")
     parser.add_argument("--vocabulary", type=int, default=1024, help="of the tokenizer")
-    parser.add_argument("--val-tokens", type=int, default=65_536, help="validation targets")
+    parser.add_argument("--val-tokens", type=int, default=32_768, help="validation targets")
     parser.add_argument("--calibration-tokens", type=int, default=16_384, help="for GPTQ")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    runs = {
-        name: [scored(name, name, {}, seed, 0, a) for seed in a.seeds] for name in OTHERS if name in (a.only or OTHERS)
-    }
-    if a.only and "best" not in a.only:
-        return
-    smallest = {name: min(run.n_bytes for run in each) for name, each in runs.items()} or {"": a.fallback_bytes}
-    cap = min(smallest.values())
+    others = {name: [scored(name, name, {}, seed, 0, a) for seed in a.seeds] for name in OTHERS}
+    cap = min(run.n_bytes for runs in others.values() for run in runs)
     best = [scored("best", "best", {}, seed, cap, a) for seed in a.seeds]
-    print(f"best: {mean_and_error([run.exported for run in best])}")
+    write_systems(others, best, a)
+    if a.choices:
+        seed = a.seeds[0]
+        undone = {
+            name: [scored(f"no-{i}", "best", keys, seed, cap, a)] for i, (name, keys) in enumerate(CHOICES.items())
+        }
+        write_choices(best, undone)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import BENCH, parser_of, replace_table
-from evalkit.train.distributed import Ranks
 from torch import Tensor
 
+from evalkit.plumbing.ranks import Ranks
 from evalkit.tokens.shards import open_shard
 from evalkit.train.config import DataConfig
 from evalkit.train.data import ByteCounter, find_shards, load_validation
@@ -34,7 +34,7 @@ from evalkit.train.validation import Validator
 
 RECIPES = ("baseline", "pr333", "pr592", "pr344", "pr634", "pr849")
 QAT_VARIANTS = {"off": {"qat.enabled": "false"}, "rounding alone": {"qat.grid_pull": "0"}, "as the recipe": {}}
-CPU = Ranks(rank=0, size=1, device=torch.device("cpu"))
+CPU = Ranks()
 
 
 def train(recipe: str, options: argparse.Namespace, variant: str = "") -> Path:

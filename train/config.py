@@ -119,6 +119,8 @@ class OptimizerConfig:
         momentum: Muon's momentum in the plain-sum convention M <- momentum M + G, once warmed up.
         momentum_start: momentum at step 0.
         momentum_warmup: steps over which it rises, linearly; a horizon (see :class:`ScheduleConfig`).
+        stretch_momentum: the mean age of what momentum remembers, momentum / (1 - momentum) steps, is a horizon too,
+            of 9 steps at least (unless it is shorter): gradients of 100 steps ago say little in a run of 300.
         nesterov: update from G + momentum M in place of M.
         ns_steps: Newton-Schulz iterations.
         ns_precision: dtype of their products.
@@ -146,6 +148,7 @@ class OptimizerConfig:
     momentum: float = 0.99
     momentum_start: float = 0.92
     momentum_warmup: int = 1500
+    stretch_momentum: bool = False
     nesterov: bool = True
     ns_steps: int = 5
     ns_precision: Precision = "bfloat16"

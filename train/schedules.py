@@ -13,6 +13,7 @@ from evalkit.train.config import OptimizerConfig, RunConfig, ScheduleConfig
 _IGNORED_STEPS = 3
 _MIN_SAMPLES = 5
 _WINDOW = 101
+_SHORTEST_AGE = 9.0  # steps: a momentum of 0.9
 
 
 class StepTimer:
@@ -134,4 +135,9 @@ def muon_momentum(config: OptimizerConfig, step: int, stretch: float) -> float:
     """Return Muon's momentum at step ``step`` (0-based): a line from its start to its final value."""
     warmup = config.momentum_warmup * stretch
     f = min(step / warmup, 1.0) if warmup > 0 else 1.0
-    return (1 - f) * config.momentum_start + f * config.momentum
+    momentum = (1 - f) * config.momentum_start + f * config.momentum
+    if not config.stretch_momentum:
+        return momentum
+    age = momentum / (1 - momentum)
+    stretched = max(age * stretch, min(age, _SHORTEST_AGE))
+    return stretched / (1 + stretched)

@@ -94,7 +94,7 @@ def test_best_goes_the_whole_way_in_one_command(
     settings = QUICK | {"model.vocab_size": "384", "train.batch_tokens": "128", "train.spans": "1"}
     assert run_command([
         "run", "--recipe", "best", "--scale", "32x2", "--steps", "3", "--data", str(shards),
-        "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "best"), "--fit", "--target-bytes", str(cap),
+        "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "best"), "--target-bytes", str(cap),
         "--code", str(code), "--submission", str(tmp_path / "records" / "mine"), "--author", "Ada",
         "--limit-tokens", "300", "--budget", "3", "--stride", "32",
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),

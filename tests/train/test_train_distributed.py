@@ -85,10 +85,11 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     forward = {"train__precision": "float32", "qat__enabled": "false"}
     exact = forward | {"optimizer__ns_precision": "float32"}
     single = {"optimizer__layout": "matrices"}
+    later = {"optimizer__row_normalise": "true", "model__layer_order": "0,1,1,2", "schedule__loop_start": "0.5"}
     recipes = {
         "banks": recipe(root, "banks", **forward),
         "exact-banks": recipe(root, "exact-banks", **exact),
-        "exact": recipe(root, "exact", **exact, **single),
+        "exact": recipe(root, "exact", **exact, **single, **later),
         "half": recipe(root, "half", **forward, optimizer__momentum_precision="bfloat16"),
         "mixed": recipe(root, "mixed", **single, qat__enabled="false"),
     }
@@ -147,6 +148,12 @@ def test_plain_muon_shares_its_work_without_changing_the_result(runs: Path) -> N
     # The bfloat16 forward pass amplifies rounding, and the loss does not notice.
     losses = [read_json(runs / f"mixed-{n}" / "summary.json")["validation"]["raw"]["val_nats"] for n in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_ranks_switch_repeats_on_at_one_step(runs: Path) -> None:
+    for processes in (1, 2, 4):
+        log = read_metrics(runs / f"exact-{processes}" / "metrics.jsonl")
+        assert [line["step"] for line in log if line.get("event") == "loop_start"] == [10]
 
 
 def test_ranks_share_validation(runs: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from evalkit.recipes import load_recipe
-from evalkit.train.config import ScheduleConfig
+from evalkit.train.config import OptimizerConfig, ScheduleConfig
 from evalkit.train.resolve import resolve
 from evalkit.train.schedules import Clock, StepTimer, muon_momentum, warmdown_scale
 
@@ -72,3 +72,16 @@ def test_momentum_rises_along_a_line() -> None:
     assert muon_momentum(config, 750, 1.0) == pytest.approx(0.955)
     assert muon_momentum(config, 5000, 1.0) == pytest.approx(0.99)
     assert muon_momentum(config, 75, 0.1) == pytest.approx(0.955)
+
+
+def test_momentum_remembers_a_part_of_the_run() -> None:
+    def momentum(stretch: float, value: float, *, stretched: bool = True) -> float:
+        config = OptimizerConfig(momentum=value, momentum_warmup=0, stretch_momentum=stretched)
+        return muon_momentum(config, 5, stretch)
+
+    assert momentum(1.0, 0.99) == pytest.approx(0.99)
+    assert momentum(0.5, 0.99) == pytest.approx(49.5 / 50.5)
+    assert momentum(0.05, 0.99) == pytest.approx(0.9)  # no shorter than 9 steps,
+    assert momentum(0.05, 0.8) == pytest.approx(0.8)  # unless it is
+    assert momentum(2.0, 0.0) == 0.0
+    assert momentum(0.05, 0.99, stretched=False) == 0.99

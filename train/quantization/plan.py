@@ -176,8 +176,8 @@ def _block(patterns: tuple[str, ...], bits: int) -> TensorRule:
     )
 
 
-def _deviations(patterns: tuple[str, ...], bits: int, deviations: float) -> TensorRule:
-    return TensorRule(patterns=patterns, format=f"int{bits}", deviations=deviations, gptq=True)
+def _deviations(patterns: tuple[str, ...], bits: int, deviations: float, *, gptq: bool = True) -> TensorRule:
+    return TensorRule(patterns=patterns, format=f"int{bits}", deviations=deviations, gptq=gptq)
 
 
 _GPTQ_TO_INT6 = QuantizationPlan(rules=(_small("float16"), _block(_MLP + _ATTENTION, 6), _int8(_ALL)))
@@ -231,4 +231,13 @@ PLANS: dict[str, QuantizationPlan] = {
     "pr1477": _SDCLIP,
     "pr1493": _SDCLIP,
     "pr1529": _SDCLIP,
+    # The clip of PR1394 and later ones; tables other than the head's have no Hessian.
+    "best": QuantizationPlan(
+        rules=(
+            _small("float16"),
+            _deviations(("tok_emb.weight",), 8, 20.0),
+            _deviations(("*.embed.weight",), 8, 20.0, gptq=False),
+            _deviations(_ALL, 6, 12.85),
+        )
+    ),
 }
