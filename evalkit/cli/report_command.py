@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.plumbing.files import check_writable, write_atomically
+from evalkit.plumbing.files import check_outputs, write_atomically
 from evalkit.plumbing.log import LOG
 
 EXAMPLE = """Example:
@@ -33,11 +33,11 @@ def command(
     title: str | None,
 ) -> None:
     """Render REPORT (the JSON of evalkit score) as one HTML page that needs no network."""
-    from evalkit.report.load import find_token_scores, read_report, read_token_scores
+    from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
 
-    check_writable(output)
     opened = read_report(report)
+    check_outputs({"--output": output}, files_behind(opened))
     scores_path = nll or find_token_scores(opened)
     LOG.debug("per-token file: %s", scores_path or "none beside the report")
     page, left_out = build_page(
