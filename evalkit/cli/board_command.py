@@ -23,12 +23,11 @@ def command(paths: tuple[str, ...], output: str, title: str) -> None:
     sizes, the verdicts of verify and check, and the best score over time with its significance.
     """
     from evalkit.plumbing.errors import InputError
-    from evalkit.plumbing.files import check_writable, write_atomically
+    from evalkit.plumbing.files import write_atomically
     from evalkit.plumbing.log import LOG
     from evalkit.verify.board import read_entries
     from evalkit.verify.board_page import board_page
 
-    check_writable(output)
     entries = []
     for path in map(Path, paths):
         try:

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
 from evalkit.plumbing.constants import BUDGET_SECONDS, DEEP_TOKENS
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 
 if TYPE_CHECKING:
     from evalkit.legality.report import LegalityReport
@@ -65,7 +65,6 @@ def command(
 
     if Ranks.from_environment().rank > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
-    check_writable(json_path)
     if span is not None and span < 1:
         raise InputError(f"--span is {span}; expected at least 1 position")
     how = CheckOptions(

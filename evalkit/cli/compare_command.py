@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import check_outputs, write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.table import format_pairs, format_table
 
@@ -61,7 +61,7 @@ def command(
     Without --baseline: mean and standard deviation of the reports. Copies of one run count once, and a side without
     spread enters no test.
     """
-    from evalkit.report.load import find_token_scores, read_report, read_token_scores
+    from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
     from evalkit.verbs.compare import (
         as_dict,
         compare_paired,
@@ -71,9 +71,10 @@ def command(
         require_same_tokens,
     )
 
-    check_writable(json_path)
     new = [read_report(path) for path in reports]
     old = [read_report(path) for path in baseline]
+    if json_path:
+        check_outputs({"--json": json_path}, [file for saved in (*new, *old) for file in files_behind(saved)])
     require_same_tokens([*new, *old])
     (new, again), (old, old_again) = distinct_runs(new), distinct_runs(old)
     repeated = [*again, *old_again]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from evalkit.cli.options import artifact_and, model_options, score_options
-from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_atomically
+from evalkit.plumbing.files import read_input, write_atomically
 
 EXAMPLE = """Example:
 
@@ -35,13 +33,9 @@ def command(artifact: str | None, text: str | None, output: str, exact: bool, **
     from evalkit.verbs.coding import announce_rate, open_for_coding, span_of, stored_options
 
     artifact, text = artifact_and(artifact, text, options["module"], "TEXT")
-    check_writable(output)
-    path = Path(text)
-    if not path.is_file():
-        raise InputError(f"text {text} does not exist or is not a file")
+    raw = read_input(text, "text")
     score = score_options(artifact, options | {"tokens": None, "text": text, "limit_tokens": 0})
     session = open_for_coding(score)
-    raw = path.read_bytes()
     announce_rate(session, len(session.tokenizer.encode(raw.decode("utf-8", "replace"))))
     coded = compress_text(
         session.make_forecaster,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs
 
 EXAMPLE = """Examples:
@@ -131,7 +131,6 @@ def verify_command(
     """
     from evalkit.data.verify import Verification, VerifyOptions, verify
 
-    check_writable(json_path)
     result: Verification = verify(
         VerifyOptions(
             shards=shards,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from evalkit.cli.options import TOKENIZER_HELP, artifact_and, module_options
-from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_atomically
+from evalkit.plumbing.files import read_input, write_atomically
 
 EXAMPLE = """Example:
 
@@ -30,11 +27,7 @@ def command(
     from evalkit.verbs.coding import announce_rate, open_for_coding, restored_options
 
     artifact, file = artifact_and(artifact, file, module, "FILE")
-    check_writable(output)
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"compressed file {file} does not exist or is not a file")
-    data = path.read_bytes()
+    data = read_input(file, "compressed file")
     header = read_header(data)
     session = open_for_coding(restored_options(header, artifact, tokenizer, module=module, weights=weights))
     announce_rate(session, max(header.tokens - 1, 0))

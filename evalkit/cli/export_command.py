@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ def command(
     from evalkit.train.export.pipeline import ExportConfig, export_run
     from evalkit.train.folder import load_run
 
-    check_writable(output)
-    check_writable(json_path)
     result = export_run(
         load_run(Path(checkpoint), weights),
         Path(output),

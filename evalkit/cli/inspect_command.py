@@ -9,7 +9,7 @@ import click
 from evalkit.cli.options import log_option, recipe_option, source_option
 from evalkit.cli.score_command import describe_config
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.settings import by_section, split_settings
 from evalkit.plumbing.table import format_pairs, format_table
 
@@ -50,7 +50,6 @@ def command(
     from evalkit.artifact.sizes import group_bytes
     from evalkit.source import read_source_of
 
-    check_writable(json_path)
     opened = load_artifact(artifact)
     overrides = by_section(split_settings(settings), ("model",))["model"]
     reading = read_source_of(opened, source, log)

@@ -80,7 +80,7 @@ PARAMETERS: Mapping[str, Input | Output | None] = {
     "code": Input("code"),
     "data": Input("data folder"),
     "documents": Input("text", stream=True),
-    "file": Input("compressed file"),
+    "file": Input("compressed file", stream=True),
     "folder": Input("folder"),
     "forecaster": Input("forecaster", words=True),
     "html_path": Output(),
@@ -109,7 +109,7 @@ PARAMETERS: Mapping[str, Input | Output | None] = {
     "train.out": Output(_RUN),
     "out": None,
     "compress.artifact": Input("artifact or text", stream=True),
-    "decompress.artifact": Input("artifact or compressed file"),
+    "decompress.artifact": Input("artifact or compressed file", stream=True),
 }
 """What every parameter with a path names; ``COMMAND.PARAMETER`` goes before ``PARAMETER``. None: a folder to make."""
 

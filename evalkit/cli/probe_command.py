@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 
 EXAMPLE = """Example:
 
@@ -63,7 +63,6 @@ def judge_command(
     """Judge what a program reported on the probe in FOLDER."""
     from evalkit.legality.probe import judge
 
-    check_writable(json_path)
     report = judge(folder, val_loss=val_loss, prefix_loss=prefix_loss, nll=nll)
     if json_path:
         write_json(json_path, report.to_dict())

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_atomically
+from evalkit.plumbing.files import check_outputs, write_atomically
 from evalkit.plumbing.log import LOG
 
 EXAMPLE = """Examples:
@@ -39,11 +39,10 @@ def command(
 
     With two reports of the same tokens: where do they differ, by document and by token.
     """
-    from evalkit.report.load import find_token_scores, read_report, read_token_scores
+    from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
     from evalkit.report.pair import build_pair_page, require_scores
 
-    check_writable(output)
     if len(reports) > 2:
         raise InputError(f"{len(reports)} reports; a page is about one, or about the difference of two")
     if nll and len(nll) != len(reports):
@@ -51,6 +50,7 @@ def command(
     if check is not None and len(reports) == 2:
         raise InputError("--check goes with the page of one report")
     opened = [read_report(path) for path in reports]
+    check_outputs({"--output": output}, [file for saved in opened for file in files_behind(saved)])
     paths = nll or [find_token_scores(saved) for saved in opened]
     LOG.debug("per-token files: %s", ", ".join(str(path or "none beside the report") for path in paths))
     scores = [read_token_scores(path, saved) if path else None for path, saved in zip(paths, opened, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ import click
 from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
 from evalkit.cli.output import QUIET
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_writable, write_json
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import format_seconds
 from evalkit.plumbing.table import format_pairs
@@ -63,10 +61,6 @@ def command(
     from evalkit.plumbing.profiling import Profile, describe_profile
 
     profile = Profile() if profiled else None
-    check_writable(json_path)
-    check_writable(nll_path)
-    if json_path and nll_path and os.path.abspath(json_path) == os.path.abspath(nll_path):
-        raise InputError(f"--json and --dump-nll both name {json_path}; give each a file of its own")
     with ExitStack() as stack:
         with profile.phase("load") if profile else nullcontext():
             from evalkit.plumbing.ranks import Ranks

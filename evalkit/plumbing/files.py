@@ -185,6 +185,19 @@ def _files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
             yield path
 
 
+def read_input(path: str, what: str) -> bytes:
+    """Return the bytes of a file, a pipe or standard input (``-``), as they are.
+
+    Raises:
+        InputError: it is missing or a folder.
+    """
+    if path == "-":
+        return sys.stdin.buffer.read()
+    if not os.path.exists(path) or os.path.isdir(path):
+        raise InputError(f"{what} {path} does not exist or is not a file")
+    return Path(path).read_bytes()
+
+
 def expand(pattern: str) -> list[Path]:
     """Return the files that a name or glob pattern stands for, numbers in their order: 2 before 10.
 

@@ -141,6 +141,13 @@ def find_token_scores(saved: SavedReport) -> Path | None:
     return path if path.is_file() else None
 
 
+def files_behind(saved: SavedReport) -> list[Path]:
+    """Return the files that a report stands on, as it names them: per-token file, tokens and tokenizer."""
+    beside = find_token_scores(saved)
+    named = [Path(saved.report.tokenizer.path), *map(Path, saved.report.tokens.names)]
+    return [*named, beside] if beside else named
+
+
 def open_report_stream(
     saved: SavedReport, *, tokens: str | None = None, tokenizer: str | None = None
 ) -> tuple[TokenStream, TextTokenizer]:

@@ -230,3 +230,15 @@ def test_an_installation_that_nobody_may_write_to_still_compiles(tmp_path: Path,
     name_cache_folder()
     assert Path(os.environ[VARIABLE]) != folder
     monkeypatch.delenv(VARIABLE)
+
+
+def test_the_files_behind_a_report_are_inputs_too(
+    scored: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, _ = scored
+    beside = report.with_suffix(".npz")
+    before = beside.read_bytes()
+    for arguments in (["report", str(report), "-o", str(beside)], ["compare", str(report), "--json", str(beside)]):
+        assert run_command(arguments) == 2
+        assert "one of the inputs" in capsys.readouterr().err
+    assert beside.read_bytes() == before

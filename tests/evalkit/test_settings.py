@@ -151,3 +151,10 @@ def test_settings_that_would_change_nothing_are_refused(section: str, more: dict
 def test_a_name_tells_the_value_that_was_wrong() -> None:
     with pytest.raises(InputError, match=r"model\.rope_base is 'high'; expected a finite number"):
         coerce("model.rope_base", "high", float)
+
+
+@pytest.mark.parametrize("option", ["seq_len", "recipe", "source", "log"])
+def test_options_of_a_model_where_there_is_none_are_said(option: str) -> None:
+    values = {option: 0 if option == "seq_len" else "x"}
+    with pytest.raises(InputError, match=rf"--{option.replace('_', '-')} would change nothing here: there is no model"):
+        ScoreOptions(tokenizer="bytes", text="x", mixer="hedge", **values)  # type: ignore[arg-type]
