@@ -13,8 +13,8 @@ import numpy as np
 from common import parser_of, print_header, print_row
 
 from evalkit.tokens.shards import write_shard
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions
 
 _LOOP = "0,1,2,1,2,1,2,3,4"
 SETTINGS: dict[str, dict[str, str]] = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from common import print_header, print_row, scoring_parser
 
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from common import print_header, print_row, scoring_parser
 
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions
 
 VARIANTS: dict[str, dict[str, str]] = {
     "adapters, mixed with the frozen network (default)": {},

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from evalkit.verbs.check import CheckOptions as CheckOptions
     from evalkit.verbs.check import check as check
     from evalkit.verbs.check import check_forecaster as check_forecaster
+    from evalkit.verbs.options import ScoreOptions as ScoreOptions
     from evalkit.verbs.score import score as score
-    from evalkit.verbs.session import ScoreOptions as ScoreOptions
     from evalkit.verbs.session import Session as Session
     from evalkit.verbs.session import open_session as open_session
 
@@ -52,7 +52,7 @@ _HOMES = {
     "CheckOptions": "evalkit.verbs.check",
     "check": "evalkit.verbs.check",
     "check_forecaster": "evalkit.verbs.check",
-    "ScoreOptions": "evalkit.verbs.session",
+    "ScoreOptions": "evalkit.verbs.options",
     "Session": "evalkit.verbs.session",
     "open_session": "evalkit.verbs.session",
     "EvalkitError": "evalkit.plumbing.errors",

@@ -12,7 +12,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
 if TYPE_CHECKING:
-    from evalkit.verbs.session import ScoreOptions
+    from evalkit.verbs.options import ScoreOptions
 
 
 limit_tokens_option = click.option(
@@ -167,7 +167,7 @@ def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) ->
 
 def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:
     """Build :class:`ScoreOptions` from the values of the shared options."""
-    from evalkit.verbs.session import ScoreOptions
+    from evalkit.verbs.options import ScoreOptions
 
     settings = by_section(split_settings(values.pop("settings")), SECTIONS)
     return ScoreOptions(artifact=artifact, settings=settings, **values)

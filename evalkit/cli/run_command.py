@@ -115,8 +115,8 @@ def command(
     With --module your own model, which is there already, is scored, checked and submitted.
     """
     from evalkit.verbs.check import CheckOptions
+    from evalkit.verbs.options import ScoreOptions
     from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
-    from evalkit.verbs.session import ScoreOptions
     from evalkit.verbs.submit import SubmitOptions
     from evalkit.verify.text import as_text
     from evalkit.verify.verify import verify_folder

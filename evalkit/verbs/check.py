@@ -22,7 +22,8 @@ from evalkit.plumbing.constants import BUDGET_SECONDS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
-from evalkit.verbs.session import ScoreOptions, Session, open_session
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import Session, open_session
 
 DECODE_SLACK_BITS = 64.0
 DECODE_SLACK_SHARE = 1e-3

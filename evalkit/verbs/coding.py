@@ -13,7 +13,8 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import format_seconds
 from evalkit.prequential.forecaster import next_distribution_of, preferred_span
-from evalkit.verbs.session import ScoreOptions, Session, open_model
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import Session, open_model
 
 _QUICK = 0.5
 """Seconds: a window that takes less is timed twice."""

@@ -8,7 +8,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evalkit.verbs.session import ScoreOptions, Session
+    from evalkit.verbs.options import ScoreOptions
+    from evalkit.verbs.session import Session
 
 _NAMES_A_FILE = {
     "--module",

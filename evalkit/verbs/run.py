@@ -18,8 +18,9 @@ from evalkit.report.load import read_report
 from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.shards import NAMES, split_of
 from evalkit.verbs.check import CheckOptions, check_session
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score_session
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 from evalkit.verbs.submit import SubmitOptions, submit
 
 

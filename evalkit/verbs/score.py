@@ -32,7 +32,8 @@ from evalkit.report.score_report import (
     TokensIdentity,
 )
 from evalkit.verbs.command_line import score_words
-from evalkit.verbs.session import ScoreOptions, Session, open_session
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import Session, open_session
 
 _CHECKPOINT_SECONDS = 2.0
 """A run that is killed loses this much work, and the span in hand; more where saving takes longer than a tenth of a

@@ -15,7 +15,8 @@ import evalkit.prequential.mixed
 import evalkit.prequential.sliding  # noqa: F401 - before the fork, so that copies share torch
 from evalkit.legality.childhost import ChildFactory
 from evalkit.tokens.stream import TokenStream
-from evalkit.verbs.session import ScoreOptions, Session, open_model
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import Session, open_model
 
 if TYPE_CHECKING:
     from evalkit.prequential.forecaster import Forecaster

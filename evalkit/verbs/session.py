@@ -8,9 +8,8 @@ text is read, so that a slip of the keyboard costs seconds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,21 +17,28 @@ from evalkit.artifact.infer import NOT_INFERABLE, ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.artifact.recognition import shown
 from evalkit.network.factory import ModuleSource, SourceFile, identify, of_object, open_module
-from evalkit.network.network import Network, model_vocabulary, model_window
+from evalkit.network.network import Network, model_vocabulary
 from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
 from evalkit.plumbing.constants import MIXERS as MIXERS
 from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
-from evalkit.plumbing.hardware import matrix_speed, resolve_device
 from evalkit.plumbing.log import LOG, timed
-from evalkit.plumbing.settings import configured, require
 from evalkit.plumbing.version import __version__
-from evalkit.recipes import load_recipe
 from evalkit.source import read_source_of
 from evalkit.tokens.sidecar import Sidecar, audited, open_with_sidecar
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
+from evalkit.verbs.configure import (
+    choose_device,
+    choose_dtype,
+    compiled_if_long,
+    mixer_config,
+    sliding_config,
+    streaming_config,
+    ttt_config,
+)
+from evalkit.verbs.options import ScoreOptions
 
 if TYPE_CHECKING:
     from evalkit.mixers.config import MixerConfig
@@ -49,145 +55,8 @@ if TYPE_CHECKING:
 
     NetworkForecaster: TypeAlias = SlidingForecaster | StreamingForecaster | TTTForecaster
 
-_LARGE_MODEL = 10_000_000
-
-_WORTH_COMPILING = 5e14
-"""Floating-point operations of a pass that are worth a compilation: a GPU takes some 10 s for them with the code as it
-is written and 3 s with compiled parts, and compiling takes about as long as that saves."""
-
-MAX_MIXER_VOCABULARY = 65_535
-
 PUBLISHED_BATCH = 32
 """Windows in a batch of PR849's mixer, whose weights move after each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What to score, with what, and how; the command line's options under the same names.
-
-    Attributes:
-        artifact: path of the artifact; or
-        module: a user's model, ``FILE.py:FACTORY`` or ``package.module:FACTORY``, or from Python the model itself
-            (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
-        weights: file or folder that the factory of ``module`` is called with.
-        tokenizer: path of the SentencePiece model.
-        tokens: glob of token shards, or several; or
-        text: path of a text or of documents in JSON lines. Beside ``tokens`` and ``token_bytes`` it is the original
-            that the bytes are compared with.
-        token_bytes: glob of shards that say how many bytes of the original text each token stands for; None counts
-            them by the tokenizer's rule.
-        code: files that ship with the model besides, whose bytes count.
-        recipe: recipe name; None recognises the artifact.
-        source: path of the training script that made the artifact, to read its settings from; never executed.
-        log: path of the log of its run, which goes before the script's defaults.
-        settings: ``--set`` overrides by section: ``model``, ``mixer``, ``ttt``.
-        seq_len: window in tokens; None takes the recipe's, or the module's.
-        stride: distance between windows in tokens.
-        limit_tokens: score at most this many tokens; 0 scores all.
-        mixer: ``none``, ``hedge`` (legal) or ``published`` (PR849's, for comparison only).
-        ttt: train on what has been scored.
-        context: what a token may depend on, each another estimator with its own number: ``sliding`` windows of the
-            stream; ``documents``, the same windows laid in each document by itself, which starts with BOS;
-            ``streaming``, where keys and values are kept, which is far faster.
-        device: ``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
-        dtype: ``float32``, ``bfloat16`` or ``auto``: bfloat16 for models of 10 million parameters and more where a
-            measurement found it faster (:mod:`evalkit.plumbing.hardware`), float32 otherwise.
-        batch_windows: windows at a time on a GPU; 0 takes as many as fill it.
-        threads: CPU threads; 0 for all.
-        reliability: sample the whole distribution at about this many positions, for the reliability curve of the
-            report; 0 samples none. Scores stay the same.
-    """
-
-    artifact: str | None = None
-    module: str | Any | None = None
-    weights: str | None = None
-    tokenizer: str
-    tokens: str | tuple[str, ...] | None = None
-    text: str | None = None
-    token_bytes: str | None = None
-    code: tuple[str, ...] = ()
-    recipe: str | None = None
-    source: str | None = None
-    log: str | None = None
-    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    seq_len: int | None = None
-    stride: int = 64
-    limit_tokens: int = 0
-    mixer: str = "none"
-    ttt: bool = False
-    context: str = "sliding"
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_windows: int = 0
-    threads: int = 0
-    reliability: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tokens is None and self.text is None:
-            raise InputError("give what to score as either --tokens GLOB or --text FILE")
-        if self.tokens is not None and self.text is not None and self.token_bytes is None:
-            raise InputError(
-                "give what to score as either --tokens GLOB or --text FILE; both go together with --token-bytes alone, "
-                "whose sums are compared with the text"
-            )
-        if self.code and not self.has_model:
-            raise InputError("--code names files that ship with a model, and there is none: leave it out")
-        if self.mixer not in MIXERS:
-            raise InputError(f"--mixer is {self.mixer!r}; expected {', '.join(MIXERS)}")
-        if self.artifact is not None and self.module is not None:
-            raise InputError(f"give either the artifact {self.artifact} or --module, not both")
-        if self.weights is not None and self.module is None:
-            raise InputError("--weights goes with --module, whose factory is called with them")
-        if self.module is not None and (self.source is not None or self.log is not None):
-            raise InputError("--source and --log say how an artifact is read; a module says it itself: leave them out")
-        if self.module is not None and self.recipe is not None:
-            raise InputError("--recipe says how an artifact is read; a module says that itself: leave it out")
-        if self.module is not None and self.context == "streaming":
-            raise InputError("--context streaming is for artifacts, whose keys and values evalkit knows")
-        if not self.has_model and (self.mixer != "hedge" or self.ttt):
-            raise InputError("without a model there is only the online mixer: use --no-model with --mixer hedge alone")
-        if not self.has_model:
-            idle = {"--seq-len": self.seq_len, "--recipe": self.recipe, "--source": self.source, "--log": self.log}
-            given = [option for option, value in idle.items() if value is not None]
-            if given:
-                raise InputError(f"{', '.join(given)} would change nothing here: there is no model; leave it out")
-        if self.context not in CONTEXTS:
-            raise InputError(f"--context is {self.context!r}; expected {', '.join(CONTEXTS)}")
-        if self.context == "streaming" and self.ttt:
-            raise InputError("--context streaming goes without --ttt, which would change what has been kept")
-        if self.context != "sliding" and self.mixer == "published":
-            raise InputError("--mixer published is for --context sliding, as PR849 scores; use --mixer none or hedge")
-        if self.limit_tokens < 0:
-            raise InputError(f"--limit-tokens is {self.limit_tokens}; expected 0 (all) or more")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"--dtype is {self.dtype!r}; expected auto, float32 or bfloat16")
-        if self.reliability < 0:
-            raise InputError(f"--reliability is {self.reliability}; expected 0 (none) or more positions")
-        self._refuse_idle_settings()
-
-    @property
-    def has_model(self) -> bool:
-        """Whether there is a network, and not the online mixer alone."""
-        return self.artifact is not None or self.module is not None
-
-    def _refuse_idle_settings(self) -> None:
-        """Refuse settings that would change nothing: they mean that an option was forgotten."""
-        idle = {
-            "model": self.artifact is None and "there is no artifact whose settings it could be",
-            "mixer": self.mixer != "hedge" and "add --mixer hedge",
-            "ttt": not self.ttt and self.mixer != "published" and "add --ttt",
-            "streaming": self.context != "streaming" and "add --context streaming",
-        }
-        for section, values in self.settings.items():
-            require_section(section)
-            if values and idle[section]:
-                keys = ", ".join(f"{section}.{key}" for key in values)
-                raise InputError(f"--set {keys} would change nothing here: {idle[section]}, or leave it out")
-
-
-def require_section(section: str) -> None:
-    """Raise an :class:`InputError` unless ``section`` is one of scoring's."""
-    require(section in SECTIONS, "the section of --set", section, " or ".join(SECTIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,20 +313,8 @@ def open_session(options: ScoreOptions) -> Session:
                 f"is nowhere in it; use --context sliding, or tokenise the text with BOS before each document"
             )
     LOG.debug("stream: %s tokens to score, of %s", f"{len(stream) - 1:,}", ", ".join(stream.names))
-    sliding = _compiled_if_long(session, len(stream))
+    sliding = compiled_if_long(session.sliding, session.artifact, len(stream))
     return dataclasses.replace(session, stream=stream, sidecar=sidecar, sliding=sliding)
-
-
-def _compiled_if_long(session: Session, num_tokens: int) -> SlidingConfig | None:
-    """Return how windows are computed: on a GPU, compiled where there are so many that compiling them is less work."""
-    window, artifact = session.sliding, session.artifact
-    if window is None or artifact is None or not window.device.startswith("cuda"):
-        return window
-    # A document is padded to a window, but most of its tokens are computed once.
-    passes = 2.0 if window.document_token is not None else window.seq_len / window.stride
-    work = 2.0 * artifact.num_parameters * num_tokens * passes
-    LOG.debug("compile: %s (about %.2g floating-point operations)", work >= _WORTH_COMPILING, work)
-    return dataclasses.replace(window, compile=work >= _WORTH_COMPILING)
 
 
 def _open_stream(options: ScoreOptions, tokenizer: TextTokenizer) -> tuple[TokenStream, Sidecar | None]:
@@ -514,11 +371,11 @@ def open_model(options: ScoreOptions) -> Session:
             f"{artifact.path} was exported with another tokenizer (sha256 {made_with[:12]}) than {tokenizer.path} "
             f"({tokenizer.sha256[:12]}): its ids would stand for other text"
         )
-    options = dataclasses.replace(options, device=_device(options, artifact))
+    options = dataclasses.replace(options, device=choose_device(options, artifact))
     if artifact is not None:
-        dtype, dtype_because = _choose_dtype(options, artifact)
+        dtype, dtype_because = choose_dtype(options, artifact)
         LOG.debug("dtype: %s (%s)", dtype, dtype_because)
-        sliding = _sliding_config(options, artifact, resolved, tokenizer, dtype)
+        sliding = sliding_config(options, artifact, resolved, tokenizer, dtype)
     return Session(
         options=options,
         tokenizer=tokenizer,
@@ -527,34 +384,11 @@ def open_model(options: ScoreOptions) -> Session:
         resolved=resolved,
         sliding=sliding,
         dtype_because=dtype_because,
-        streaming=_streaming_config(options, sliding),
-        mixer=_mixer_config(options, tokenizer, artifact),
-        ttt=_ttt_config(options),
+        streaming=streaming_config(options, sliding),
+        mixer=mixer_config(options, tokenizer, artifact),
+        ttt=ttt_config(options),
         code=_code_files(options.code, artifact),
     )
-
-
-def _device(options: ScoreOptions, artifact: Artifact | ModuleSource | None) -> str:
-    """Return where the network is computed: ``auto`` is a GPU where there is one, and the model can be moved to it."""
-    if artifact is None:
-        return "cpu"
-    from torch import nn
-
-    if options.device == "auto" and isinstance(artifact, ModuleSource) and not isinstance(artifact.model, nn.Module):
-        return "cpu"
-    return resolve_device(options.device)
-
-
-def _choose_dtype(options: ScoreOptions, artifact: Artifact | ModuleSource) -> tuple[str, str]:
-    """Return the type of the matrices, and why."""
-    if options.dtype != "auto":
-        return options.dtype, "--dtype"
-    if isinstance(artifact, ModuleSource) and not artifact.is_own:
-        return "own", "the module's own"
-    if artifact.num_parameters < _LARGE_MODEL:
-        return "float32", f"a model of {artifact.num_parameters:,} parameters is small"
-    speed = matrix_speed(options.device)
-    return "bfloat16" if speed.prefers_bfloat16 else "float32", str(speed)
 
 
 def _code_files(paths: tuple[str, ...], artifact: Artifact | ModuleSource | None) -> tuple[SourceFile, ...]:
@@ -569,101 +403,3 @@ def _code_files(paths: tuple[str, ...], artifact: Artifact | ModuleSource | None
             known.add(Path(path).resolve())
             files.append(identify(path))
     return tuple(files)
-
-
-def _sliding_config(
-    options: ScoreOptions,
-    artifact: Artifact | ModuleSource,
-    resolved: ResolvedConfig | None,
-    tokenizer: TextTokenizer,
-    dtype: str,
-) -> SlidingConfig:
-    from evalkit.prequential.sliding import SlidingConfig
-
-    if options.context == "documents" and tokenizer.bos_id < 0:
-        raise InputError(
-            f"--context documents: the tokenizer {tokenizer.path} has no BOS, which would open a document; use "
-            f"--context sliding"
-        )
-    seq_len, origin = options.seq_len, "--seq-len"
-    if seq_len is None and isinstance(artifact, ModuleSource):
-        asked = model_window(artifact.model, artifact.path)
-        seq_len, origin = (2048, "the default") if asked is None else (asked, "the module")
-    elif seq_len is None and isinstance(artifact, Artifact):
-        name = options.recipe or artifact.recognise()
-        if stored := artifact.metadata.get("recipe", {}).get("seq_len"):
-            seq_len, origin = int(stored), "the artifact"
-        elif resolved is not None and resolved.seq_len:
-            seq_len, origin = resolved.seq_len, str(options.source)
-        elif name:
-            seq_len, origin = load_recipe(name).seq_len, f"recipe {name}"
-        else:
-            seq_len, origin = 2048, "the default"
-    LOG.debug("windows: %d tokens (from %s), a new one every %d", seq_len, origin, options.stride)
-    assert seq_len is not None
-    return SlidingConfig(
-        seq_len=seq_len,
-        stride=options.stride,
-        batch_windows=options.batch_windows,
-        device=options.device,
-        dtype=dtype,
-        threads=options.threads,
-        document_token=tokenizer.bos_id if options.context == "documents" else None,
-    )
-
-
-def _streaming_config(options: ScoreOptions, sliding: SlidingConfig | None) -> StreamingConfig | None:
-    if options.context != "streaming" or sliding is None:
-        return None
-    from evalkit.prequential.streaming import StreamingConfig
-
-    config = StreamingConfig(
-        seq_len=sliding.seq_len,
-        block=min(StreamingConfig.block, max(sliding.seq_len // 4, 1)),
-        device=sliding.device,
-        dtype=sliding.dtype,
-        threads=sliding.threads,
-    )
-    return configured(config, options.settings.get("streaming", {}), "streaming")
-
-
-def _mixer_config(
-    options: ScoreOptions, tokenizer: TextTokenizer, artifact: Artifact | ModuleSource | None
-) -> MixerConfig | None:
-    if options.mixer != "hedge":
-        return None
-    from evalkit.mixers import best_config, default_config
-
-    has_network = artifact is not None
-    vocab_size = tokenizer.vocab_size
-    if isinstance(artifact, ModuleSource):
-        vocab_size = model_vocabulary(artifact.model, vocab_size, artifact.path)
-    if vocab_size > MAX_MIXER_VOCABULARY:
-        raise InputError(
-            f"--mixer hedge keeps counts for vocabularies of at most {MAX_MIXER_VOCABULARY:,}; this one has "
-            f"{vocab_size:,}: score without it"
-        )
-    preset, settings = _preset(options, "mixer", "default" if has_network else "best", ("default", "best"))
-    make = best_config if preset == "best" else default_config
-    document_token = tokenizer.bos_id if tokenizer.bos_id >= 0 else None
-    return configured(make(vocab_size, network=has_network, document_token=document_token), settings, "mixer")
-
-
-def _ttt_config(options: ScoreOptions) -> TTTConfig | None:
-    published = options.mixer == "published"
-    if not options.ttt and not published:
-        return None
-    from evalkit.ttt.config import PRESETS
-
-    preset, settings = _preset(options, "ttt", "published" if published else "default", tuple(PRESETS))
-    config = configured(PRESETS[preset](), settings, "ttt")
-    # PR849's mixer comes with PR849's temperature and chunks even where nothing trains.
-    return config if options.ttt else dataclasses.replace(config, epochs=0)
-
-
-def _preset(options: ScoreOptions, section: str, default: str, presets: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """Return the preset that a section starts from, and its other settings."""
-    settings = dict(options.settings.get(section, {}))
-    preset = settings.pop("preset", default)
-    require(preset in presets, f"{section}.preset", preset, " or ".join(presets))
-    return preset, settings

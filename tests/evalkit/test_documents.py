@@ -25,8 +25,9 @@ from evalkit.prequential.windows import plan_documents
 from evalkit.recipes import load_recipe
 from evalkit.tokens.shards import write_shard
 from evalkit.verbs.check import CheckOptions, check
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 
 VOCAB, BOS, SEQ_LEN, STRIDE = 64, 1, 32, 8
 CONFIG = SlidingConfig(seq_len=SEQ_LEN, stride=STRIDE, batch_windows=3, document_token=BOS)

@@ -13,8 +13,9 @@ import torch
 from evalkit.plumbing import hardware
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.hardware import MatrixSpeed, matrix_speed, require_device, resolve_device
-from evalkit.verbs import session
-from evalkit.verbs.session import ScoreOptions, open_model
+from evalkit.verbs.configure import choose_dtype
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import open_model
 
 SLOW = MatrixSpeed(processor="a processor", float32=120.0, bfloat16=25.0)
 
@@ -81,12 +82,12 @@ def test_this_machine_multiplies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_type_and_its_reason(
     parameters: int, speed: MatrixSpeed, dtype: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "matrix_speed", lambda device: speed)
+    monkeypatch.setattr("evalkit.verbs.configure.matrix_speed", lambda device: speed)
     options = ScoreOptions(artifact="x", tokenizer="x", text="x")
-    chosen, because = session._choose_dtype(options, SimpleNamespace(num_parameters=parameters))
+    chosen, because = choose_dtype(options, SimpleNamespace(num_parameters=parameters))
     assert chosen == dtype
     assert words in because
-    assert session._choose_dtype(replace(options, dtype="bfloat16"), SimpleNamespace()) == ("bfloat16", "--dtype")
+    assert choose_dtype(replace(options, dtype="bfloat16"), SimpleNamespace()) == ("bfloat16", "--dtype")
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,8 @@ def test_wrong_options_are_named(
 
 
 def test_the_wrong_tokenizer_is_named(published_artifact: Path, text_path: Path, shared: Path) -> None:
-    from evalkit.verbs.session import ScoreOptions, open_session
+    from evalkit.verbs.options import ScoreOptions
+    from evalkit.verbs.session import open_session
 
     tokenizer = shared / "data/tokenizers/fineweb_8192_bpe.model"
     with pytest.raises(InputError, match="has 8192 pieces, the model 384"):

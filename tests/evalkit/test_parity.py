@@ -11,8 +11,8 @@ import pytest
 
 from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.shards import write_shard
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions
 
 LOOP = "0,1,2,1,2,1,2,3,4"
 CASES = {

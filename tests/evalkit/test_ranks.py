@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.ranks import Ranks
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 
 WORKER = """
 import json, sys
 from pathlib import Path
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import open_session
 from evalkit.plumbing.ranks import Ranks
 from evalkit.verbs.score import score_session
 

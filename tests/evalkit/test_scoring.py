@@ -16,8 +16,9 @@ from evalkit.prequential.ledger import Ledger
 from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingForecaster
 from evalkit.tokens.shards import write_shard
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score, score_session
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 from tests.evalkit.conftest import write_tiny
 
 

@@ -18,7 +18,7 @@ from evalkit.plumbing.settings import by_section, coerce, configured, split_sett
 from evalkit.prequential.streaming import StreamingConfig
 from evalkit.train.config import SECTIONS
 from evalkit.ttt.config import TTTConfig
-from evalkit.verbs.session import ScoreOptions
+from evalkit.verbs.options import ScoreOptions
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, mlp_hidden=64)
 BASES: dict[str, Any] = {

@@ -18,7 +18,8 @@ from evalkit.cli.main import run_command
 from evalkit.legality.report import Finding
 from evalkit.report.load import read_report, read_token_scores
 from evalkit.verbs.command_line import score_words
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.session import open_session
 from evalkit.verify.verify import verify_folder
 from tests.evalkit.reports import check_of, write_check, write_report
 

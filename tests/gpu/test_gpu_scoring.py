@@ -23,8 +23,9 @@ from evalkit.model.regions import Compiled
 from evalkit.network import network
 from evalkit.prequential import sliding
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score_session
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 
 FLOAT32 = 1e-4
 """Nats that the order of float32 sums may move a score."""

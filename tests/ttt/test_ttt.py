@@ -24,8 +24,9 @@ from evalkit.ttt.parameters import with_pair_table
 from evalkit.ttt.schedule import learning_rate
 from evalkit.ttt.temperature import temper
 from evalkit.ttt.trainer import TrainingError
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
-from evalkit.verbs.session import ScoreOptions, open_session
+from evalkit.verbs.session import open_session
 
 VOCAB, CHUNK, LENGTH = 48, 60, 400
 SLIDING = SlidingConfig(seq_len=32, stride=8)

@@ -24,8 +24,9 @@ from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.spans import spans
 from evalkit.tokens.stream import TokenStream
 from evalkit.verbs.check import CheckOptions, check_session
+from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score_session
-from evalkit.verbs.session import ScoreOptions, Session, open_session
+from evalkit.verbs.session import Session, open_session
 
 V = 384
 
