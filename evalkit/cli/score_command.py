@@ -145,8 +145,10 @@ def _describe_window(report: ScoreReport) -> str:
         how = "streaming: keys and values are kept"
     else:
         how = f"stride {report.stride}{', each document by itself' if report.context == 'documents' else ''}"
-    dtype = "its own number type" if report.dtype == "own" else report.dtype
-    because = [reason for reason in (report.dtype_because, report.attention) if reason and reason != "--dtype"]
+    own = report.dtype == "own"  # says itself why
+    dtype = "its own number type" if own else report.dtype
+    reasons = (None if own else report.dtype_because, report.attention)
+    because = [reason for reason in reasons if reason and reason != "--dtype"]
     why = f" ({'; '.join(because)})" if because else ""
     return f"{report.seq_len} tokens, {how}, {dtype} on {report.device}{why}"
 
