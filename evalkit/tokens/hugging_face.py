@@ -59,8 +59,7 @@ class HuggingFaceTokenizer(TextTokenizer):
             raise TokenError(f"the ids of tokenizer {path} are not 0 to {self.vocab_size - 1:,} without gaps")
         special = {int(token["id"]): bool(token.get("special")) for token in description.get("added_tokens") or ()}
         self.bos_id = self._find_bos(description, pieces)
-        unknown = (description.get("model") or {}).get("unk_token")
-        self.unk_id = next((id_ for id_, piece in pieces.items() if unknown is not None and piece == unknown), -1)
+        self.unk_id = _find_unknown(description.get("model") or {}, pieces)
         kinds = set(_kinds(description.get("decoder")))
         self._is_byte_level = "ByteLevel" in kinds
         if not self._is_byte_level and not kinds & {"Metaspace", "ByteFallback"} and not _replaces_mark(description):
@@ -128,6 +127,14 @@ class HuggingFaceTokenizer(TextTokenizer):
             return text
         normalized = str(normalizer.normalize_str(text))
         return normalized if self._is_byte_level else normalized.replace(SPACE_MARK, " ")
+
+
+def _find_unknown(model: dict[str, Any], pieces: dict[int, str]) -> int:
+    """Return the id of the unknown token, or -1: a unigram model says the id, the others the piece."""
+    if isinstance(model.get("unk_id"), int):
+        return int(model["unk_id"])
+    unknown = model.get("unk_token")
+    return next((id_ for id_, piece in pieces.items() if unknown is not None and piece == unknown), -1)
 
 
 def _kinds(decoder: Any) -> Iterator[str]:

@@ -99,6 +99,7 @@ class ScoreOptions:
         if not self.has_model:
             idle = {"--seq-len": self.seq_len, "--recipe": self.recipe, "--source": self.source, "--log": self.log}
             given = [option for option, value in idle.items() if value is not None]
+            given += ["--context"] if self.context != "sliding" else []
             if given:
                 raise InputError(f"{', '.join(given)} would change nothing here: there is no model; leave it out")
         if self.context not in CONTEXTS:

@@ -21,7 +21,7 @@ from evalkit.verbs.check import CheckOptions, check_session
 from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score_session
 from evalkit.verbs.session import open_session
-from evalkit.verbs.submit import SubmitOptions, submit
+from evalkit.verbs.submit import SubmitOptions, require_new, submit
 
 
 class Interrupted(EvalkitError):
@@ -133,6 +133,8 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
     from evalkit.train.folder import load_run
     from evalkit.train.run import run_training
 
+    if options.submission is not None:
+        require_new(options.submission.folder)
     training = {k: v for k, v in (options.settings or {}).items() if k.split(".")[0] not in ("mixer", "ttt")}
     folder = options.out / "run"
     done = options.resume and (folder / "summary.json").exists()
@@ -212,6 +214,8 @@ def run_module(
     Raises:
         InputError: an input is unusable.
     """
+    if submission is not None:
+        require_new(submission.folder)
     out.mkdir(parents=True, exist_ok=True)
     variants = dict.fromkeys([("none", False), (options.mixer, options.ttt)])
     plain = replace(options, mixer="none", ttt=False, settings={})

@@ -77,6 +77,16 @@ class _Run:
         return self.artifact.bytes - sum(file.bytes for file in self.artifact.files[:1])
 
 
+def require_new(folder: Path) -> None:
+    """Find out before the work that a submission's folder can be made.
+
+    Raises:
+        InputError: something is there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; name another")
+
+
 def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, Any]:
     """Write the folder; returns what is in ``submission.json``, and ``score_again``, the command line of each run.
 
@@ -87,8 +97,7 @@ def submit(reports: Sequence[SavedReport], options: SubmitOptions) -> dict[str, 
     if not reports:
         raise InputError("name at least one report with --report")
     folder = options.folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name another")
+    require_new(folder)
     require_same_tokens(reports)
     runs = _runs(reports, options)
     options = replace(options, code=_every_code(options, runs))

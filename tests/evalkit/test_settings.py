@@ -153,8 +153,8 @@ def test_a_name_tells_the_value_that_was_wrong() -> None:
         coerce("model.rope_base", "high", float)
 
 
-@pytest.mark.parametrize("option", ["seq_len", "recipe", "source", "log"])
+@pytest.mark.parametrize("option", ["seq_len", "recipe", "source", "log", "context"])
 def test_options_of_a_model_where_there_is_none_are_said(option: str) -> None:
-    values = {option: 0 if option == "seq_len" else "x"}
+    values = {option: {"seq_len": 0, "context": "documents"}.get(option, "x")}
     with pytest.raises(InputError, match=rf"--{option.replace('_', '-')} would change nothing here: there is no model"):
         ScoreOptions(tokenizer="bytes", text="x", mixer="hedge", **values)  # type: ignore[arg-type]

@@ -77,6 +77,21 @@ def test_a_hugging_face_tokenizer_counts_the_bytes_of_the_text(kind: str, reques
     assert int(tokenizer.byte_table.count(ids[:-1], ids[1:]).sum()) == len(text.encode())
 
 
+def test_the_unknown_token_of_a_unigram_model_is_known(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("\u2581", -1.0), ("a", -1.0)], 0, False)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    backend.add_special_tokens(["<unk>", "<s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.unk_id == 0
+    assert tokenizer.encode_document("a a").tolist() == [1, 2, 3, 2, 3]
+    with pytest.raises(TokenError, match="without its unknown token"):
+        tokenizer.encode_document("a b")
+
+
 def test_a_decoder_that_loses_text_is_refused(byte_level: Path, tmp_path: Path) -> None:
     description = json.loads(byte_level.read_text(encoding="utf-8"))
     description["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}

@@ -370,3 +370,15 @@ def test_a_submission_holds_a_modules_code_and_counts_everything(
     submit[1] = str(tmp_path / "other")
     assert run_command(submit) == 2
     assert "helper.py is not the file that" in capsys.readouterr().err
+
+
+def test_a_submission_that_is_there_already_is_said_before_the_work(
+    tokenizer_path: Path, text_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    command = ["run", "--module", f"{FILE}:transformer", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
+    command += ["--out", str(tmp_path / "out"), "--submission", str(tmp_path / "mine"), "--author", "Ada"]
+    assert run_command(command) == 2
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
