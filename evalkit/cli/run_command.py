@@ -32,6 +32,7 @@ EXAMPLE = """Example:
     help="evalkit's own, or the published layouts.",
 )
 @click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
+@click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
 @click.option("--submission", metavar="DIR", help="Write a submission folder of the last score, and verify it.")
 @click.option("--author", default="", help="Who submits, for --submission.")
@@ -66,6 +67,7 @@ def command(
     resume: bool,
     container: str,
     target_bytes: int,
+    calibration_tokens: int,
     code: tuple[str, ...],
     submission: str | None,
     author: str,
@@ -106,6 +108,7 @@ def command(
                 container=container,
                 target_bytes=target_bytes,
                 fit=fit,
+                calibration_tokens=calibration_tokens,
                 code=tuple(map(Path, code)),
                 submission=None
                 if submission is None

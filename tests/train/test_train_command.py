@@ -100,7 +100,7 @@ def test_best_goes_the_whole_way_in_one_command(
         "run", "--recipe", "best", "--scale", "32x2", "--steps", "3", "--data", str(shards),
         "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "best"), "--target-bytes", str(cap),
         "--code", str(code), "--submission", str(tmp_path / "records" / "mine"), "--author", "Ada",
-        "--limit-tokens", "200", "--budget", "1", "--stride", "64",
+        "--limit-tokens", "200", "--budget", "1", "--stride", "32", "--calibration-tokens", "512",
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     ]) == 0  # fmt: skip
     report = json.loads((tmp_path / "best" / "report.json").read_text())
