@@ -48,7 +48,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "row normalisation": {"optimizer.row_normalise": "false"},
     "the large bigram table (1,024 rows for 4,096, the MLP wider)": {"model.bigram_buckets": "1024"},
     "a constant rate at first (falls from the start)": {"schedule.warmdown_fraction": "1.0"},
-    "the first layer's values in later ones": {"model.value_residual": "none"},
+    "values of its own in every layer (blended with the first layer's)": {"model.value_residual": "first_layer"},
     "value embeddings": {"model.value_embed_layers": ""},
     "a query gain of 1.5 (4 in its place)": {"init.q_gain": "4"},
 }
