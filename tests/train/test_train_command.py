@@ -16,7 +16,6 @@ from train_helpers import SMALL
 from evalkit.cli.main import run_command
 from evalkit.train.files import load_tensors, read_json
 from evalkit.train.loop import Trainer
-from evalkit.verify.verify import verify_folder
 
 QUICK = SMALL | {"train.precision": "float32", "optimizer.ns_precision": "float32"}
 KEYS = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
@@ -111,8 +110,7 @@ def test_best_goes_the_whole_way_in_one_command(
     assert submission["val_bpb"] == report["stages"]["sliding"]["bpb"]
     assert submission["bytes_total"] == report["export"]["total_bytes"]
     assert (tmp_path / "records" / "mine" / "train_gpt.py").exists()
-    assert "size" in capsys.readouterr().out.partition("claim")[2]  # what verify says of the folder
-    assert verify_folder(tmp_path / "records" / "mine").verdict != "contradicted"
+    assert re.search(r"^size +holds", capsys.readouterr().out, re.MULTILINE)  # what verify says of the folder
 
 
 @pytest.mark.parametrize(("recipe", "vocabulary"), [("pr1218", 4096), ("pr1493", 8192)])
