@@ -22,7 +22,10 @@ from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
-FOR_TRAINING = ("recipe", "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "fit")
+FOR_TRAINING = (
+    *("recipe", "scale", "steps", "max_seconds", "resume"),
+    *("container", "target_bytes", "calibration_tokens", "fit"),
+)
 """Options that say what to train and export."""
 
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
@@ -53,6 +56,7 @@ EXAMPLE = """Examples:
     help="evalkit's own, or the published layouts.",
 )
 @click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
+@click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @code_option
 @click.option("--submission", metavar="DIR", help="Write a submission folder of the last score, and verify it.")
 @click.option("--author", default="", help="Who submits, for --submission.")
@@ -96,6 +100,7 @@ def command(
     resume: bool,
     container: str,
     target_bytes: int,
+    calibration_tokens: int,
     code: tuple[str, ...],
     submission: str | None,
     author: str,
@@ -171,6 +176,7 @@ def command(
                     container=container,
                     target_bytes=target_bytes,
                     fit=fit,
+                    calibration_tokens=calibration_tokens,
                     limit_tokens=limit_tokens,
                     variants=tuple(variants),
                     check=check,
