@@ -23,8 +23,9 @@ from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.texts import read_documents
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _BATCH_CHARACTERS = 1_000_000
 Encoded = tuple[list[int], list[npt.NDArray[np.int32]]]

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from evalkit.legality.report import LegalityReport
 from evalkit.plumbing.errors import InputError
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
