@@ -285,11 +285,6 @@ def _number(digits: str, text: Text, index: int) -> Number:
     return Number(float(digits), len(digits.partition(".")[2]), text.place(index))
 
 
-def steps_only(run: Run) -> list[Score]:
-    """Return score lines printed while training."""
-    return [s for s in run.scores if s.kind in ("step", "progress")]
-
-
 def quote(place: Place) -> dict[str, object]:
     """Return a place as the report's JSON has it."""
     return {"file": place.file, "line": place.line, "text": place.text}

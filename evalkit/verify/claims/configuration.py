@@ -13,7 +13,6 @@ _FREE = re.compile(
     r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params|bytes|legal|scale$",
     re.I,
 )
-_OFF = {"false", "0", "0.0", "none", "off", "", "null", "disabled", "1.0", "1"}
 
 
 def check_configuration(folder: Folder, runs: list[Run]) -> list[Claim]:
