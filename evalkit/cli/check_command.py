@@ -94,8 +94,8 @@ def _was_given(option: str) -> bool:
 
 
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
+    from evalkit.tokens.kinds import open_tokenizer
     from evalkit.tokens.stream import open_shards, tokenize_file
-    from evalkit.tokens.tokenizer import open_tokenizer
     from evalkit.verbs.check import check_forecaster
 
     if (options["tokens"] is None) == (options["text"] is None):

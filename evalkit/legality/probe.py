@@ -27,7 +27,7 @@ from evalkit.legality.options import FALSE_ALARM
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.legality.sources import AboveControls, BigramSource, Source, UniformSource
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.files import sha256_of, write_atomically
 from evalkit.tokens.shards import open_shard, write_shard
 
 Kind = Literal["uniform", "ngram"]
@@ -129,7 +129,7 @@ def emit(
         "prefix_tokens": first,
         "entropy_nats": float(-np.mean(log_q)),
         "commitment": commitment,
-        "sha256": {name: _sha256(folder / name / SHARD) for name in (WHOLE, PREFIX)},
+        "sha256": {name: sha256_of(folder / name / SHARD) for name in (WHOLE, PREFIX)},
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1).encode())
     return Emitted(
@@ -143,10 +143,6 @@ def emit(
     )
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """Return the record and ln q, after checking both and the shards against each other."""
     try:
@@ -154,7 +150,7 @@ def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
         with np.load(folder / SEALED) as sealed:
             log_q, salt = sealed["log_q"].astype(np.float64), sealed["salt"].tobytes()
         for name in (WHOLE, PREFIX):
-            if _sha256(folder / name / SHARD) != record["sha256"][name]:
+            if sha256_of(folder / name / SHARD) != record["sha256"][name]:
                 raise InputError(f"{folder / name / SHARD} is not the shard that was emitted")
         whole, first = open_shard(folder / WHOLE / SHARD), open_shard(folder / PREFIX / SHARD)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from evalkit.legality.report import LegalityReport
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.typed_json import refuse_constant
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
@@ -55,7 +57,7 @@ def read_json(path: Path, what: str) -> Any:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise InputError(f"{what} {path} is {path.stat().st_size:,} bytes; expected at most {_MAX_JSON_BYTES:,}")
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
+        return json.loads(path.read_bytes(), parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise InputError(f"{what} {path} is not JSON; expected what --json of evalkit wrote") from None
 
@@ -181,7 +183,3 @@ def open_report_stream(
             f"--tokens"
         )
     return stream, model
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

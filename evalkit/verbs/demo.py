@@ -14,8 +14,8 @@ from evalkit.plumbing.constants import DEMO_STEPS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import write_shard
-from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.verbs.check import CheckOptions
 from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 

@@ -37,29 +37,13 @@ def check_data(folder: Folder) -> list[Claim]:
                 if pattern is _TRAINED and _ADAPTS.search(line):
                     continue
                 if (m := pattern.search(line)) and not _DENIED.search(line[max(0, m.start() - 80) : m.end() + 40]):
-                    return [
-                        Claim(
-                            "data",
-                            CONTRADICTED,
-                            f"the folder says that validation text is used {words}",
-                            None,
-                            m.group(),
-                            (text.place(index),),
-                        )
-                    ]
+                    said = f"the folder says that validation text is used {words}"
+                    return [Claim("data", CONTRADICTED, said, None, m.group(), (text.place(index),))]
     shards = _shards(folder)
     if shards:
         value, place = shards[0]
-        return [
-            Claim(
-                "data",
-                HOLDS,
-                f"trained on {value} shards; nothing in the folder says that they hold validation text",
-                None,
-                value,
-                (place,),
-            )
-        ]
+        said = f"trained on {value} shards; nothing in the folder says that they hold validation text"
+        return [Claim("data", HOLDS, said, None, value, (place,))]
     return [Claim("data", NOT_STATED, "no log says what it was trained on")]
 
 
@@ -107,12 +91,8 @@ def _count(digits: str) -> int:
 
 
 def _overlapping(docs: int, lines: tuple[Place, ...]) -> Claim:
-    return Claim(
-        "data",
-        CONTRADICTED,
+    said = (
         f"the training shards were prepared with {docs:,} validation documents held out, and the score is over 50,000: "
-        f"{50_000 - docs:,} of them are training text, unless they were taken out in a way that is nowhere stated",
-        50_000,
-        docs,
-        lines,
+        f"{50_000 - docs:,} of them are training text, unless they were taken out in a way that is nowhere stated"
     )
+    return Claim("data", CONTRADICTED, said, 50_000, docs, lines)
