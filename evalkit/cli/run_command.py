@@ -22,10 +22,8 @@ from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
-FOR_TRAINING = (
-    *("recipe", "scale", "steps", "max_seconds", "resume"),
-    *("container", "target_bytes", "calibration_tokens", "fit"),
-)
+FOR_TRAINING = ("recipe", "scale", "steps", "max_seconds", "resume")
+FOR_TRAINING += ("container", "target_bytes", "calibration_tokens", "fit")
 """Options that say what to train and export."""
 
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
