@@ -110,7 +110,10 @@ def test_best_goes_the_whole_way_in_one_command(
     assert submission["val_bpb"] == report["stages"]["sliding"]["bpb"]
     assert submission["bytes_total"] == report["export"]["total_bytes"]
     assert (tmp_path / "records" / "mine" / "train_gpt.py").exists()
-    assert re.search(r"^size +holds", capsys.readouterr().out, re.MULTILINE)  # what verify says of the folder
+    # What verify says of the folder: its score stands, and it was not that of the full validation set.
+    said = capsys.readouterr().out
+    assert re.search(r"^score +holds", said, re.MULTILINE)
+    assert re.search(r"^coverage +CONTRADICTED .* scored on 200 tokens", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("recipe", "vocabulary"), [("pr1218", 4096), ("pr1493", 8192)])
