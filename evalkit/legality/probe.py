@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.legality.evalue import restarted
-from evalkit.legality.options import FALSE_ALARM
+from evalkit.legality.options import FALSE_ALARM, size_of
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.legality.sources import AboveControls, BigramSource, Source, UniformSource
 from evalkit.plumbing.errors import InputError
@@ -217,8 +217,6 @@ def judge(
     else:
         log_e, place, beaten, facts = _totals(record, log_q, val_loss, prefix_loss)  # type: ignore[arg-type]
     p_value = min(1.0, math.exp(-max(log_e, 0.0)))
-    bits = beaten / math.log(2)
-    size = {"nats": beaten, "bits": bits, "bpb": None if bytes_per_token is None else bits / bytes_per_token}
     covered = {
         "kind": record["kind"],
         "tokens": record["tokens"],
@@ -233,7 +231,7 @@ def judge(
     finding = Finding(
         axiom="normalisation",
         position=place,
-        evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
+        evidence={"p_value": p_value, "log_e": log_e, **size_of(beaten, bytes_per_token), **facts},
         message=(
             f"A legal code beats the {record['kind']} source like this with probability at most "
             f"10^-{log_e / math.log(10):.0f}: {beaten:.4g} nats per token from position {place} on. Either its "

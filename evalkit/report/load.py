@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,21 @@ def open_report_stream(
             f"--tokens"
         )
     return stream, model
+
+
+def require_same_tokens(reports: Sequence[SavedReport]) -> None:
+    """Check that all reports are about the same stream.
+
+    Raises:
+        InputError: they are not; scores of different texts say nothing about each other.
+    """
+    first = reports[0]
+    for other in reports[1:]:
+        hashes = other.report.tokens.sha256, first.report.tokens.sha256
+        if hashes[0] != hashes[1]:
+            raise InputError(
+                f"{other.path} and {first.path} scored different tokens (sha256 {hashes[0][:12]} and "
+                f"{hashes[1][:12]}); score both on the same shards with the same --limit-tokens"
+            )
+        if other.report.bytes_scored != first.report.bytes_scored:
+            raise InputError(f"{other.path} and {first.path} count different bytes for the same tokens")

@@ -15,7 +15,8 @@ from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
 from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
-from evalkit.verbs.compare import compare_reports, compare_tokens, compare_values
+from evalkit.report.paired import compare_tokens
+from evalkit.verbs.compare import compare_reports, compare_values
 from tests.evalkit.reports import write_report
 
 

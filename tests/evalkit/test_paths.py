@@ -39,7 +39,7 @@ def every_command() -> list[tuple[str, click.Command]]:
     ("name", "command"), every_command(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_parameter_that_names_a_path_is_looked_at(name: str, command: click.Command) -> None:
-    folders_to_make = {"submit.folder", "demo.out", "data download.out", "data tokenize.out"}
+    folders_to_make = {"submit.folder", "run.submission", "demo.out", "data download.out", "data tokenize.out"}
     for parameter in command.params:
         if parameter.metavar and _NO_PATH.search(parameter.metavar):
             assert role_of(name, parameter) or f"{name}.{parameter.name}" in folders_to_make, (name, parameter.name)
