@@ -28,7 +28,9 @@ from evalkit.plumbing.settings import by_section, split_settings
 if TYPE_CHECKING:
     from evalkit.verbs.submit import SubmitOptions
 
-FOR_TRAINING = ("scale", "steps", "max_seconds", "resume", "container", "target_bytes", "fit")
+FOR_TRAINING = (
+    "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "calibration_tokens", "fit",
+)  # fmt: skip
 """Options that say what to train and export."""
 
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
@@ -53,6 +55,7 @@ EXAMPLE = """Examples:
 @token_bytes_option
 @container_option
 @target_bytes_option
+@click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @code_option
 @click.option("--submission", metavar="DIR", help="Write a submission folder of the last score, and verify it.")
 @click.option("--author", default="", help="Who submits, for --submission.")

@@ -38,6 +38,9 @@ _MODEL = {
     "train.threads": "1",  # as fast as two at this size, and unmoved by what else the machine is doing
 }
 
+_TTT = {"preset": "full", "chunk_tokens": "512", "learning_rate": "2e-3", "polyak_decay": "0.9"}
+"""A model that trained for seconds has much to learn from 8,192 tokens: small chunks, large steps."""
+
 
 def demo_documents() -> list[str]:
     """Return the language reference inside Python's own ``pydoc_data``, one document a topic, and long docstrings."""
@@ -123,7 +126,9 @@ def run_demo(
             data=data,
             tokenizer=tokenizer,
             out=out,
-            settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
+            settings=_MODEL
+            | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"}
+            | {f"ttt.{key}": value for key, value in _TTT.items()},
             steps=steps,
             calibration_tokens=8_192,
             limit_tokens=limit_tokens,
