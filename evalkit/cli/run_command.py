@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,16 +25,12 @@ from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
+if TYPE_CHECKING:
+    from evalkit.verbs.submit import SubmitOptions
+
 FOR_TRAINING = (
-    "scale",
-    "steps",
-    "max_seconds",
-    "resume",
-    "container",
-    "target_bytes",
-    "calibration_tokens",
-    "fit",
-)
+    "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "calibration_tokens", "fit",
+)  # fmt: skip
 """Options that say what to train and export."""
 
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
@@ -116,25 +112,14 @@ def command(
     from evalkit.verbs.check import CheckOptions
     from evalkit.verbs.options import ScoreOptions
     from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
-    from evalkit.verbs.submit import SubmitOptions
     from evalkit.verify.text import as_text
     from evalkit.verify.verify import verify_folder
 
     if (module is not None) + (recipe is not None) != 1 and not (options["resume"] and module is None):
         raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
     _refuse_given(("recipe", *FOR_TRAINING) if module is not None else FOR_MODULE, module)
-    if submission is not None and not author:
-        raise InputError("--submission names its author: add --author NAME")
     check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
-    submitted = None
-    if submission is not None:
-        submitted = SubmitOptions(
-            folder=Path(submission),
-            name=name or recipe or Path(out).name,
-            author=author,
-            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            code=tuple(map(Path, code)),
-        )
+    submitted = _submit_options(submission, name or recipe or Path(out).name, author, code)
     try:
         if module is not None:
             score = ScoreOptions(
@@ -175,6 +160,17 @@ def command(
     if submission is not None:
         click.echo("\n" + as_text(verify_folder(Path(submission))))
     return 3 if report.is_illegal or (enforce_cap and report.is_over_cap) else 0
+
+
+def _submit_options(folder: str | None, name: str, author: str, code: tuple[str, ...]) -> SubmitOptions | None:
+    from evalkit.verbs.submit import SubmitOptions
+
+    if folder is None:
+        return None
+    if not author:
+        raise InputError("--submission names its author: add --author NAME")
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return SubmitOptions(folder=Path(folder), name=name, author=author, date=date, code=tuple(map(Path, code)))
 
 
 def _refuse_given(names: tuple[str, ...], module: str | None) -> None:
