@@ -70,13 +70,14 @@ def command(
         require_same_tokens,
     )
     from evalkit.report.paired import compare_paired
-    from evalkit.verbs.compare import as_dict, compare_reports, distinct_runs, is_same_run
+    from evalkit.verbs.compare import as_dict, compare_reports, distinct_runs, is_same_run, mixed_contexts
 
     new = [read_report(path) for path in reports]
     old = [read_report(path) for path in baseline]
     if json_path:
         check_outputs({"--json": json_path}, [file for saved in (*new, *old) for file in files_behind(saved)])
     require_same_tokens([*new, *old])
+    cautions = mixed_contexts([*new, *old])
     (new, again), (old, old_again) = distinct_runs(new), distinct_runs(old)
     repeated = [*again, *old_again]
     if len(new) == len(old) == 1 and is_same_run(new[0], old[0]):
@@ -85,10 +86,10 @@ def command(
         LOG.warning("%s", sentence)
     if not old:
         runs = [(saved.path, saved.report.val_loss, saved.report.bpb) for saved in new]
-        click.echo(_summary([(path.name, loss, bpb) for path, loss, bpb in runs]))
+        click.echo("\n\n".join([_summary([(path.name, loss, bpb) for path, loss, bpb in runs]), *cautions]))
         if json_path:
             listed = [{"path": str(path), "val_loss": loss, "bpb": bpb} for path, loss, bpb in runs]
-            write_json(json_path, {"format": 1, "runs": listed, "repeated": repeated})
+            write_json(json_path, {"format": 1, "runs": listed, "repeated": repeated, "cautions": cautions})
         return
     comparisons = compare_reports(new, old)
     paired: PairedDifference | None = None
@@ -104,8 +105,8 @@ def command(
             scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
             paired = compare_paired(new[0], scores, before, tokens=tokens, tokenizer=tokenizer)
     if json_path:
-        write_json(json_path, as_dict(comparisons, paired, repeated))
-    click.echo(describe(comparisons, paired))
+        write_json(json_path, as_dict(comparisons, paired, repeated, cautions))
+    click.echo("\n\n".join([describe(comparisons, paired), *cautions]))
 
 
 def describe(comparisons: dict[str, Comparison], paired: PairedDifference | None) -> str:

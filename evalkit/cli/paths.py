@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import check_outputs, expand
+from evalkit.plumbing.files import check_outputs, expand, no_match
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Input:
         glob: whether it may be a pattern, or a folder of shards.
         words: whether it may be a word that is no path (``bytes``, a recipe's name, ``package.module:FACTORY``).
         stream: whether ``-`` stands for standard input.
+        run: whether it is a run folder or a weight file in one: what tells how to read the weights is read as well.
     """
 
     what: str
     glob: bool = False
     words: bool = False
     stream: bool = False
+    run: bool = False
 
     def files(self, value: str) -> Iterator[Path]:
         """Yield the files and folders that a value names.
@@ -48,12 +50,27 @@ class Input:
             if os.path.exists(name):
                 yield Path(name)
         elif self.glob:
-            yield from expand(value)
+            found = expand(value)
+            if not found:
+                raise InputError(no_match(value))
+            yield from found
         elif not os.path.exists(value):
             ending = "" if "folder" in self.what else " or is not a file"
             raise InputError(f"{self.what} {value} does not exist{ending}")
+        elif self.run:
+            yield from run_files(Path(value))
         else:
             yield Path(value)
+
+
+def run_files(path: Path) -> Iterator[Path]:
+    """Yield the files of the run that a folder, or a weight file in it, belongs to; the path alone where it is none."""
+    folder = path if path.is_dir() else path.parent
+    is_run = (folder / "config.json").exists()
+    if path.is_file() or not is_run:
+        yield path
+    if is_run:  # and not what else lies there: an artifact of an earlier export may be replaced
+        yield from (folder / name for name in _RUN)
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,8 @@ class Output:
     names: tuple[str, ...] = ()
 
 
-_RUN = ("recipe.toml", "config.json", "model.pt", "raw.pt", "ema.pt", "swa.pt", "metrics.jsonl", "summary.json")
+_WEIGHTS = ("model.pt", "raw.pt", "ema.pt", "swa.pt", "checkpoint.pt")
+_RUN = ("recipe.toml", "config.json", *_WEIGHTS, "metrics.jsonl", "summary.json")
 
 PARAMETERS: Mapping[str, Input | Output | None] = {
     "artifact": Input("artifact"),
@@ -76,7 +94,7 @@ PARAMETERS: Mapping[str, Input | Output | None] = {
     "baseline_nll": Input("per-token file"),
     "check": Input("check"),
     "checks": Input("check"),
-    "checkpoint": Input("checkpoint"),
+    "checkpoint": Input("checkpoint", run=True),
     "code": Input("code file"),
     "data": Input("data folder"),
     "documents": Input("text", stream=True),
@@ -106,6 +124,7 @@ PARAMETERS: Mapping[str, Input | Output | None] = {
     "probe emit.out": Output(("whole/fineweb_val_000000.bin", "prefix/fineweb_val_000000.bin", "record.json")),
     "run.out": Output(("model.evk", "model.ptz", "report.json", *(f"run/{name}" for name in _RUN))),
     "export.weights": None,
+    "run.submission": None,
     "submit.folder": None,
     "train.out": Output(_RUN),
     "out": None,

@@ -217,6 +217,11 @@ def expand(pattern: str) -> list[Path]:
     return sorted(map(Path, found), key=in_order)
 
 
+def no_match(pattern: str) -> str:
+    """Return the sentence that a pattern stands for no shard."""
+    return f"no shard matches {pattern!r}; give a file, a folder or a quoted glob such as 'data/val_*.bin'"
+
+
 def in_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Return a key that sorts names with the numbers in them by size, with leading zeros or without."""
     pieces = re.split(r"(\d+)", str(path))

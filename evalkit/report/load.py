@@ -18,6 +18,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.typed_json import refuse_constant
 from evalkit.report.score_report import ScoreReport
 from evalkit.tokens.kinds import open_tokenizer
+from evalkit.tokens.shards import NAMES
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.tokenizer import TextTokenizer
 
@@ -145,10 +146,15 @@ def find_token_scores(saved: SavedReport) -> Path | None:
 
 
 def files_behind(saved: SavedReport) -> list[Path]:
-    """Return the files that a report stands on, as it names them: per-token file, tokens and tokenizer."""
-    beside = find_token_scores(saved)
-    named = [Path(saved.report.tokenizer.path), *map(Path, saved.report.tokens.names)]
-    return [*named, beside] if beside else named
+    """Return the files that a report stands on, as it names them: per-token file, tokens, tokenizer, model and code."""
+    report, beside = saved.report, find_token_scores(saved)
+    named = [report.tokenizer.path, *report.tokens.names]
+    if report.token_bytes is not None:
+        named += report.token_bytes.names
+    if report.artifact is not None:
+        shipped = (*report.artifact.files, *report.artifact.code)
+        named += [report.artifact.path, *(file.path for file in shipped)]
+    return [*map(Path, named), *([beside] if beside else [])]
 
 
 def open_report_stream(
@@ -172,7 +178,7 @@ def open_report_stream(
         stream = open_shards(tokens)
     elif not names:
         raise InputError(f"{saved.path} names no token files; name them with --tokens")
-    elif all(name.endswith(".bin") for name in names):
+    elif all(name.endswith(NAMES) for name in names):
         opened = [open_shards(glob.escape(name)) for name in names]
         stream = TokenStream(parts=sum((o.parts for o in opened), ()), names=names)
     else:

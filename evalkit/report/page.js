@@ -150,7 +150,7 @@
   // Everything else
   const facts = [["command line", D.command], ["artifact", a ? `${a.path}, ${a.format}, ${a.compression}, ${int(a.parameters)} parameters` : null], ["artifact sha256", a && a.sha256],
     ["tokens sha256", R.tokens.sha256], ["tokenizer", R.tokenizer && `${R.tokenizer.path}, sha256 ${R.tokenizer.sha256}`],
-    ["window", R.seq_len && `${R.seq_len} tokens, stride ${R.stride}, ${R.dtype} on ${R.device}`], ["ledger sha256", R.ledger_sha256],
+    ["window", R.seq_len && `${R.seq_len} tokens, ${R.context === "streaming" ? "streaming: keys and values are kept" : `stride ${R.stride}`}${R.context === "documents" ? ", each document by itself" : ""}, ${R.dtype} on ${R.device}`], ["ledger sha256", R.ledger_sha256],
     ["settings", R.settings && Object.entries(R.settings).flatMap(([s, o]) => Object.entries(o).map(([k, v]) => `${s}.${k}=${v}`)).join(" ")],
     ["raw text", R.bpb_raw && `${int(R.bytes_raw)} bytes before normalisation, ${fix(R.bpb_raw)} bits per raw byte`],
     ["time", R.seconds && `${R.seconds.toFixed(1)} s, ${int(R.tokens_per_second || 0)} tokens/s`], ["versions", R.versions && Object.entries(R.versions).map(e => e.join(" ")).join(", ")],

@@ -151,9 +151,11 @@ def _documents(
 
 
 def _artifact_bytes(artifact: ArtifactIdentity | None, left_out: list[str]) -> list[dict[str, Any]] | None:
-    if artifact is None:
-        return None
     from evalkit.artifact.load import load_artifact
+    from evalkit.network.factory import ModuleSource
+
+    if artifact is None or artifact.format == ModuleSource.format:
+        return None
 
     try:
         opened = load_artifact(artifact.path)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
-from evalkit.plumbing.files import expand, in_order, write_atomically
+from evalkit.plumbing.files import expand, in_order, no_match, write_atomically
 from evalkit.tokens.texts import open_input
 
 HEADER_BYTES = 1024
@@ -138,11 +138,9 @@ def find_shards(pattern: str | Sequence[str]) -> list[Path]:
         found = expand(one)
         if len(found) == 1 and found[0].is_dir():
             found = sorted((path for path in found[0].iterdir() if path.name.endswith(NAMES)), key=in_order)
+        if not found:
+            raise TokenError(no_match(one))
         paths += found
-    if not paths:
-        raise TokenError(
-            f"no shard matches {pattern!r}; give a file, a folder or a quoted glob such as 'data/val_*.bin'"
-        )
     plain: dict[str, Path] = {}
     for path in paths:
         name = re.sub(r"\.(?:gz|zst)$", "", str(path))

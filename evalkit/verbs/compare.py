@@ -111,6 +111,15 @@ def distinct_runs(reports: Sequence[SavedReport]) -> tuple[list[SavedReport], li
     return kept, said
 
 
+def mixed_contexts(reports: Sequence[SavedReport]) -> list[str]:
+    """Return a sentence where reports differ in what a token may depend on: their numbers are of other estimators."""
+    found = {saved.report.context: saved.path for saved in reversed(reports) if saved.report.context is not None}
+    if len(found) < 2:
+        return []
+    listed = ", ".join(f"--context {context} ({path})" for context, path in reversed(found.items()))
+    return [f"the reports are of different estimators, {listed}: their difference is not one of models alone"]
+
+
 def is_same_run(one: SavedReport, other: SavedReport) -> bool:
     """Whether two reports are of one run; see :func:`distinct_runs`."""
     a, b = one.report, other.report
@@ -190,15 +199,26 @@ def _has_spread(values: npt.NDArray[np.float64]) -> bool:
 
 
 def as_dict(
-    comparisons: dict[str, Comparison], paired: PairedDifference | None, repeated: Sequence[str] = ()
+    comparisons: dict[str, Comparison],
+    paired: PairedDifference | None,
+    repeated: Sequence[str] = (),
+    cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the comparison as JSON holds it; ``repeated`` says which reports were of one run."""
+    """Return the comparison as JSON holds it.
+
+    Args:
+        comparisons: by metric.
+        paired: token by token.
+        repeated: which reports were of one run.
+        cautions: why the numbers cannot be set side by side without more ado.
+    """
     loss = comparisons["val_loss"]
     return {
         "format": 1,
         "rule": {"nats": RECORD_NATS, "p": RECORD_P, "met": loss.is_record},
         "later_rule": {"nats": 0.0, "p": FRONTIER_P, "met": loss.passes_frontier},
         "repeated": list(repeated),
+        "cautions": list(cautions),
         "metrics": {name: asdict(c) for name, c in comparisons.items()},
         "paired": None if paired is None else asdict(paired),
     }

@@ -16,6 +16,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
 from evalkit.report.paired import compare_tokens
+from evalkit.report.score_report import FileIdentity
 from evalkit.verbs.compare import compare_reports, compare_values
 from tests.evalkit.reports import write_report
 
@@ -198,6 +199,39 @@ def test_a_run_on_both_sides_is_refused(runs: dict[str, Path], capsys) -> None:
     two = [str(runs["new0"]), str(runs["new1"])]
     assert run_command(["compare", *two, "--baseline", str(runs["old0"]), two[0]]) == 2
     assert "one run; a run stands on one side alone" in capsys.readouterr().err
+
+
+def test_other_contexts_are_said(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    saved = read_report(runs["new0"])
+    values = saved.report.to_dict() | {"context": "documents"}
+    runs["new0"].write_text(json.dumps(values))
+    pair, result = [str(runs["new0"]), "--baseline", str(runs["old0"])], tmp_path / "c.json"
+    assert run_command(["compare", *pair, "--json", str(result)]) == 0
+    assert "--context documents (" in capsys.readouterr().out
+    (caution,) = json.loads(result.read_text())["cautions"]
+    assert "different estimators" in caution
+    assert run_command(["compare", str(runs["new0"]), str(runs["new1"])]) == 0
+    assert "different estimators" in capsys.readouterr().out
+    assert run_command(["compare", str(runs["new1"]), "--baseline", str(runs["old0"]), "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["cautions"] == []
+
+
+def test_what_a_report_stands_on_is_no_output(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    saved = read_report(runs["new0"])
+    assert saved.report.artifact is not None
+    files = {name: tmp_path / name for name in ("net.py", "w.pt", "more.py", "m.evk")}
+    for path in files.values():
+        path.write_text("mine")
+    net, weights, more = (FileIdentity(path=str(files[n]), sha256="0" * 64, bytes=4) for n in list(files)[:3])
+    for path, format_ in ((f"{files['net.py']}:make", "module"), (str(files["m.evk"]), "evalkit")):
+        own = replace(saved.report.artifact, path=path, format=format_, files=(net, weights), code=(more,))
+        runs["new0"].write_text(json.dumps(replace(saved.report, artifact=own).to_dict()))
+        outputs = [files[name] for name in ("net.py", "w.pt", "more.py")]
+        for output in outputs if format_ == "module" else [*outputs, files["m.evk"]]:
+            for command in (["report", str(runs["new0"]), "-o"], ["compare", str(runs["new0"]), "--json"]):
+                assert run_command([*command, str(output)]) == 2
+                assert "one of the inputs" in capsys.readouterr().err
+    assert {path.read_text() for path in files.values()} == {"mine"}
 
 
 def test_repeats_of_one_artifact_are_said(runs: dict[str, Path], capsys) -> None:

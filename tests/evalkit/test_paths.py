@@ -110,6 +110,34 @@ def test_commands_refuse_before_anything_is_written(tmp_path: Path, capsys: pyte
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files)
 
 
+@pytest.mark.parametrize("checkpoint", [".", "model.pt", "raw.pt"])
+def test_an_export_spares_the_whole_run_and_may_replace_an_earlier_export(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("config.json", "recipe.toml", "model.pt", "raw.pt", "checkpoint.pt", "summary.json")
+    for name in (*run, "final.ptz"):
+        (tmp_path / name).write_text(name)
+    for name in run:
+        assert run_command(["export", str(tmp_path / checkpoint), "-o", str(tmp_path / name)]) == 2
+        assert "one of the inputs" in capsys.readouterr().err, name
+    assert run_command(["export", str(tmp_path / checkpoint), "-o", str(tmp_path / "final.ptz")]) == 2
+    assert "one of the inputs" not in capsys.readouterr().err  # refused for what config.json holds
+    assert [(tmp_path / name).read_text() for name in run] == list(run)
+
+
+def test_every_pattern_must_match_before_torch_is_imported(tmp_path: Path) -> None:
+    write_shard(tmp_path / "val_0.bin", np.array([1, 2]))
+    there, gone = str(tmp_path / "val_0.bin"), str(tmp_path / "gone_*.bin")
+    code = (
+        "import sys; from evalkit.cli.main import run_command\n"
+        "assert run_command(sys.argv[1:]) == 2; assert not {'torch', 'numba'} & set(sys.modules)"
+    )
+    command = ["score", "--no-model", "--mixer", "hedge", "--tokenizer", "bytes", "--tokens", there, "--tokens", gone]
+    ran = subprocess.run([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert f"no shard matches '{gone}'" in ran.stderr
+
+
 def test_a_folder_that_is_made_does_not_take_its_own_recipe_with_it(tmp_path: Path, capsys) -> None:
     (tmp_path / "recipe.toml").write_text("x")
     command = ["train", "--recipe", str(tmp_path / "recipe.toml"), "--data", str(tmp_path), "--out", str(tmp_path)]
