@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import BENCH, parser_of, print_header, print_row
-from scoring import STRIDE, matmul_rate, plain_loop, side_flops
+from scoring import STRIDE, plain_loop
 from train_throughput import training_flops_per_token
 
 from evalkit.mixers import Mixer, default_config
@@ -160,6 +160,17 @@ class Bench:
         self.wait()
         return time.perf_counter() - began
 
+    def matmul_rate(self) -> float:
+        """Return the FLOP per second of a large bfloat16 matrix product, best of six."""
+        size = 8192 if self.on_gpu else 1024
+        a = torch.randn(size, size, device=self.device, dtype=torch.bfloat16)
+
+        def work() -> None:
+            for _ in range(8):
+                torch.mm(a, a)
+
+        return 8 * 2 * size**3 / min(self.timed(work) for _ in range(6))
+
     def wait(self) -> None:
         """Wait for the device."""
         if self.on_gpu:
@@ -171,6 +182,17 @@ class Bench:
         while len(again) < REPEATS and time.monotonic() + again[-1] < until:
             again.append(self.timed(work))
         return statistics.median(again), first
+
+
+def side_flops(config: ModelConfig, seq_len: int, scored: int) -> float:
+    """Return the arithmetic of one window, with the last layer and the head on the last ``scored`` rows alone."""
+    d, kv, hidden = config.model_dim, config.kv_dim, config.mlp_hidden
+    keys_values, others = 4 * d * kv, 4 * d * d + 4 * d * hidden
+    attention = 4 * d * (seq_len + 1) / 2
+    layer = seq_len * (keys_values + others + attention)
+    last = seq_len * keys_values + scored * (others + 4 * d * (seq_len - (scored - 1) / 2))
+    head = scored * 2 * d * config.vocab_size
+    return (len(config.passes) - 1) * layer + last + head
 
 
 def scoring(bench: Bench) -> Iterator[Row]:
@@ -443,7 +465,7 @@ def main() -> None:
     card = torch.cuda.get_device_name() if bench.on_gpu else "cpu"
     machine = {"card": card, "torch": torch.__version__, "commit": commit()}
     known = known_rows(options.out, machine)
-    rate = matmul_rate("cuda" if bench.on_gpu else "cpu")
+    rate = bench.matmul_rate()
     print(", ".join(machine.values()), f"bfloat16 matrix product {rate / 1e12:.3g} TFLOP/s\n", sep=", ")
     print_header(
         "section", "what", "seconds", "first call", "tokens/s", "context tokens/s", "MFU", "peak MB", "note", left=2

@@ -87,7 +87,7 @@ def network(recipe: str, dtype: str, folder: Path) -> None:
 
 
 def loop(length: int, folder: Path) -> None:
-    writer = ShardWriter(folder, "tokens", length)
+    writer = ShardWriter(folder, "tokens", length, vocab_size=1024)
     for begin in range(0, length, 1_000_000):
         writer.write(np.arange(min(1_000_000, length - begin)) % 1024)
     writer.close()

@@ -136,7 +136,7 @@ def rows(revision: Revision, shared: Path, limit: int) -> Iterator[tuple[str, di
         export = ("export", run, *source, "--calibration-tokens", 4096)
         # The published layout holds nothing but tensors: its bytes must not move. Ours names the version that wrote it.
         revision.evalkit(*export, "-o", run / "published", "--container", "torch-zlib")
-        yield f"export on {label}, torch-zlib", {"sha256": _sha256(run / "published")}
+        yield f"export on {label}, torch-zlib", {"sha256": hashlib.sha256((run / "published").read_bytes()).hexdigest()}
         revision.evalkit(*export, "-o", run / "own.evk")
         yield f"export on {label}, scored", revision.score(run / "own.evk", *prefix[:-1], min(limit or 4096, 4096))
 
@@ -147,10 +147,6 @@ def _shard(path: Path, reference: Path) -> Path:
     header[:3] = 20240520, 1, len(tokens)
     path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
     return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager

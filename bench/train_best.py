@@ -48,7 +48,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "row normalisation": {"optimizer.row_normalise": "false"},
     "the large bigram table (1,024 rows for 4,096, the MLP wider)": {"model.bigram_buckets": "1024"},
     "a constant rate at first (falls from the start)": {"schedule.warmdown_fraction": "1.0"},
-    "the first layer's values in later ones": {"model.value_residual": "none"},
+    "values of its own in every layer (blended with the first layer's)": {"model.value_residual": "first_layer"},
     "value embeddings": {"model.value_embed_layers": ""},
     "a query gain of 1.5 (4 in its place)": {"init.q_gain": "4"},
 }
@@ -100,25 +100,29 @@ def sized(recipe: str, keys: dict[str, str], seed: int, a: argparse.Namespace) -
     return resolve(load_recipe(recipe), size | keys | {"model.mlp_hidden": str(hidden)}, scale=a.scale, steps=a.steps)
 
 
-def scored(name: str, recipe: str, keys: dict[str, str], seed: int, cap: int, a: argparse.Namespace) -> Scored:
-    """Train, export and score, unless that is done.
-
-    Args:
-        name: of the run's folder.
-        recipe: what is trained.
-        keys: settings that differ from it.
-        seed: of the initial weights.
-        cap: bytes that the export is fitted to; 0 exports by the recipe's plan.
-        a: options of the command line.
-    """
+def trained(name: str, recipe: str, keys: dict[str, str], seed: int, a: argparse.Namespace) -> Path:
+    """Train a recipe with some settings changed, unless that is done; return the run's folder, which has ``name``."""
     folder: Path = a.out / f"{name}-{seed}"
-    summary, result = folder / "summary.json", folder / f"scored-{cap}.json"
+    if not (folder / "summary.json").exists():
+        config = sized(recipe, keys, seed, a)
+        train_model(config, data=a.data, tokenizer=a.tokenizer, out=folder, resume=folder.exists())
+    return folder
+
+
+def trained_bpb(folder: Path) -> float:
+    """Return the validation bits per byte of the weights that a run exports."""
+    summary = read_json(folder / "summary.json")
+    return float(summary["validation"][summary["exported"]]["val_bpb"])
+
+
+def scored(recipe: str, seed: int, cap: int, a: argparse.Namespace) -> Scored:
+    """Train, export and score, unless that is done; a ``cap`` of 0 bytes exports by the recipe's plan."""
+    folder = trained(recipe, recipe, {}, seed, a)
+    result = folder / f"scored-{cap}.json"
     if result.exists():
         return Scored(**read_json(result))
-    config = sized(recipe, keys, seed, a)
-    if not summary.exists():
-        train_model(config, data=a.data, tokenizer=a.tokenizer, out=folder, resume=folder.exists())
     run = load_run(folder)
+    config = run.config
     artifact = folder / f"model-{cap}.evk"
     options = ExportConfig(
         calibration_data=a.data,
@@ -143,16 +147,15 @@ def scored(name: str, recipe: str, keys: dict[str, str], seed: int, cap: int, a:
     )
     objective = Objective(config, torch.device("cpu"), compiled=False)
     after = validator.run(objective, {n: value.reshape(shapes[n]) for n, value in stored.items()}).val_bpb
-    known = read_json(summary)
     one = Scored(
         parameters=parameters(config.model),
-        trained=known["validation"][known["exported"]]["val_bpb"],
+        trained=trained_bpb(folder),
         exported=after or math.nan,
         n_bytes=file.n_bytes,
-        seconds=known["seconds"],
+        seconds=read_json(folder / "summary.json")["seconds"],
     )
     write_json(result, dataclasses.asdict(one))
-    print(f"{name}, seed {seed}: {one}", flush=True)
+    print(f"{recipe}, seed {seed}: {one}", flush=True)
     return one
 
 
@@ -191,14 +194,10 @@ def write_systems(others: dict[str, list[Scored]], best: list[Scored], a: argpar
     )
 
 
-def write_choices(best: list[Scored], undone: dict[str, list[Scored]]) -> None:
-    """Write what every choice in ``best`` is worth: how much worse the artifact is without it."""
-    lines = ["| without | exported | worse by |", "|---|---:|---:|"]
-    for name, runs in undone.items():
-        pairs = [other.exported - one.exported for one, other in zip(best, runs, strict=False)]
-        lines.append(
-            f"| {name} | {statistics.fmean(run.exported for run in runs):.4f} | {statistics.fmean(pairs):+.4f} |"
-        )
+def write_choices(best: float, undone: dict[str, float]) -> None:
+    """Write what every choice in ``best`` is worth: how many bits per byte the weights lose without it."""
+    lines = ["| without | bits per byte | worse by |", "|---|---:|---:|", f"| nothing | {best:.4f} | |"]
+    lines += [f"| {name} | {bpb:.4f} | {bpb - best:+.4f} |" for name, bpb in undone.items()]
     replace_table("best_choices", "\n".join(lines))
 
 
@@ -218,16 +217,17 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16_384, help="for GPTQ")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    others = {name: [scored(name, name, {}, seed, 0, a) for seed in a.seeds] for name in OTHERS}
+    others = {name: [scored(name, seed, 0, a) for seed in a.seeds] for name in OTHERS}
     cap = min(run.n_bytes for runs in others.values() for run in runs)
-    best = [scored("best", "best", {}, seed, cap, a) for seed in a.seeds]
+    best = [scored("best", seed, cap, a) for seed in a.seeds]
     write_systems(others, best, a)
     if a.choices:
         seed = a.seeds[0]
         undone = {
-            name: [scored(f"no-{i}", "best", keys, seed, cap, a)] for i, (name, keys) in enumerate(CHOICES.items())
+            name: trained_bpb(trained(f"no-{i}", "best", keys, seed, a))
+            for i, (name, keys) in enumerate(CHOICES.items())
         }
-        write_choices(best, undone)
+        write_choices(best[0].trained, undone)
 
 
 if __name__ == "__main__":

@@ -221,14 +221,6 @@ class Mixer:
             )
         return out
 
-    def expert_rows(
-        self,
-        neural_logprobs: Floats | None = None,
-        entropy_logprobs: Floats | None = None,
-    ) -> tuple[Floats, Ints]:
-        """Return float64[E, V], every expert's log-probabilities at the current position, and the context codes."""
-        return self._experts.rows(neural_logprobs, entropy_logprobs)
-
     # -- reports and state ------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:

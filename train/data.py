@@ -12,9 +12,9 @@ from torch import Tensor
 
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.files import in_order
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import open_shard, split_of
 from evalkit.tokens.stream import TokenStream
-from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.train.config import DataConfig
 
 _CHECKED_TOKENS = 1_000_000

@@ -89,7 +89,7 @@ class TrainingFolder:
         return Recipe(name=known["recipe"], model=sections["model"], sections=sections)
 
     def _identity(self) -> dict[str, Any]:
-        known = read_json(self.config)
+        known: dict[str, Any] = read_json(self.config)
         if known.get("format") != FORMAT or known.get("version") != VERSION:
             raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
         return known

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
@@ -28,9 +29,26 @@ def softcapped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: fl
         cap: soft cap of the logits; 0 for none.
         chunk: rows at a time; 0 chooses by device.
     """
-    rows = chunk or max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS.get(x.device.type, 2**18) // weight.shape[0])
+    rows = chunk or _chunk_rows(weight)
     loss: Tensor = _SoftcappedCrossEntropy.apply(x, weight, targets, cap, rows)  # type: ignore[no-untyped-call]
     return loss
+
+
+@torch.no_grad()
+def softcapped_nats(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Return the loss of every row, float32 ``[N]``, without gradients; arguments as above."""
+    nats = torch.empty(len(x), device=x.device)
+    chunk = _chunk_rows(weight)
+    for start in range(0, len(x), chunk):
+        logits = x[start : start + chunk] @ weight.mT
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        nats[start : start + chunk] = F.cross_entropy(logits, targets[start : start + chunk], reduction="none")
+    return nats
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cpu"])
+    return max(_SMALLEST_CHUNK, elements // weight.shape[0])
 
 
 class _SoftcappedCrossEntropy(torch.autograd.Function):

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT, head_name
 from evalkit.train.config import RunConfig
-from evalkit.train.fused_loss import softcapped_cross_entropy
+from evalkit.train.fused_loss import softcapped_cross_entropy, softcapped_nats
 from evalkit.train.parameters import DTYPES, is_linear, unpack
 from evalkit.train.qat import crown_q_penalty, fake_quantise
 
@@ -42,8 +41,8 @@ class Objective:
         self._device = device
         self._low = DTYPES[config.train.precision]
         with torch.device("meta"):
-            self._gpts = {looped: GPT(config.model if looped else unlooped(config.model)) for looped in (True, False)}
-        self._hidden = {looped: _HeadInput(gpt) for looped, gpt in self._gpts.items()}
+            models = {True: config.model, False: unlooped(config.model)}
+            self._hidden = {looped: _HeadInput(GPT(model)) for looped, model in models.items()}
         # The rotary tables are cached by the first pass of a length; that pass must not be a compiled one.
         self._tables_ready = not compiled
         self._run = torch.compile(self._terms, dynamic=False) if compiled else self._terms
@@ -87,18 +86,26 @@ class Objective:
                 penalty = crown_q_penalty(weights, self._config.qat)
             weights = fake_quantise(weights, alpha, self._config.qat)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low == torch.bfloat16):
-            named = {f"gpt.{name}": value for name, value in self._cast(weights).items()}
-            x = functional_call(self._hidden[looped], named, (ids,))
-        head = weights[f"{head_name(self._config.model)}.weight"].float()
-        cap = self._config.model.logit_softcap
-        return softcapped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), cap), penalty
+            x = self._head_input(weights, ids, looped)
+        return softcapped_cross_entropy(x, *self._head(weights, targets)), penalty
 
     @torch.no_grad()
     def nats(self, masters: Mapping[str, Tensor], ids: Tensor, targets: Tensor, *, looped: bool = True) -> Tensor:
         """Return -ln p of every target, float32 ``[B, T]``, with the head in float32 and without QAT."""
-        weights = self._cast(unpack(self._config.model, masters))
-        logits = functional_call(self._gpts[looped], weights, (ids,)).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        weights = unpack(self._config.model, masters)
+        x = self._head_input(weights, ids, looped)
+        return softcapped_nats(x, *self._head(weights, targets)).view_as(targets)
+
+    def _head_input(self, weights: Mapping[str, Tensor], ids: Tensor, looped: bool) -> Tensor:
+        """Return what the head reads, float32 ``[B T, d]``."""
+        named = {f"gpt.{name}": value for name, value in self._cast(weights).items()}
+        x: Tensor = functional_call(self._hidden[looped], named, (ids,))
+        return x.flatten(0, 1)
+
+    def _head(self, weights: Mapping[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return the head's weight, the targets in a row and the soft cap."""
+        model = self._config.model
+        return weights[f"{head_name(model)}.weight"].float(), targets.flatten(), model.logit_softcap
 
     def _cast(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights as the forward pass takes them: matrices in the compute dtype."""

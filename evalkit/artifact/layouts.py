@@ -26,12 +26,14 @@ _RENAMED = (
     (re.compile(r"^(bi|tri)gram_embed\.(embed|proj)\."), r"\1gram.\2."),
     (re.compile(r"^(bi|tri)gram_embed\.\1gram_scale$"), r"\1gram.scale"),
 )
-_BANKS = {
+BANKS = {
     "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
     "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
     "mlp_up_bank": ("mlp.fc.weight",),
     "mlp_down_bank": ("mlp.proj.weight",),
 }
+"""Matrices of all layers in one tensor, and what its halves hold."""
+
 _TABLE = re.compile(r"(^tok_emb|\.embed)\.weight$")
 _LAYOUT_B_BITS = {"int4": 4, "int5": 5, "int6": 6, "int7": 7, "int8": 8}
 _PASSTHROUGH = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
@@ -100,7 +102,7 @@ def _read_layout_b(weights: Any, metas: Any) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     used = set()
     for name, meta in metas.items():
-        dtype = "bfloat16" if _TABLE.search(_rename(str(name))) else "float32"
+        dtype = "bfloat16" if _TABLE.search(model_name(str(name))) else "float32"
         kind = _kind(meta)
         if kind in _PASSTHROUGH:
             used.add(name)
@@ -185,7 +187,8 @@ def _plain(name: str, tensor: Any, dtype: Any) -> PlainTensor:
     return PlainTensor(values=values, stored=stored, dtype="bfloat16" if held == "bfloat16" else "float32")
 
 
-def _rename(name: str) -> str:
+def model_name(name: str) -> str:
+    """Return the name that the model gives a published tensor."""
     name = plain_name(name)
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
@@ -196,8 +199,8 @@ def _finish(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Give tensors their model names, take banks apart and check that every number is finite."""
     finished: dict[str, StoredTensor] = {}
     for published, tensor in tensors.items():
-        name = _rename(str(published))
-        for part_name, part in _unbank(name, tensor) if name in _BANKS else [(name, tensor)]:
+        name = model_name(str(published))
+        for part_name, part in _unbank(name, tensor) if name in BANKS else [(name, tensor)]:
             if part_name in finished:
                 raise ArtifactError(f"tensor {part_name} is stored twice")
             finished[part_name] = part
@@ -209,17 +212,22 @@ def _finish(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return finished
 
 
+def bank_row(bank: str, row: int, rows: int) -> str:
+    """Return the model's name of a row of a bank."""
+    layers = rows // len(BANKS[bank])
+    return f"blocks.{row % layers}.{BANKS[bank][row // layers]}"
+
+
 def _unbank(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
-    suffixes = _BANKS[name]
+    suffixes = BANKS[name]
     banks = tensor.values.shape[0] if tensor.values.ndim == 3 else 0
     if banks == 0 or banks % len(suffixes):
         raise ArtifactError(
             f"bank {name} has shape {tensor.values.shape}; expected [layers x {len(suffixes)}, out, in]"
         )
-    layers = banks // len(suffixes)
     parts: list[tuple[str, StoredTensor]] = []
     for i in range(banks):
-        part_name = f"blocks.{i % layers}.{suffixes[i // layers]}"
+        part_name = bank_row(name, i, banks)
         values: npt.NDArray[Any] = tensor.values[i]
         if isinstance(tensor, QuantizedTensor):
             scale = tensor.scale if tensor.scale.ndim == 0 else tensor.scale[i]

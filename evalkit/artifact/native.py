@@ -32,6 +32,7 @@ import numpy.typing as npt
 from evalkit.artifact.entropy import floats, integers, prediction, rangecoder
 from evalkit.artifact.tensors import INT_BITS, PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.plumbing.errors import ArtifactError, InputError
+from evalkit.plumbing.typed_json import refuse_constant
 
 MAGIC = b"\x89evalkit"
 VERSION = 1
@@ -226,15 +227,6 @@ def read_native(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> NativeArt
     return NativeArtifact(tensors=tensors, metadata=metadata, payload_bytes=spent)
 
 
-def read_metadata(data: bytes) -> NativeMetadata:
-    """Read an artifact's description without decoding its tensors.
-
-    Raises:
-        ArtifactError: as :func:`read_native`.
-    """
-    return _parse_header(_checked_parts(data)[0])[1]
-
-
 def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
     if tensor.dtype not in _MODEL_DTYPES:
         raise InputError(f"tensor {name}: dtype {tensor.dtype!r} is none of {', '.join(_MODEL_DTYPES)}")
@@ -375,17 +367,13 @@ def _checked_parts(data: bytes) -> tuple[bytes, bytes]:
     return body[4 : 4 + length], body[4 + length :]
 
 
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
 def _parse_header(compressed: bytes) -> tuple[list[_Entry], NativeMetadata]:
     try:
         reader = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
         raw = reader.decompress(compressed, max_length=_MAX_HEADER + 1)
         if len(raw) > _MAX_HEADER:
             raise ArtifactError(f"the artifact's header is longer than {_MAX_HEADER} bytes")
-        content = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        content = json.loads(raw.decode(), parse_constant=refuse_constant)
     except (lzma.LZMAError, UnicodeDecodeError, ValueError, RecursionError, EOFError) as error:
         raise ArtifactError(f"the artifact's header cannot be read: {error}") from error
     if not isinstance(content, dict):

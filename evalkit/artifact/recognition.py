@@ -18,7 +18,7 @@ from evalkit.artifact.infer import Shapes, infer_from_shapes
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.plumbing.errors import InputError
-from evalkit.recipes import load_recipe, recipe_names
+from evalkit.recipes import load_recipe, recipe_names, resolve_layers
 
 _SIZES = frozenset(
     """
@@ -83,8 +83,7 @@ def published_systems() -> tuple[System, ...]:
     for name in (*recipes, *(name for name in entries if name not in recipes)):
         values = _values(name, entries)
         seq_len, unknown = values.pop("seq_len"), values.pop("unknown", False)
-        layers = values.get("value_embed_layers", ())
-        values["value_embed_layers"] = tuple(i + values["num_layers"] if i < 0 else i for i in layers)
+        values["value_embed_layers"] = resolve_layers(values.get("value_embed_layers", ()), values["num_layers"])
         systems.append(
             System(
                 name=name,
@@ -267,7 +266,7 @@ def check_recipe(shapes: Shapes, name: str, model: Mapping[str, Any]) -> None:
         InputError: it has others; the message says which, and whose they look like.
     """
     values = {key: value for key, value in model.items() if key != "value_embed_layers"}
-    layers = tuple(i + model["num_layers"] if i < 0 else i for i in model.get("value_embed_layers", ()))
+    layers = resolve_layers(model.get("value_embed_layers", ()), model["num_layers"])
     wanted = traits_of_config(ModelConfig.from_dict(values | {"value_embed_layers": layers})).features
     found = traits_of_shapes(shapes)
     other = [feature for feature, value in found.features.items() if wanted[feature] != value]

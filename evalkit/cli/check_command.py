@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from evalkit.cli.options import code_option, model_options, require_one, score_options, text_options
+from evalkit.cli.options import code_option, given_among, model_options, require_one, score_options, text_options
 from evalkit.plumbing.constants import BUDGET_SECONDS, DEEP_TOKENS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
@@ -73,10 +72,8 @@ def command(
     if forecaster is not None:
         if artifact is not None or no_model or options["module"] is not None:
             raise InputError("--forecaster checks a stranger's code: leave out the artifact, --module and --no-model")
-        unused = [option for option in (*options, "decode") if option not in STREAM_OPTIONS and _was_given(option)]
-        if unused:
-            names = ", ".join(f"--{option.replace('_', '-')}" for option in unused).replace("--settings", "--set")
-            raise InputError(f"{names}: for an artifact; a stranger's forecaster is taken as its factory makes it")
+        if unused := given_among(option for option in (*options, "decode") if option not in STREAM_OPTIONS):
+            raise InputError(f"{unused}: for an artifact; a stranger's forecaster is taken as its factory makes it")
         report = _check_stranger(forecaster, how, options)
     else:
         require_one(artifact, options["module"], no_model=no_model)
@@ -89,13 +86,9 @@ def command(
     return 3 if report.verdict == "illegal" else 0
 
 
-def _was_given(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
-
-
 def _check_stranger(spec: str, how: CheckOptions, options: dict[str, Any]) -> LegalityReport:
+    from evalkit.tokens.kinds import open_tokenizer
     from evalkit.tokens.stream import open_shards, tokenize_file
-    from evalkit.tokens.tokenizer import open_tokenizer
     from evalkit.verbs.check import check_forecaster
 
     if (options["tokens"] is None) == (options["text"] is None):

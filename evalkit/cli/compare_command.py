@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli.options import scored_stream_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_outputs, write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.table import format_pairs, format_table
 
 if TYPE_CHECKING:
-    from evalkit.verbs.compare import Comparison, PairedDifference
+    from evalkit.report.paired import PairedDifference
+    from evalkit.verbs.compare import Comparison
 
 EXAMPLE = """Examples:
 
@@ -44,8 +46,7 @@ class _WithBaselines(click.Command):
 @click.option("--baseline", multiple=True, metavar="REPORT.json...", help="Reports to compare with.")
 @click.option("--nll", metavar="FILE.npz", help="Per-token file of the report (default: beside it, same name).")
 @click.option("--baseline-nll", metavar="FILE.npz", help="Per-token file of the baseline (default: beside it).")
-@click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them).")
-@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it).")
+@scored_stream_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the comparison as JSON.")
 def command(
     reports: tuple[str, ...],
@@ -61,16 +62,15 @@ def command(
     Without --baseline: mean and standard deviation of the reports. Copies of one run count once, and a side without
     spread enters no test.
     """
-    from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
-    from evalkit.verbs.compare import (
-        as_dict,
-        compare_paired,
-        compare_reports,
-        distinct_runs,
-        is_same_run,
-        mixed_contexts,
+    from evalkit.report.load import (
+        files_behind,
+        find_token_scores,
+        read_report,
+        read_token_scores,
         require_same_tokens,
     )
+    from evalkit.report.paired import compare_paired
+    from evalkit.verbs.compare import as_dict, compare_reports, distinct_runs, is_same_run, mixed_contexts
 
     new = [read_report(path) for path in reports]
     old = [read_report(path) for path in baseline]

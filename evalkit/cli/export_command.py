@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.cli.options import container_option, fit_option, target_bytes_option
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs, format_table
 
@@ -28,23 +28,15 @@ EXAMPLE = """Examples:
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The artifact.")
 @click.option("--weights", type=click.Choice(["raw", "ema", "swa"]), help="Which weights (default: the recipe's).")
-@click.option(
-    "--container",
-    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]),
-    default="evalkit",
-    show_default=True,
-    help="evalkit's own, or the published layouts.",
-)
+@container_option
 @click.option("--data", metavar="DIR", help="Training shards to calibrate on (default: the model's own samples).")
 @click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @click.option("--force-calibration", is_flag=True, help="Calibrate even on shards that look like validation data.")
 @click.option("--refine", type=int, default=0, show_default=True, metavar="STEPS",
               help="Train steps and gains after rounding, integers fixed (needs --data).")  # fmt: skip
-@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
+@target_bytes_option
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
-@click.option(
-    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
-)
+@fit_option
 @click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
 @click.option("--json", "json_path", metavar="FILE", help="Write sizes, notes and what was tried as JSON.")
 def command(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from evalkit.plumbing.constants import CONTEXTS, MIXERS, SECTIONS
+from evalkit.plumbing.constants import CONTEXTS, MIXERS, SECTIONS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
@@ -38,6 +39,19 @@ token_bytes_option = click.option(
 code_option = click.option(
     "--code", multiple=True, metavar="FILE", help="Code that ships with the model; its bytes count."
 )
+container_option = click.option(
+    "--container",
+    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]),
+    default="evalkit",
+    show_default=True,
+    help="evalkit's own, or the published layouts.",
+)
+target_bytes_option = click.option(
+    "--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code."
+)
+fit_option = click.option(
+    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
+)
 ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been scored (test-time training).")
 
 
@@ -53,6 +67,17 @@ def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
         ),
         click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+    ]
+    return _apply(command, decorators)
+
+
+def scored_stream_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--tokens`` and ``--tokenizer`` of commands that read the stream behind a report."""
+    decorators = [
+        click.option(
+            "--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them)."
+        ),
+        click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it)."),
     ]
     return _apply(command, decorators)
 
@@ -163,6 +188,13 @@ def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) ->
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+def given_among(names: Iterable[str]) -> str:
+    """Return those of some parameters that stand on the command line, as they are typed there; empty for none."""
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given).replace("--settings", "--set")
 
 
 def score_options(artifact: str | None, values: dict[str, Any]) -> ScoreOptions:

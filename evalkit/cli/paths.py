@@ -162,8 +162,6 @@ def checked_paths(context: click.Context, values: Mapping[str, Any]) -> dict[str
         found[parameter.name or ""] = paths if many else paths[0]
         if isinstance(role, Output) and role.names and values.get("resume"):
             continue  # what is there is gone on with, not written over
-        if isinstance(role, Input) and context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
-            continue  # the command says what it misses, if it needs it at all
         if isinstance(role, Input):
             inputs += [file for path in paths for file in role.files(path)]
             continue

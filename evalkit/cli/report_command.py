@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.options import scored_stream_options
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_outputs, write_atomically
 from evalkit.plumbing.log import LOG
@@ -23,8 +24,7 @@ EXAMPLE = """Examples:
 @click.option("--nll", multiple=True, metavar="FILE.npz", help="Per-token file, one a report (default: beside it).")
 @click.option("--check", metavar="CHECK.json", help="What evalkit check --json wrote.")
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")
-@click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them).")
-@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it).")
+@scored_stream_options
 @click.option("--title", help="Title of the page (default: the artifact's name, or those of the two reports).")
 def command(
     reports: tuple[str, ...],

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from evalkit.cli.options import (
     code_option,
+    container_option,
+    fit_option,
+    given_among,
     limit_tokens_option,
     module_options,
     stride_option,
+    target_bytes_option,
     token_bytes_option,
     training_options,
     ttt_option,
@@ -22,7 +25,12 @@ from evalkit.plumbing.constants import BUDGET_SECONDS, SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.settings import by_section, split_settings
 
-FOR_TRAINING = ("recipe", "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "fit")
+if TYPE_CHECKING:
+    from evalkit.verbs.submit import SubmitOptions
+
+FOR_TRAINING = (
+    "scale", "steps", "max_seconds", "resume", "container", "target_bytes", "calibration_tokens", "fit",
+)  # fmt: skip
 """Options that say what to train and export."""
 
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
@@ -45,21 +53,14 @@ EXAMPLE = """Examples:
 @click.option("--tokens", metavar="GLOB", help="What to score (default: the validation shards in --data).")
 @click.option("--text", metavar="FILE", help="With --module: the text to score, in place of shards.")
 @token_bytes_option
-@click.option(
-    "--container",
-    type=click.Choice(["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]),
-    default="evalkit",
-    show_default=True,
-    help="evalkit's own, or the published layouts.",
-)
-@click.option("--target-bytes", type=int, default=SIZE_CAP, show_default=True, help="Cap on artifact plus code.")
+@container_option
+@target_bytes_option
+@click.option("--calibration-tokens", type=int, default=65536, show_default=True, help="0 rounds to nearest: no GPTQ.")
 @code_option
 @click.option("--submission", metavar="DIR", help="Write a submission folder of the last score, and verify it.")
 @click.option("--author", default="", help="Who submits, for --submission.")
 @click.option("--name", default="", help="Name of the submission (default: the recipe).")
-@click.option(
-    "--fit", is_flag=True, help="Give every tensor its own step, so that the file just fits at the lowest loss."
-)
+@fit_option
 @limit_tokens_option
 @click.option("--seq-len", type=int, help="With --module: window in tokens (default: the module's).")
 @stride_option
@@ -85,22 +86,16 @@ EXAMPLE = """Examples:
 @click.option("--enforce-cap", is_flag=True, help=f"Exit with 3 if what ships is over {SIZE_CAP:,} bytes.")
 def command(
     recipe: str | None,
+    module: str | None,
     data: str,
     tokenizer: str,
     out: str,
     tokens: str | None,
     settings: tuple[str, ...],
-    scale: str | None,
-    steps: int | None,
-    max_seconds: float | None,
-    resume: bool,
-    container: str,
-    target_bytes: int,
     code: tuple[str, ...],
     submission: str | None,
     author: str,
     name: str,
-    fit: bool,
     limit_tokens: int,
     stride: int,
     mixer: str,
@@ -108,7 +103,7 @@ def command(
     budget: float,
     decode: int,
     enforce_cap: bool,
-    **of_module: Any,
+    **options: Any,
 ) -> int:
     """Train, export, score, check and (--submission) submit: one command, one report (OUT/report.json).
 
@@ -117,44 +112,29 @@ def command(
     from evalkit.verbs.check import CheckOptions
     from evalkit.verbs.options import ScoreOptions
     from evalkit.verbs.run import Interrupted, PipelineOptions, describe, run_module, run_pipeline, validation_shards
-    from evalkit.verbs.submit import SubmitOptions
     from evalkit.verify.text import as_text
     from evalkit.verify.verify import verify_folder
 
-    module = of_module["module"]
-    if (module is not None) + (recipe is not None) != 1 and not (resume and module is None):
+    if (module is not None) + (recipe is not None) != 1 and not (options["resume"] and module is None):
         raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
-    _refuse_given(FOR_TRAINING if module is not None else FOR_MODULE, module)
-    if submission is not None and not author:
-        raise InputError("--submission names its author: add --author NAME")
+    _refuse_given(("recipe", *FOR_TRAINING) if module is not None else FOR_MODULE, module)
     check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
-    submitted = None
-    if submission is not None:
-        submitted = SubmitOptions(
-            folder=Path(submission),
-            name=name or recipe or Path(out).name,
-            author=author,
-            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            code=tuple(map(Path, code)),
-        )
-    variants: list[tuple[str, bool]] = [("none", False)]
-    if (mixer, ttt) != ("none", False):
-        variants.append((mixer, ttt))
+    submitted = _submit_options(submission, name or recipe or Path(out).name, author, code)
     try:
         if module is not None:
-            shards = tokens or (None if of_module["text"] else validation_shards(Path(data)))
-            options = ScoreOptions(
+            score = ScoreOptions(
+                module=module,
                 tokenizer=tokenizer,
-                tokens=shards,
+                tokens=tokens or (None if options["text"] else validation_shards(Path(data))),
                 settings=by_section(split_settings(settings), ("mixer", "ttt")),
                 stride=stride,
                 limit_tokens=limit_tokens,
                 mixer=mixer,
                 ttt=ttt,
                 code=code,
-                **of_module,
+                **{name: options[name] for name in FOR_MODULE},
             )
-            report = run_module(options, Path(out), check, submitted)
+            report = run_module(score, Path(out), check, submitted)
         else:
             report = run_pipeline(
                 PipelineOptions(
@@ -164,19 +144,13 @@ def command(
                     out=Path(out),
                     tokens=tokens,
                     settings=split_settings(settings),
-                    scale=scale,
-                    steps=steps,
-                    max_seconds=max_seconds,
-                    resume=resume,
-                    container=container,
-                    target_bytes=target_bytes,
-                    fit=fit,
                     limit_tokens=limit_tokens,
-                    variants=tuple(variants),
+                    variants=tuple(dict.fromkeys([("none", False), (mixer, ttt)])),
                     check=check,
                     code=tuple(map(Path, code)),
                     submission=submitted,
                     stride=stride,
+                    **{name: options[name] for name in FOR_TRAINING},
                 ),
             )
     except Interrupted as error:
@@ -188,11 +162,19 @@ def command(
     return 3 if report.is_illegal or (enforce_cap and report.is_over_cap) else 0
 
 
+def _submit_options(folder: str | None, name: str, author: str, code: tuple[str, ...]) -> SubmitOptions | None:
+    from evalkit.verbs.submit import SubmitOptions
+
+    if folder is None:
+        return None
+    if not author:
+        raise InputError("--submission names its author: add --author NAME")
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return SubmitOptions(folder=Path(folder), name=name, author=author, date=date, code=tuple(map(Path, code)))
+
+
 def _refuse_given(names: tuple[str, ...], module: str | None) -> None:
     """Refuse options that would change nothing."""
-    context = click.get_current_context()
-    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given := given_among(names):
         why = "a module is not trained" if module is not None else "for --module"
-        raise InputError(f"{options}: {why}; leave it out")
+        raise InputError(f"{given}: {why}; leave it out")

@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.plumbing.errors import InputError, TokenError
-from evalkit.plumbing.files import write_json
+from evalkit.plumbing.files import sha256_of, write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.texts import read_documents
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _BATCH_CHARACTERS = 1_000_000
 Encoded = tuple[list[int], list[npt.NDArray[np.int32]]]
@@ -135,7 +136,7 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
         "documents": [path.name for path in options.documents],
         "splits": {
             split: counts[split]
-            | {"tokens": writer.tokens, "shards": [{"name": p.name, "sha256": _sha256(p)} for p in writer.paths]}
+            | {"tokens": writer.tokens, "shards": [{"name": p.name, "sha256": sha256_of(p)} for p in writer.paths]}
             for split, writer in writers.items()
         },
     }
@@ -191,13 +192,6 @@ def _worker_tokenizer(path: str) -> TextTokenizer:
 
 def _encode_in_worker(path: str, texts: list[str]) -> Encoded:
     return _encode(_worker_tokenizer(path), texts)
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def default_workers() -> int:

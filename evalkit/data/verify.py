@@ -19,10 +19,11 @@ from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, itera
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import timed
 from evalkit.plumbing.progress import Progress
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import find_shards, open_shard, split_of
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.texts import read_documents
-from evalkit.tokens.tokenizer import SPACE_MARK, TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import SPACE_MARK, TextTokenizer
 from evalkit.tokens.witness import ByteWitness
 
 _BLOCK = 2**20

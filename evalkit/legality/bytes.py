@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from evalkit.legality.report import Finding
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError, TokenError
+from evalkit.plumbing.files import files_below
 from evalkit.tokens.stream import TokenStream
 from evalkit.tokens.tokenizer import TextTokenizer
 from evalkit.tokens.witness import ByteWitness
@@ -158,8 +159,7 @@ def budget(files: Iterable[str | Path], *, cap: int = SIZE_CAP) -> tuple[list[Fi
         path = Path(name)
         if not path.exists():
             raise InputError(f"the declared file {path} does not exist")
-        parts: Sequence[Path] = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for part in parts:
+        for part in files_below(path):
             sizes[str(part)] = part.stat().st_size
     total = sum(sizes.values())
     covered: dict[str, Any] = {"files": sizes, "bytes": total, "cap": cap}

@@ -77,9 +77,10 @@ class AuditOptions:
 
     def size(self, nats: float) -> dict[str, float | None]:
         """Return a size in nats, in bits, and in bits per byte where the bytes are known."""
-        bits = nats / math.log(2)
-        return {
-            "nats": nats,
-            "bits": bits,
-            "bpb": None if self.bytes_per_token is None else bits / self.bytes_per_token,
-        }
+        return size_of(nats, self.bytes_per_token)
+
+
+def size_of(nats: float, bytes_per_token: float | None) -> dict[str, float | None]:
+    """Return a size per token in nats, in bits, and in bits per byte where the bytes are known."""
+    bits = nats / math.log(2)
+    return {"nats": nats, "bits": bits, "bpb": None if bytes_per_token is None else bits / bytes_per_token}

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.legality.evalue import restarted
-from evalkit.legality.options import FALSE_ALARM
+from evalkit.legality.options import FALSE_ALARM, size_of
 from evalkit.legality.report import Finding, LegalityReport
 from evalkit.legality.sources import AboveControls, BigramSource, Source, UniformSource
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.files import sha256_of, write_atomically
 from evalkit.tokens.shards import open_shard, write_shard
 
 Kind = Literal["uniform", "ngram"]
@@ -129,7 +129,7 @@ def emit(
         "prefix_tokens": first,
         "entropy_nats": float(-np.mean(log_q)),
         "commitment": commitment,
-        "sha256": {name: _sha256(folder / name / SHARD) for name in (WHOLE, PREFIX)},
+        "sha256": {name: sha256_of(folder / name / SHARD) for name in (WHOLE, PREFIX)},
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1).encode())
     return Emitted(
@@ -143,10 +143,6 @@ def emit(
     )
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """Return the record and ln q, after checking both and the shards against each other."""
     try:
@@ -154,7 +150,7 @@ def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
         with np.load(folder / SEALED) as sealed:
             log_q, salt = sealed["log_q"].astype(np.float64), sealed["salt"].tobytes()
         for name in (WHOLE, PREFIX):
-            if _sha256(folder / name / SHARD) != record["sha256"][name]:
+            if sha256_of(folder / name / SHARD) != record["sha256"][name]:
                 raise InputError(f"{folder / name / SHARD} is not the shard that was emitted")
         whole, first = open_shard(folder / WHOLE / SHARD), open_shard(folder / PREFIX / SHARD)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -221,8 +217,6 @@ def judge(
     else:
         log_e, place, beaten, facts = _totals(record, log_q, val_loss, prefix_loss)  # type: ignore[arg-type]
     p_value = min(1.0, math.exp(-max(log_e, 0.0)))
-    bits = beaten / math.log(2)
-    size = {"nats": beaten, "bits": bits, "bpb": None if bytes_per_token is None else bits / bytes_per_token}
     covered = {
         "kind": record["kind"],
         "tokens": record["tokens"],
@@ -237,7 +231,7 @@ def judge(
     finding = Finding(
         axiom="normalisation",
         position=place,
-        evidence={"p_value": p_value, "log_e": log_e, **size, **facts},
+        evidence={"p_value": p_value, "log_e": log_e, **size_of(beaten, bytes_per_token), **facts},
         message=(
             f"A legal code beats the {record['kind']} source like this with probability at most "
             f"10^-{log_e / math.log(10):.0f}: {beaten:.4g} nats per token from position {place} on. Either its "

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from evalkit.legality.child import StrangerFault, describe, load_factory
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import files_below
 
 _LONGEST = 400
 """Characters of a stranger's message that are shown."""
@@ -139,7 +140,7 @@ def identify(path: str) -> SourceFile:
     """Return hash and size of a file, or of every file below a folder."""
     digest, size = hashlib.sha256(), 0
     root = Path(path)
-    for file in _files(root):
+    for file in files_below(root):
         if root.is_dir():
             digest.update(file.relative_to(root).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
@@ -147,13 +148,6 @@ def identify(path: str) -> SourceFile:
                 digest.update(piece)
                 size += len(piece)
     return SourceFile(path=path, sha256=digest.hexdigest(), bytes=size)
-
-
-def _files(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (path for path in sorted(root.rglob("*")) if path.is_file())
-    else:
-        yield root
 
 
 def _load(spec: str) -> Callable[..., Any]:

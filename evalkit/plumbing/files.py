@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -127,7 +128,7 @@ def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path
         seen[key] = option
     if not seen:
         return
-    for file in _files_of(inputs):
+    for file in (file for path in inputs for file in files_below(Path(path))):
         found = _stat(file)
         option = seen.get((found.st_dev, found.st_ino), "") if found is not None else ""
         if option:
@@ -176,13 +177,15 @@ def _stat(path: str | Path) -> os.stat_result | None:
         return None
 
 
-def _files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
-    for path in map(Path, paths):
-        if path.is_dir():
-            for folder, _, names in os.walk(path):
-                yield from (Path(folder, name) for name in names)
-        else:
-            yield path
+def files_below(path: Path) -> list[Path]:
+    """Return the files of a folder and of those in it, in the order of their names; of a file itself."""
+    return sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, read a piece at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_input(path: str, what: str) -> bytes:

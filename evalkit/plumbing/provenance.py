@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from evalkit import __version__
+from evalkit.plumbing.version import __version__
 
 PACKAGES = ("torch", "numpy", "numba", "sentencepiece")
 """Packages that a score depends on; what only packs or unpacks (zstandard, constriction) changes no number."""

@@ -27,6 +27,11 @@ _PLAIN: dict[type, tuple[str, str]] = {
 }
 
 
+def refuse_constant(text: str) -> None:
+    """Refuse NaN and infinity, which JSON lacks and Python reads: the ``parse_constant`` of :func:`json.loads`."""
+    raise ValueError(f"{text} is not JSON")
+
+
 def to_json(value: Any) -> Any:
     """Return a dataclass, numpy's scalars and arrays, or what JSON holds in the types of JSON.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy.typing as npt
 
 from evalkit.legality.report import LegalityReport
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.typed_json import refuse_constant
 from evalkit.report.score_report import ScoreReport
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import NAMES
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 
 _MAX_JSON_BYTES = 256 * 2**20
 _BYTES_A_TOKEN = 24  # position int64, nll float64, bytes int32, or int64 where another program wrote it
@@ -56,7 +59,7 @@ def read_json(path: Path, what: str) -> Any:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise InputError(f"{what} {path} is {path.stat().st_size:,} bytes; expected at most {_MAX_JSON_BYTES:,}")
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
+        return json.loads(path.read_bytes(), parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise InputError(f"{what} {path} is not JSON; expected what --json of evalkit wrote") from None
 
@@ -189,5 +192,19 @@ def open_report_stream(
     return stream, model
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def require_same_tokens(reports: Sequence[SavedReport]) -> None:
+    """Check that all reports are about the same stream.
+
+    Raises:
+        InputError: they are not; scores of different texts say nothing about each other.
+    """
+    first = reports[0]
+    for other in reports[1:]:
+        hashes = other.report.tokens.sha256, first.report.tokens.sha256
+        if hashes[0] != hashes[1]:
+            raise InputError(
+                f"{other.path} and {first.path} scored different tokens (sha256 {hashes[0][:12]} and "
+                f"{hashes[1][:12]}); score both on the same shards with the same --limit-tokens"
+            )
+        if other.report.bytes_scored != first.report.bytes_scored:
+            raise InputError(f"{other.path} and {first.path} count different bytes for the same tokens")

@@ -13,14 +13,13 @@ import numpy.typing as npt
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.typed_json import to_json
 from evalkit.report import series
-from evalkit.report.load import SavedReport, TokenScores, open_report_stream
+from evalkit.report.load import SavedReport, TokenScores, open_report_stream, require_same_tokens
 from evalkit.report.page import fill
+from evalkit.report.paired import compare_tokens
 from evalkit.report.passages import PASSAGE_TOKENS, passage_spans
 from evalkit.report.score_report import ScoreReport
-from evalkit.verbs.compare import compare_tokens, require_same_tokens
 
 _EXAMPLES = 12
-_SCATTER = 1500
 _COMPARED = ("recipe", "mixer", "ttt", "context", "seq_len", "stride", "dtype", "device")
 
 
@@ -51,12 +50,13 @@ def build_pair_page(
     paired = compare_tokens(one.scores, other.scores, ids, bos=model.bos_id, decode=model.decode, examples=_EXAMPLES)
     owner = series.document_index(ids, model.bos_id)
     difference = one.scores.nll - other.scores.nll
+    change = TokenScores(nll=difference, num_bytes=one.scores.num_bytes)
     data: dict[str, Any] = {
         "runs": [_run(one, "A"), _run(other, "B")],
         "differences": _differences(one.saved.report, other.saved.report),
         "paired": to_json(paired),
         "stream": series.along_both(one.scores, other.scores),
-        "documents": _documents(one.scores, difference, owner),
+        "documents": series.thinned(series.by_document(change, owner)),
         "by_cost": _by_cost(other.scores, difference),
         "passages": [
             {
@@ -64,9 +64,7 @@ def build_pair_page(
                 "position": start + 1,
                 "tokens": stop - start,
                 "nats": float(difference[start:stop].sum()),
-                "spans": passage_spans(
-                    TokenScores(nll=difference, num_bytes=one.scores.num_bytes), ids, model, start, stop
-                ),
+                "spans": passage_spans(change, ids, model, start, stop),
             }
             for name, start, stop in _passages(difference)
         ],
@@ -131,25 +129,13 @@ def _said(value: Any) -> str:
     return "\u2013" if value is None else str(value)
 
 
-def _documents(
-    scores: TokenScores, difference: npt.NDArray[np.float64], owner: npt.NDArray[np.int64]
-) -> list[list[float]]:
-    """Return (bytes, bits per byte by which the runs differ, document) of at most 1,500 documents, evenly picked."""
-    bits = np.bincount(owner, weights=difference) / math.log(2)
-    num_bytes = np.bincount(owner, weights=scores.num_bytes)
-    usable = np.flatnonzero(num_bytes > 0)
-    picked = usable[:: max(1, math.ceil(len(usable) / _SCATTER))].tolist()
-    return [[int(num_bytes[i]), float(bits[i] / num_bytes[i]), i] for i in picked]
-
-
 def _by_cost(baseline: TokenScores, difference: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
     """Return the sum of the differences, in bits, by what a token cost the baseline, in steps of one bit up to 16."""
-    bins = np.minimum(np.floor(baseline.nll / math.log(2)).astype(np.int64), 16).clip(0)
+    bins = series.cost_bins(baseline.nll)
     tokens = np.bincount(bins, minlength=17)
     bits = np.bincount(bins, weights=difference / math.log(2), minlength=17)
     return [
-        {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": int(tokens[k]), "bits": float(bits[k])}
-        for k in range(17)
+        {"label": label, "tokens": int(tokens[k]), "bits": float(bits[k])} for k, label in enumerate(series.COST_LABELS)
     ]
 
 

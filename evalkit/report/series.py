@@ -18,6 +18,9 @@ _SCATTER = 1500
 _EXPECTED = 10.0
 _WINDOW_STEPS = 16
 
+COST_LABELS = (*(f"{k}\u2013{k + 1}" for k in range(16)), "16+")
+"""Costs of a token in bits."""
+
 
 def along_stream(scores: TokenScores, others: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Return bits per byte in equal pieces of the stream (``local``), and up to the end of each (``running``).
@@ -160,16 +163,19 @@ def thinned(documents: dict[str, list[Any]]) -> list[list[float]]:
     return [[documents["bytes"][i], documents["bpb"][i], i] for i in usable[::step]]
 
 
+def cost_bins(nats: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the whole bits that each token cost, at most 16: where it stands in :data:`COST_LABELS`."""
+    bins: npt.NDArray[np.int64] = np.minimum(np.floor(nats / _LN2).astype(np.int64), 16).clip(0)
+    return bins
+
+
 def surprise_histogram(scores: TokenScores) -> list[dict[str, Any]]:
     """Return share of tokens and share of all bits by what a token cost, in steps of one bit up to 16."""
     bits = scores.nll / _LN2
-    bins = np.minimum(np.floor(bits).astype(np.int64), 16).clip(0)
+    bins = cost_bins(scores.nll)
     tokens = np.bincount(bins, minlength=17) / len(bits)
     cost = np.bincount(bins, weights=bits, minlength=17) / max(math.fsum(bits.tolist()), 1e-300)
-    return [
-        {"label": f"{k}\u2013{k + 1}" if k < 16 else "16+", "tokens": float(tokens[k]), "bits": float(cost[k])}
-        for k in range(17)
-    ]
+    return [{"label": label, "tokens": float(tokens[k]), "bits": float(cost[k])} for k, label in enumerate(COST_LABELS)]
 
 
 def reliability(counts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from evalkit.artifact.layouts import BANKS, bank_row
 from evalkit.source.symbols import Graph, Node, Tensor
-from evalkit.source.values import BANKS, Builtin, Parameter, Unknown, bank_row
+from evalkit.source.values import Builtin, Parameter, Unknown
 
 # What only moves numbers about or recasts them.
 _KEEPS = frozenset(

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalkit.artifact.layouts import _rename as model_name
+from evalkit.artifact.layouts import BANKS, bank_row, model_name
 from evalkit.source.interpret import Interpreter
 from evalkit.source.symbols import Node, Tensor
-from evalkit.source.values import BANKS, Class, Function, Object, Parameter, Stuck, Unknown, bank_row
+from evalkit.source.values import Class, Function, Object, Parameter, Stuck, Unknown
 
 BATCH, LENGTH = 3, 2048
 _LOOP_FLAG = re.compile(r"loop|recur")

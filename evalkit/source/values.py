@@ -15,20 +15,6 @@ MAX_CALLS = 60
 
 PLAIN: tuple[type, ...] = (int, float, str, bool, type(None))
 
-BANKS = {
-    "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
-    "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
-    "mlp_up_bank": ("mlp.fc.weight",),
-    "mlp_down_bank": ("mlp.proj.weight",),
-}
-"""Matrices of all layers in one tensor, and what its halves hold."""
-
-
-def bank_row(bank: str, row: int, rows: int) -> str:
-    """Return the name that an artifact gives a row of a bank."""
-    layers = rows // len(BANKS[bank])
-    return f"blocks.{row % layers}.{BANKS[bank][row // layers]}"
-
 
 class Stuck(Exception):
     """The script cannot be followed past a line."""

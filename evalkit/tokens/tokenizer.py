@@ -1,8 +1,4 @@
-"""What a tokenizer offers, the bytes that tokens stand for, and the SentencePiece kind.
-
-:func:`open_tokenizer` opens every kind that ``--tokenizer`` takes: a SentencePiece ``.model``, a Hugging Face
-``tokenizer.json``, or the word ``bytes``.
-"""
+"""What a tokenizer offers, the bytes that tokens stand for, and the SentencePiece kind."""
 
 from __future__ import annotations
 
@@ -115,23 +111,6 @@ class TextTokenizer(ABC):
                 f"({'it has no byte-fallback pieces' if not self.has_byte_fallback else 'byte fallback failed'})"
             )
         return ids
-
-
-def open_tokenizer(name: str | Path) -> TextTokenizer:
-    """Open what ``--tokenizer`` names.
-
-    Raises:
-        TokenError: there is no such file, it is of no known kind, or its bytes cannot be counted.
-    """
-    if str(name) == "bytes":
-        from evalkit.tokens.raw_bytes import ByteTokenizer
-
-        return ByteTokenizer()
-    if str(name).endswith(".json"):
-        from evalkit.tokens.hugging_face import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer(name)
-    return Tokenizer(name)
 
 
 class Tokenizer(TextTokenizer):

@@ -106,7 +106,7 @@ def restored_options(
     """
     import torch
 
-    from evalkit.tokens.tokenizer import open_tokenizer
+    from evalkit.tokens.kinds import open_tokenizer
 
     stored = header.options
     device = stored.get("device", "cpu")  # files of earlier versions do not say it

@@ -1,12 +1,9 @@
-"""Compare scores: several seeds against a baseline, or two runs token by token.
+"""Compare scores: several seeds against a baseline. Two runs token by token: :mod:`evalkit.report.paired`.
 
-Seeds: Welch's t-test (unequal variances). The challenge at first asked a record to show at p < 0.01 that it is at least
+Welch's t-test (unequal variances). The challenge at first asked a record to show at p < 0.01 that it is at least
 0.005 nats per token lower than the one before; that is the one-sided test of ``mean(baseline) - mean(new) > 0.005``.
 Later it went by time: a run must be lower than the frontier, the best run before it, at one-sided p < 0.25.
 The tests are about independent runs, so copies of one run count once, and a side without spread enters no test.
-
-Two runs with per-token files: the difference at every position, with an interval that takes documents as the unit
-(:mod:`evalkit.report.intervals`).
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
-from evalkit.report.intervals import clustered_mean
-from evalkit.report.load import SavedReport, TokenScores, open_report_stream
+from evalkit.report.load import SavedReport, require_same_tokens
+from evalkit.report.paired import PairedDifference
 
 RECORD_NATS = 0.005
 RECORD_P = 0.01
@@ -89,59 +86,6 @@ class Comparison:
     def passes_frontier(self) -> bool | None:
         """Whether the later rule is met, with the baseline as the frontier; None where there are too few runs."""
         return None if self.p_lower is None else self.p_lower < FRONTIER_P
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """Two runs on the same tokens, position by position; below 0 the new run is better.
-
-    Attributes:
-        documents: number of documents, the clusters.
-        tokens: positions compared.
-        nats_per_token: mean difference.
-        low: lower end of its 95% interval.
-        high: upper end.
-        p_lower: one-sided p-value that the new run is lower.
-        bpb: the difference in bits per byte.
-        bpb_low: lower end of its 95% interval.
-        bpb_high: upper end.
-        better_documents: documents with fewer nats than in the baseline.
-        worse_documents: documents with more.
-        most_changed_documents: ``document``, ``position``, ``tokens``, ``nats``, ``text`` of the largest sums.
-        most_changed_positions: ``position``, ``nats``, ``baseline_nats``, ``token``, ``before`` of the largest moves.
-    """
-
-    documents: int
-    tokens: int
-    nats_per_token: float
-    low: float | None
-    high: float | None
-    p_lower: float | None
-    bpb: float
-    bpb_low: float | None
-    bpb_high: float | None
-    better_documents: int
-    worse_documents: int
-    most_changed_documents: tuple[dict[str, Any], ...]
-    most_changed_positions: tuple[dict[str, Any], ...]
-
-
-def require_same_tokens(reports: Sequence[SavedReport]) -> None:
-    """Check that all reports are about the same stream.
-
-    Raises:
-        InputError: they are not; scores of different texts say nothing about each other.
-    """
-    first = reports[0]
-    for other in reports[1:]:
-        hashes = other.report.tokens.sha256, first.report.tokens.sha256
-        if hashes[0] != hashes[1]:
-            raise InputError(
-                f"{other.path} and {first.path} scored different tokens (sha256 {hashes[0][:12]} and "
-                f"{hashes[1][:12]}); score both on the same shards with the same --limit-tokens"
-            )
-        if other.report.bytes_scored != first.report.bytes_scored:
-            raise InputError(f"{other.path} and {first.path} count different bytes for the same tokens")
 
 
 def distinct_runs(reports: Sequence[SavedReport]) -> tuple[list[SavedReport], list[str]]:
@@ -252,98 +196,6 @@ def compare_values(
 
 def _has_spread(values: npt.NDArray[np.float64]) -> bool:
     return len(values) > 1 and float(np.ptp(values)) > NO_SPREAD * abs(float(values.mean()))
-
-
-def compare_tokens(
-    scores: TokenScores,
-    baseline: TokenScores,
-    tokens: npt.NDArray[Any],
-    *,
-    bos: int,
-    decode: Any = None,
-    examples: int = 5,
-) -> PairedDifference:
-    """Compare two runs position by position.
-
-    Args:
-        scores: of the new run.
-        baseline: of the old one, of the same length.
-        tokens: the stream, one longer than the scores; its documents are the clusters.
-        bos: id that opens a document.
-        decode: token ids to text, for examples.
-        examples: documents and positions to show.
-
-    Raises:
-        InputError: lengths differ.
-    """
-    n = len(scores.nll)
-    if len(baseline.nll) != n or len(tokens) != n + 1:
-        raise InputError(f"{n:,} and {len(baseline.nll):,} scores of {len(tokens) - 1:,} tokens cannot be paired")
-    difference = scores.nll - baseline.nll
-    owner = np.cumsum(np.asarray(tokens[1:]) == bos)
-    owner -= owner[0]
-    sums = np.bincount(owner, weights=difference)
-    counts = np.bincount(owner).astype(np.float64)
-    num_bytes = np.bincount(owner, weights=scores.num_bytes.astype(np.float64))
-    starts = np.searchsorted(owner, np.arange(len(sums)))
-    mean, half, p_lower = clustered_mean(sums, counts)
-    bits_mean, bits_half, _ = clustered_mean(sums / math.log(2), num_bytes)
-    by_document = np.argsort(-np.abs(sums), kind="stable")[:examples].tolist()
-    by_position = np.argsort(-np.abs(difference), kind="stable")[:examples].tolist()
-
-    def text(start: int, stop: int) -> str:
-        return str(decode([int(t) for t in tokens[max(start, 0) : stop]])) if decode else ""
-
-    return PairedDifference(
-        documents=len(sums),
-        tokens=n,
-        nats_per_token=mean,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
-        p_lower=p_lower,
-        bpb=bits_mean,
-        bpb_low=None if bits_half is None else bits_mean - bits_half,
-        bpb_high=None if bits_half is None else bits_mean + bits_half,
-        better_documents=int((sums < 0).sum()),
-        worse_documents=int((sums > 0).sum()),
-        most_changed_documents=tuple(
-            {
-                "document": int(d),
-                "position": int(starts[d]) + 1,
-                "tokens": int(counts[d]),
-                "nats": float(sums[d]),
-                "text": text(int(starts[d]) + 1, int(starts[d]) + 25),
-            }
-            for d in by_document
-        ),
-        most_changed_positions=tuple(
-            {
-                "position": int(i) + 1,
-                "nats": float(scores.nll[i]),
-                "baseline_nats": float(baseline.nll[i]),
-                "token": text(i + 1, i + 2),
-                "before": text(i - 12, i + 1),
-            }
-            for i in by_position
-        ),
-    )
-
-
-def compare_paired(
-    saved: SavedReport,
-    scores: TokenScores,
-    baseline: TokenScores,
-    *,
-    tokens: str | None = None,
-    tokenizer: str | None = None,
-) -> PairedDifference:
-    """Compare two runs position by position on the stream that the report names.
-
-    Raises:
-        InputError: stream or tokenizer are missing or are others.
-    """
-    stream, model = open_report_stream(saved, tokens=tokens, tokenizer=tokenizer)
-    return compare_tokens(scores, baseline, stream.read(0, len(stream)), bos=model.bos_id, decode=model.decode)
 
 
 def as_dict(

@@ -14,8 +14,8 @@ from evalkit.plumbing.constants import DEMO_STEPS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.log import LOG
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import write_shard
-from evalkit.tokens.tokenizer import open_tokenizer
 from evalkit.verbs.check import CheckOptions
 from evalkit.verbs.run import PipelineOptions, RunReport, run_pipeline
 
@@ -37,6 +37,9 @@ _MODEL = {
     "train.precision": "float32",  # what every machine has: bfloat16 is slow where hardware does not multiply it
     "train.threads": "1",  # as fast as two at this size, and unmoved by what else the machine is doing
 }
+
+_TTT = {"preset": "full", "chunk_tokens": "512", "learning_rate": "2e-3", "polyak_decay": "0.9"}
+"""A model that trained for seconds has much to learn from 8,192 tokens: small chunks, large steps."""
 
 
 def demo_documents() -> list[str]:
@@ -123,7 +126,9 @@ def run_demo(
             data=data,
             tokenizer=tokenizer,
             out=out,
-            settings=_MODEL | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"},
+            settings=_MODEL
+            | {"data.train_pattern": "*train*.bin", "data.val_pattern": "*val*.bin"}
+            | {f"ttt.{key}": value for key, value in _TTT.items()},
             steps=steps,
             calibration_tokens=8_192,
             limit_tokens=limit_tokens,

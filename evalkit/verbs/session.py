@@ -25,10 +25,11 @@ from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.version import __version__
 from evalkit.source import read_source_of
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.sidecar import Sidecar, audited, open_with_sidecar
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
 from evalkit.tokens.texts import read_documents
-from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import ByteCounts, TextTokenizer
 from evalkit.verbs.configure import (
     choose_device,
     choose_dtype,

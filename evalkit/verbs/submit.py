@@ -22,10 +22,10 @@ from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_table
-from evalkit.report.load import SavedReport, read_check
+from evalkit.report.load import SavedReport, read_check, require_same_tokens
 from evalkit.report.score_report import ArtifactIdentity, FileIdentity, ScoreReport
 from evalkit.verbs.command_line import without_folders
-from evalkit.verbs.compare import is_same_run, require_same_tokens
+from evalkit.verbs.compare import is_same_run
 
 _SAME = ("recipe", "config", "seq_len", "stride", "mixer", "ttt", "settings")
 

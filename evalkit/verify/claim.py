@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from evalkit.verify.statements import Number, Place
+from evalkit.verify.statements import Number, Place, Run
 
 KINDS = ("score", "bpb", "coverage", "size", "time", "seeds", "configuration", "data", "significance", "files")
 HOLDS, CONTRADICTED, NOT_STATED = "holds", "contradicted", "not stated"
@@ -29,6 +29,18 @@ class Claim:
     stated: float | str | None = None
     found: float | str | None = None
     evidence: tuple[Place, ...] = field(default=())
+
+
+def within_one_run(claims: list[Claim], runs: list[Run]) -> list[Claim]:
+    """Return the claims of a limit; where it is not known which runs are claimed, one that keeps to it is enough."""
+    kept = [c for c in claims if c.status == HOLDS]
+    return claims if runs else kept or claims
+
+
+def nearest_to_limit(claims: list[Claim]) -> list[Claim]:
+    """Return the contradictions of a limit, at most 4, else the claim that comes nearest to it, if there is one."""
+    contradicted = [c for c in claims if c.status == CONTRADICTED]
+    return contradicted[:4] or sorted(claims, key=lambda c: -float(c.found or 0))[:1]
 
 
 def places(*numbers: Number | Place | None) -> tuple[Place, ...]:

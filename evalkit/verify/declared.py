@@ -39,7 +39,7 @@ def read_declared(text: Text) -> Declared:
     """Return what ``submission.json`` claims; never raises, a broken file is read as far as it goes."""
     leaves, problem = read_leaves(text.file, "\n".join(text.lines))
     top = {leaf.path[0].lower(): leaf for leaf in leaves if len(leaf.path) == 1}
-    key, headline = _headline(top, leaves)
+    headline = _headline(top, leaves)
     loss = next((n for k in _LOSSES if k in top and (n := _as_number(top[k]))), None)
     results = _results(leaves)
     seeds = _seeds(leaves) or tuple(dict.fromkeys(r.seed for r in results))
@@ -47,7 +47,6 @@ def read_declared(text: Text) -> Declared:
         file=text.file,
         leaves=tuple(leaves),
         headline=headline,
-        headline_key=key,
         loss=loss,
         totals=tuple(
             n
@@ -60,13 +59,13 @@ def read_declared(text: Text) -> Declared:
     )
 
 
-def _headline(top: dict[str, Leaf], leaves: list[Leaf]) -> tuple[str, Number | None]:
+def _headline(top: dict[str, Leaf], leaves: list[Leaf]) -> Number | None:
     for key in _HEADLINES:
         if key in top and (number := _plausible(top[key])):
-            return key, number
+            return number
     for key, leaf in top.items():
         if "bpb" in key and not _OTHER_SCORE.search(key) and (number := _plausible(leaf)):
-            return key, number
+            return number
     for wanted in _HEADLINES:  # {"val_bpb": {"mean": 1.08}} or {"results": {"mean_val_bpb": 1.08}}
         for leaf in leaves:
             names = [p.lower() for p in leaf.path]
@@ -74,8 +73,8 @@ def _headline(top: dict[str, Leaf], leaves: list[Leaf]) -> tuple[str, Number | N
                 (names[0] == wanted and names[1] in ("mean", "value", "final"))
                 or (names[1] == wanted and names[0] in _GROUPS)
             ) and (number := _plausible(leaf)):  # fmt: skip
-                return ".".join(leaf.path), number
-    return "", None
+                return number
+    return None
 
 
 def _plausible(leaf: Leaf) -> Number | None:

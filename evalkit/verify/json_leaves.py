@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from bisect import bisect_right
 
@@ -75,7 +76,8 @@ def read_leaves(file: str, text: str) -> tuple[list[Leaf], str | None]:
             elif token in _WORDS:
                 add(_WORDS[token], 0, match.start())
             else:
-                add(float(token), _decimals(token), match.start())
+                value = float(token)
+                add(value if math.isfinite(value) else token, _decimals(token), match.start())
             done()
         if len(leaves) > MAX_LEAVES:
             return leaves, f"it holds more than {MAX_LEAVES:,} values"
@@ -92,4 +94,4 @@ def _string(token: str) -> str:
 def _decimals(token: str) -> int:
     mantissa, _, exponent = token.lower().partition("e")
     # A number that was rounded and printed with more places ends in zeros.
-    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent[:6] or 0))

@@ -13,7 +13,7 @@ from evalkit.verify.statements import Number, Place, Run, Score, Text
 MAX_OUTPUT = 500
 """Characters of a line that are looked at: lines of output are shorter, and patterns cost more than a line is long."""
 
-_NUMBER = r"(\d[\d,]*(?:\.\d+)?(?:[eE]-?\d+)?)"
+_NUMBER = r"(\d[\d,]{0,30}(?:\.\d+)?(?:[eE]-?\d\d?)?)"  # finite, whatever its digits
 _PREFIX = re.compile(
     r"^(?:\[?\d{4}-\d\d-\d\d[T ][\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?|\[?rank ?\d+\]?:?|\[[\d:.]+\]|\d+:)\s+", re.I
 )
@@ -22,7 +22,7 @@ _BPB = re.compile(
     r"\**\s*(?:[:=]|is)\s*\**\s*(\d+\.\d+)",
     re.I,
 )
-_LOSS = re.compile(r"(?<![\w.])(?:val_|val )?loss\**\s*[:=]\s*(\d+\.\d+)", re.I)
+_LOSS = re.compile(r"(?<![\w.])(?:val_|val )?loss\**\s*[:=]\s*(\d{1,30}\.\d+)", re.I)
 _EVAL_TIME = re.compile(r"eval_?time\**\s*[:=]\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
 _BYTES = re.compile(r"(?<![\w])bytes[=:]\s*" + _NUMBER, re.I)
 _TOKENS = re.compile(r"(?<![\w])tokens[=:]\s*" + _NUMBER, re.I)
@@ -49,7 +49,7 @@ _STOP = re.compile(
 )
 _TRAIN_TIME = re.compile(r"train_time:\s*" + _NUMBER + r"\s*(ms|s|m)\b", re.I)
 _STEP_AVG = re.compile(r"step_avg:\s*" + _NUMBER + r"\s*ms", re.I)
-_STEP_OF = re.compile(r"step:\s*(\d+)(?:/\d+)?", re.I)
+_STEP_OF = re.compile(r"step:\s*(\d{1,30})(?:/\d+)?", re.I)
 _TOTAL = re.compile(
     r"total[ _](?:[A-Za-z0-9+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)"
     r"\s*(?:\([^)]*\))?\s*[:=]\s*" + _NUMBER + r"(?!\s*[MK]i?B|\.\d)",
@@ -65,7 +65,7 @@ _CODE = re.compile(r"code[_ ]size\s*(\([^)]*\))?\s*[:=]\s*" + _NUMBER, re.I)
 _VAL_TOKENS = re.compile(
     r"(?:^val_tokens|^val_loader\b.*\btokens|^\W*val(?:idation)?[ _]tokens)\s*[:=]\s*" + _NUMBER, re.I
 )
-_SEED = re.compile(r"^\W*seed\s*[:=]\s*(\d+)\b", re.I)
+_SEED = re.compile(r"^\W*seed\s*[:=]\s*(\d{1,30})\b", re.I)
 _SETTING = re.compile(r"^\s{1,6}([a-z][a-z0-9_]*): (.*)$")
 _PAIR = re.compile(r"(?<!\S)([A-Za-z][A-Za-z0-9_]*)[:=](\S+)")
 _LONE = re.compile(r"^([a-z][a-z0-9_]*): (\S+)$")
@@ -283,11 +283,6 @@ def _milliseconds(digits: str, unit: str, text: Text, index: int) -> Number:
 def _number(digits: str, text: Text, index: int) -> Number:
     digits = digits.replace(",", "")
     return Number(float(digits), len(digits.partition(".")[2]), text.place(index))
-
-
-def steps_only(run: Run) -> list[Score]:
-    """Return score lines printed while training."""
-    return [s for s in run.scores if s.kind in ("step", "progress")]
 
 
 def quote(place: Place) -> dict[str, object]:

@@ -140,7 +140,7 @@ class Declared:
     Attributes:
         file: its name, None without one.
         leaves: every value in it.
-        headline: the score, with the name of its key.
+        headline: the score.
         loss: nats per token beside it.
         total: bytes of model and code, the largest that is stated.
         seeds: seeds in the order of the file.
@@ -151,7 +151,6 @@ class Declared:
     file: str | None = None
     leaves: tuple[Leaf, ...] = ()
     headline: Number | None = None
-    headline_key: str = ""
     loss: Number | None = None
     totals: tuple[Number, ...] = ()
     seeds: tuple[str, ...] = ()

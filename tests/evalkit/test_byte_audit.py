@@ -14,9 +14,10 @@ import sentencepiece
 from evalkit.data.verify import VerifyOptions, verify
 from evalkit.legality.bytes import recount_stream, require_honest_bytes
 from evalkit.plumbing.errors import TokenError
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import write_shard
 from evalkit.tokens.stream import TokenStream, open_shards, tokenize_file
-from evalkit.tokens.tokenizer import TextTokenizer, open_tokenizer
+from evalkit.tokens.tokenizer import TextTokenizer
 from evalkit.tokens.witness import ByteWitness
 
 WORDS = ["the history of the city begins in the north 7 42 of the country & the quick brown fox."] * 20

@@ -15,8 +15,9 @@ from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
 from evalkit.report.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
+from evalkit.report.paired import compare_tokens
 from evalkit.report.score_report import FileIdentity
-from evalkit.verbs.compare import compare_reports, compare_tokens, compare_values
+from evalkit.verbs.compare import compare_reports, compare_values
 from tests.evalkit.reports import write_report
 
 

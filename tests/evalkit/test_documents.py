@@ -340,7 +340,7 @@ def test_what_has_no_documents_is_one_sentence(options: ScoreOptions, tmp_path: 
 def test_a_tokenizer_without_bos_is_one_sentence(
     options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evalkit.tokens.tokenizer import open_tokenizer
+    from evalkit.tokens.kinds import open_tokenizer
 
     without = open_tokenizer(options.tokenizer)
     monkeypatch.setattr(without, "bos_id", -1)

@@ -47,7 +47,8 @@ def test_every_reader_on_a_hundred_mutations(fuzz: Any, tmp_path: Path) -> None:
             except InputError as error:
                 refused += 1
                 messages.append(str(error))
-        assert refused > 20, target.name  # or the mutations do not reach the reader
+        # Else the mutations do not reach the reader; of a submission folder even a broken file has a verdict.
+        assert refused > 20 or target.name == "submission folder", target.name
     assert not [message for message in messages if "\n" in message]
 
 

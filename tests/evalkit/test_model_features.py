@@ -15,7 +15,7 @@ from evalkit.model.block import Visit
 from evalkit.model.cache import KVCache
 from evalkit.model.config import ModelConfig
 from evalkit.model.embedding import WindowSmear
-from evalkit.model.gpt import GPT
+from evalkit.model.gpt import GPT, add_skip
 from evalkit.model.hashing import pair_rows
 from evalkit.model.rope import rotary_tables
 from evalkit.plumbing.errors import InputError
@@ -146,9 +146,9 @@ def routed(model: GPT, ids: torch.Tensor, *, late: bool) -> torch.Tensor:
         if lanes is None:
             h = mixed(i, x)
             h = h + block._attend(h, visit)
-            x = h + block._feed_forward(h)
+            x = h + block._feed_forward(h, visit)
         else:
-            a, f = block._attend(mixed(i, lanes[0]), visit), block._feed_forward(lanes[1])
+            a, f = block._attend(mixed(i, lanes[0]), visit), block._feed_forward(lanes[1], visit)
             lanes = [rho[i, k] * lanes[k] + p[i, 0, k] * a + p[i, 1, k] * f for k in (0, 1)]
         if row < 0:
             pushed.append(x)
@@ -166,13 +166,9 @@ def test_routed_lanes_are_those_of_the_formulas(form: str, ids: torch.Tensor) ->
 
 
 def test_gated_skips_blend_and_plain_ones_add(ids: torch.Tensor) -> None:
-    model = build()
-    model.skip_weights.fill_(1.0)
     x, popped = torch.full((1, 1, 24), 2.0), torch.full((1, 1, 24), 4.0)
-    for gate, expected in ((0.0, 3.0), (2.0, 2.238406)):
-        model.skip_gates.fill_(gate)
-        assert model._add_skip(x, popped, 0).unique().item() == pytest.approx(expected, abs=1e-6)
-    assert build(skip_gates=False, skip_rows=4)._add_skip(x, popped, 0).shape == x.shape
+    for gate, expected in ((torch.tensor(0.0), 3.0), (torch.tensor(2.0), 2.238406), (None, 6.0)):
+        assert add_skip(x, popped, torch.tensor(1.0), gate).unique().item() == pytest.approx(expected, abs=1e-6)
     assert not torch.equal(build(skip_gates=False)(ids), build()(ids))
 
 

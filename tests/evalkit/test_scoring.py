@@ -239,7 +239,7 @@ def test_bfloat16_is_close_to_float32(options: ScoreOptions) -> None:
 def test_unknown_tokens_are_in_the_report(
     options: ScoreOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evalkit.tokens.tokenizer import open_tokenizer
+    from evalkit.tokens.kinds import open_tokenizer
 
     tokenizer = open_tokenizer(options.tokenizer)
     monkeypatch.setattr(tokenizer, "has_byte_fallback", False)  # else such a stream is an error

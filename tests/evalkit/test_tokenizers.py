@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.plumbing.errors import TokenError
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import open_shard
 from evalkit.tokens.stream import TokenStream, VisibleTokens, open_shards
-from evalkit.tokens.tokenizer import open_tokenizer
 
 TEXT = "hello  there,\r\nmy na\u00efve friend \u4f60\u597d \U0001f600\x00!"
 

@@ -118,7 +118,7 @@ def test_every_expert_is_a_distribution(name):
     for i in range(1, 700):
         mixer.score(tokens, i, i + 1, *inputs(config, network, i, i + 1))
         mixer.commit(i + 1)
-        rows, _ = mixer.expert_rows(network.rows[i], network.sharp[i])
+        rows, _ = mixer._experts.rows(network.rows[i], network.sharp[i])
         assert np.abs(np.exp(rows).sum(1) - 1).max() < 1e-9
 
 

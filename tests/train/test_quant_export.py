@@ -137,6 +137,23 @@ def test_brotli_is_the_published_exporters_own(system: str) -> None:
     assert compress_payload(inflate(path.read_bytes()), "brotli") == path.read_bytes()
 
 
+@pytest.mark.parametrize("container", ["evalkit", "torch-brotli"])
+def test_tables_of_seven_bits(container: str, tmp_path: Path) -> None:
+    table = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    hessian = torch.eye(32)
+    rule = TensorRule(patterns=("tok_emb.weight",), format="int7", deviations=5.0, gptq=True)
+    tensors = quantize_state_dict({"tok_emb.weight": table}, QuantizationPlan(rules=(rule,)), {"tok_emb": hessian})
+    path = tmp_path / "model"
+    write_artifact(path, tensors, container, layout=LAYOUTS["pr1493"])  # type: ignore[arg-type]
+    loaded = load_artifact(path).tensors["tok_emb.weight"]
+    assert isinstance(loaded, QuantizedTensor)
+    assert (loaded.bits, loaded.format) == (7, "int7")
+    assert np.abs(loaded.values.astype(int)).max() > 31  # more than six bits hold
+    assert np.array_equal(loaded.dequantize(), tensors["tok_emb.weight"].dequantize())
+    step = 5.0 * table.std(dim=1) / 63
+    assert (torch.from_numpy(loaded.dequantize()) - table).abs().max() < 0.6 * step.max() + 0.01
+
+
 def test_shuffled_bytes_are_marked_and_sorted() -> None:
     assert shuffled(b"abcdefg") == b"BSHF\x02acegbdf"
 

@@ -153,7 +153,7 @@ def test_plain_muon_shares_its_work_without_changing_the_result(runs: Path) -> N
 def test_ranks_switch_repeats_on_at_one_step(runs: Path) -> None:
     for processes in (1, 2, 4):
         log = read_metrics(runs / f"exact-{processes}" / "metrics.jsonl")
-        assert [line["step"] for line in log if line.get("event") == "loop_start"] == [10]
+        assert [line["step"] for line in log if line.get("event") == "loop_start"] == [5]
 
 
 def test_ranks_share_validation(runs: Path) -> None:

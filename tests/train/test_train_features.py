@@ -107,7 +107,7 @@ def test_a_feature_of_the_model_changes_the_loss(recipe: str, feature: str) -> N
                 masters, ids[:, :-1], ids[:, 1:], quantised=False, alpha=torch.tensor(1.0)
             )
         losses.append(loss.item())
-    assert abs(losses[0] - losses[1]) > 1e-5
+    assert abs(losses[0] - losses[1]) > 3e-6  # six steps of float32 at these losses
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,9 @@ def test_as_run_switches_change_the_weights(trained: Any) -> None:
 
 
 def test_the_layouts_agree(trained: Any) -> None:
-    banks, single = trained("pr634"), trained("pr634", **{"optimizer.layout": "matrices"})
+    exact = {"train.precision": "float32", "optimizer.ns_precision": "float32"}
+    banks, single = trained("pr634", **exact), trained("pr634", **exact, **{"optimizer.layout": "matrices"})
     shared = set(banks) & set(single)
     assert {"tok_emb.weight", "skip_weights"} <= shared
     for name in shared:
-        assert torch.allclose(banks[name], single[name], atol=0.05), name
+        assert torch.allclose(banks[name], single[name], atol=1e-5), name

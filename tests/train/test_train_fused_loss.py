@@ -68,6 +68,9 @@ def test_the_objective_is_the_models_own_cross_entropy(tied: bool) -> None:
     objective = Objective(config, torch.device("cpu"), compiled=False)
     nats, _ = objective(masters, ids[:, :-1], ids[:, 1:], quantised=False, alpha=torch.tensor(1.0))
     assert nats.item() == pytest.approx(direct.item(), abs=1e-6)
+    each = objective.nats(masters, ids[:, :-1], ids[:, 1:])
+    assert each.shape == (3, 20)
+    assert each.mean().item() == pytest.approx(direct.item(), abs=1e-6)
     direct.backward()
     nats.backward()
     for name, parameter in model.named_parameters():

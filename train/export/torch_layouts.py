@@ -115,7 +115,7 @@ def compress_payload(payload: bytes, compression: TorchCompression) -> bytes:
     if compression == "zlib":
         return zlib.compress(payload, 9)
     if compression == "brotli":
-        return brotli.compress(shuffled(payload), quality=11)
+        return bytes(brotli.compress(shuffled(payload), quality=11))
     raise InputError(f"compression {compression!r} is none of zstd, xz, zlib, brotli")
 
 

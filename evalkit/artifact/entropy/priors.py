@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 BINS = 96
-BINS_PER_OCTAVE = 8
 UNIT_BIN = 32  # the bin of standard deviation 1
 _POINTS = 16  # density samples per integer
 _LN2_Q30 = 744261118

@@ -41,24 +41,14 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
         if known or off > -allowed:
             # Fewer bytes than the text has make a score worse: means over batches and padding lose a little.
             if -0.05 < off <= allowed:
-                return Claim(
-                    "bpb",
-                    HOLDS,
-                    f"{score.label}: {ratio:.6f} bytes per token, {implied:,.0f} bytes of text",
-                    expected,
-                    round(implied),
-                    lines,
-                )
-            return Claim(
-                "bpb",
-                CONTRADICTED,
+                said = f"{score.label}: {ratio:.6f} bytes per token, {implied:,.0f} bytes of text"
+                return Claim("bpb", HOLDS, said, expected, round(implied), lines)
+            said = (
                 f"{score.label}: loss and bits per byte imply {ratio:.5f} bytes per token, {implied:,.0f} bytes over "
                 f"{tokens.value:,.0f} tokens; the text has {expected:,} ({off:+.1%}), which makes the score "
-                f"{score.bpb.value * (1 + off):.5f}",
-                expected,
-                round(implied),
-                lines,
+                f"{score.bpb.value * (1 + off):.5f}"
             )
+            return Claim("bpb", CONTRADICTED, said, expected, round(implied), lines)
     near = min(SETS, key=lambda s: abs(s.ratio / ratio - 1))
     if abs(near.ratio / ratio - 1) <= 0.0015 + error:
         return Claim(
@@ -67,14 +57,8 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
     known_names = [s for s in SETS if s.name in _tokenizers(folder, run)]
     if known_names and all(abs(s.ratio / ratio - 1) > 0.03 + error for s in known_names):
         names = ", ".join(f"{s.ratio} of {s.name}" for s in known_names)
-        return Claim(
-            "bpb",
-            CONTRADICTED,
-            f"{score.label}: {ratio:.5f} bytes per token; expected {names}",
-            known_names[0].ratio,
-            ratio,
-            lines,
-        )
+        said = f"{score.label}: {ratio:.5f} bytes per token; expected {names}"
+        return Claim("bpb", CONTRADICTED, said, known_names[0].ratio, ratio, lines)
     return None
 
 
@@ -105,15 +89,11 @@ def _between_runs(pairs: list[tuple[Run, Score]]) -> Claim | None:
     if off < 2e-5 or close < len(ratios) - 1:
         return None
     other = next(s for s, (r, _) in exact if abs(r / middle - 1) < 2e-6)
-    return Claim(
-        "bpb",
-        CONTRADICTED,
+    said = (
         f"{worst.label}: this line gives {ratio:.6f} bytes per token, the other {close} runs {middle:.6f}; one text "
-        f"and one tokenizer have one ratio",
-        middle,
-        ratio,
-        places(worst.bpb, other.bpb),
+        f"and one tokenizer have one ratio"
     )
+    return Claim("bpb", CONTRADICTED, said, middle, ratio, places(worst.bpb, other.bpb))
 
 
 def _constants(folder: Folder) -> list[Claim]:
@@ -125,15 +105,9 @@ def _constants(folder: Folder) -> list[Claim]:
             near = min(SETS, key=lambda s: abs(s.ratio - constant))
             if abs(near.ratio / constant - 1) < 0.002:
                 continue
-            return [
-                Claim(
-                    "bpb",
-                    CONTRADICTED,
-                    f"the score divides by {constant:g} bytes per token instead of the bytes of the text; "
-                    f"no tokenizer of the challenge has that ratio",
-                    constant,
-                    None,
-                    (Place(file, line, text[:TEXT_CHARACTERS]),),
-                )
-            ]
+            said = (
+                f"the score divides by {constant:g} bytes per token instead of the bytes of the text; "
+                f"no tokenizer of the challenge has that ratio"
+            )
+            return [Claim("bpb", CONTRADICTED, said, constant, None, (Place(file, line, text[:TEXT_CHARACTERS]),))]
     return []

@@ -13,7 +13,6 @@ _FREE = re.compile(
     r"wallclock|reserve|train_shards|memory|pattern|shards|start|step|artifact|enabled$|frac|git|hash|tokens$|backend|params|bytes|legal|scale$",
     re.I,
 )
-_OFF = {"false", "0", "0.0", "none", "off", "", "null", "disabled", "1.0", "1"}
 
 
 def check_configuration(folder: Folder, runs: list[Run]) -> list[Claim]:
@@ -46,14 +45,8 @@ def _settings(runs: list[Run]) -> Claim | None:
 
 
 def _differ(key: str, a: str, b: str, first: Place, second: Place, one: Run, two: Run) -> Claim:
-    return Claim(
-        "configuration",
-        CONTRADICTED,
-        f"the runs of one claim differ in {key}: {a} in {one.file}, {b} in {two.file}",
-        a,
-        b,
-        places(first, second),
-    )
+    said = f"the runs of one claim differ in {key}: {a} in {one.file}, {b} in {two.file}"
+    return Claim("configuration", CONTRADICTED, said, a, b, places(first, second))
 
 
 def _same_value(a: str, b: str) -> bool:
@@ -97,12 +90,7 @@ def _mixed_rows(folder: Folder) -> Claim | None:
             continue
         score = next(s for s in scored[0].finals if same(result.bpb, s.bpb))
         total = next(t for _, t in sized[0].totals if abs(t.value - result.bytes_total.value) < 1)
-        return Claim(
-            "configuration",
-            CONTRADICTED,
-            f"seed {result.seed}: the score is of one run in {scored[0].file}, the bytes of another",
-            result.bpb.value,
-            result.bytes_total.value,
-            places(result.place, score.bpb, scored[0].totals[-1][1], total),
-        )
+        said = f"seed {result.seed}: the score is of one run in {scored[0].file}, the bytes of another"
+        lines = places(result.place, score.bpb, scored[0].totals[-1][1], total)
+        return Claim("configuration", CONTRADICTED, said, result.bpb.value, result.bytes_total.value, lines)
     return None

@@ -16,25 +16,16 @@ def check_coverage(folder: Folder, support: Support) -> list[Claim]:
     holds: Claim | None = None
     for run, score in support.scores if support.relation != "none" else ():
         if score.bytes_scored and score.bytes_scored < LEAST * FULL_BYTES and score.bytes_scored > 1_000:
-            return [
-                _short(
-                    score.bytes_scored, FULL_BYTES, "bytes", score.label, places(folder.declared.headline, score.bpb)
-                )
-            ]
+            lines = places(folder.declared.headline, score.bpb)
+            return [_short(score.bytes_scored, FULL_BYTES, "bytes", score.label, lines)]
         tokens = validation_tokens(folder, run, score)
         if tokens is None:
             continue
         known = full_set(tokens.value)
         lines = places(tokens, score.bpb)
         if known:
-            holds = Claim(
-                "coverage",
-                HOLDS,
-                f"{tokens.value:,.0f} tokens are all of {known.name}",
-                tokens.value,
-                tokens.value,
-                lines,
-            )
+            said = f"{tokens.value:,.0f} tokens are all of {known.name}"
+            holds = Claim("coverage", HOLDS, said, tokens.value, tokens.value, lines)
             continue
         if score.loss is None:
             continue
@@ -43,24 +34,14 @@ def check_coverage(folder: Folder, support: Support) -> list[Claim]:
         if ratio * tokens.value < LEAST * FULL_BYTES and 0.9 < ratio < 6:
             expected = round(FULL_BYTES / ratio)
             return [_short(tokens.value, expected, "tokens", score.label, lines)]
-        holds = Claim(
-            "coverage",
-            HOLDS,
-            f"{tokens.value:,.0f} tokens of {ratio:.3f} bytes cover the text",
-            FULL_BYTES,
-            round(ratio * tokens.value),
-            lines,
-        )
+        said = f"{tokens.value:,.0f} tokens of {ratio:.3f} bytes cover the text"
+        holds = Claim("coverage", HOLDS, said, FULL_BYTES, round(ratio * tokens.value), lines)
     return [holds or Claim("coverage", NOT_STATED, "no claimed log says how many tokens it scored")]
 
 
 def _short(found: float, expected: float, unit: str, label: str, lines: tuple[Place, ...]) -> Claim:
-    return Claim(
-        "coverage",
-        CONTRADICTED,
+    said = (
         f"{label} was scored on {found:,.0f} {unit}, {found / expected:.1%} of the {expected:,.0f} of the full "
-        f"validation set",
-        expected,
-        found,
-        lines,
+        f"validation set"
     )
+    return Claim("coverage", CONTRADICTED, said, expected, found, lines)

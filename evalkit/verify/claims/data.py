@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
+from evalkit.verify.known import DOCUMENTS
 from evalkit.verify.statements import Folder, Place
 
 _STORED = re.compile(
@@ -37,29 +38,13 @@ def check_data(folder: Folder) -> list[Claim]:
                 if pattern is _TRAINED and _ADAPTS.search(line):
                     continue
                 if (m := pattern.search(line)) and not _DENIED.search(line[max(0, m.start() - 80) : m.end() + 40]):
-                    return [
-                        Claim(
-                            "data",
-                            CONTRADICTED,
-                            f"the folder says that validation text is used {words}",
-                            None,
-                            m.group(),
-                            (text.place(index),),
-                        )
-                    ]
+                    said = f"the folder says that validation text is used {words}"
+                    return [Claim("data", CONTRADICTED, said, None, m.group(), (text.place(index),))]
     shards = _shards(folder)
     if shards:
         value, place = shards[0]
-        return [
-            Claim(
-                "data",
-                HOLDS,
-                f"trained on {value} shards; nothing in the folder says that they hold validation text",
-                None,
-                value,
-                (place,),
-            )
-        ]
+        said = f"trained on {value} shards; nothing in the folder says that they hold validation text"
+        return [Claim("data", HOLDS, said, None, value, (place,))]
     return [Claim("data", NOT_STATED, "no log says what it was trained on")]
 
 
@@ -88,7 +73,7 @@ def _overlap(folder: Folder) -> Claim | None:
         if isinstance(leaf.value, str):
             stated += [(_count(m.group(1)), leaf.place) for m in _VAL_DOCS.finditer(leaf.value)]
     local = [(v, p) for v, p in _shards(folder) if v.isdigit() and int(v) > 1000]
-    if any(n >= 50_000 for n, _ in stated):
+    if any(n >= DOCUMENTS for n, _ in stated):
         return None
     if words := next(((n, p) for n, p in stated if n == 10_000 and "train" in p.text.lower()), None):
         return _overlapping(words[0], places(words[1], full[0]))
@@ -97,7 +82,7 @@ def _overlap(folder: Folder) -> Claim | None:
         for index, line in enumerate(source.split("\n")):
             if "val-docs" in line and (m := re.search(r"default\s*=\s*(\d[\d_]*)", line)):
                 default.append((_count(m.group(1)), Place(file, index + 1, line.strip()[:300])))
-    if not local or not default or default[0][0] >= 50_000:
+    if not local or not default or default[0][0] >= DOCUMENTS:
         return None
     return _overlapping(default[0][0], places(default[0][1], local[0][1], full[0]))
 
@@ -107,12 +92,8 @@ def _count(digits: str) -> int:
 
 
 def _overlapping(docs: int, lines: tuple[Place, ...]) -> Claim:
-    return Claim(
-        "data",
-        CONTRADICTED,
+    said = (
         f"the training shards were prepared with {docs:,} validation documents held out, and the score is over 50,000: "
-        f"{50_000 - docs:,} of them are training text, unless they were taken out in a way that is nowhere stated",
-        50_000,
-        docs,
-        lines,
+        f"{DOCUMENTS - docs:,} of them are training text, unless they were taken out in a way that is nowhere stated"
     )
+    return Claim("data", CONTRADICTED, said, DOCUMENTS, docs, lines)

@@ -13,16 +13,8 @@ def check_files(folder: Folder) -> list[Claim]:
     if declared.file is None:
         return [Claim("files", NOT_STATED, "there is no submission.json")]
     if declared.problem and declared.headline is None:
-        return [
-            Claim(
-                "files",
-                NOT_STATED,
-                f"{declared.file} is not JSON: {declared.problem}",
-                None,
-                None,
-                (Place(declared.file, 1, declared.problem),),
-            )
-        ]
+        said = f"{declared.file} is not JSON: {declared.problem}"
+        return [Claim("files", NOT_STATED, said, None, None, (Place(declared.file, 1, declared.problem),))]
     logs = sorted({r.file for r in folder.runs})
     if not logs:
         return [Claim("files", NOT_STATED, "there is no log of the run", "a log for every seed", "none")]
@@ -36,14 +28,7 @@ def check_files(folder: Folder) -> list[Claim]:
         and not any(same(r.bpb, s.bpb) for run in folder.runs for s in run.finals)
     ]
     if missing:
-        return [
-            Claim(
-                "files",
-                NOT_STATED,
-                f"there is no log for seed {', '.join(missing)}",
-                f"{len(declared.results)} seeds",
-                f"{len(logs)} logs",
-                places(*(r.place for r in declared.results if r.seed in missing)),
-            )
-        ]
+        said = f"there is no log for seed {', '.join(missing)}"
+        lines = places(*(r.place for r in declared.results if r.seed in missing))
+        return [Claim("files", NOT_STATED, said, f"{len(declared.results)} seeds", f"{len(logs)} logs", lines)]
     return [Claim("files", HOLDS, f"{len(logs)} logs: {', '.join(logs[:6])}", None, len(logs))]

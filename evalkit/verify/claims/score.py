@@ -42,51 +42,27 @@ def _headline(folder: Folder, support: Support, headline: Number, lines: tuple[P
             "score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines
         )
     if support.relation == "missing":
-        return Claim(
-            "score",
-            NOT_STATED,
-            f"{stated} is the mean of the stated seeds; not each of them has a log",
-            stated,
-            None,
-            lines,
-        )
+        said = f"{stated} is the mean of the stated seeds; not each of them has a log"
+        return Claim("score", NOT_STATED, said, stated, None, lines)
     if support.relation == "elsewhere":
         assert support.place is not None
-        return Claim(
-            "score",
-            NOT_STATED,
-            f"{stated} stands in {support.place.file}; no log prints it",
-            stated,
-            support.value,
-            (*lines[:1], support.place),
-        )
+        said = f"{stated} stands in {support.place.file}; no log prints it"
+        return Claim("score", NOT_STATED, said, stated, support.value, (*lines[:1], support.place))
     if support.relation == "no logs" or not any(run.scores for run in folder.runs):
         return Claim("score", NOT_STATED, f"no log prints a score to compare {stated} with", stated, None, lines[:1])
     shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(
         r.finals for r in folder.runs
     )
     if support.relation == "progress" and not shipped:
-        return Claim(
-            "score",
-            NOT_STATED,
-            f"{stated} stands on a line of training; the log evaluates nothing that ships",
-            stated,
-            support.value,
-            lines,
-        )
+        said = f"{stated} stands on a line of training; the log evaluates nothing that ships"
+        return Claim("score", NOT_STATED, said, stated, support.value, lines)
     if support.relation == "progress":
         label = support.scores[0][1].kind
         words = {"step": "a training step", "progress": "a line of progress"}.get(
             label, "a diagnostic of weights that do not ship"
         )
-        return Claim(
-            "score",
-            CONTRADICTED,
-            f"{stated} stands only on {words}, not on a final score",
-            stated,
-            support.value,
-            lines,
-        )
+        said = f"{stated} stands only on {words}, not on a final score"
+        return Claim("score", CONTRADICTED, said, stated, support.value, lines)
     if not support.scores:
         return Claim(
             "score", CONTRADICTED, f"{stated} stands in no log, and no log prints a final score", stated, None, lines
@@ -111,11 +87,5 @@ def _seed(folder: Folder, result: SeedResult) -> Claim | None:
     closest = min((s for r in own for s in r.finals), key=lambda s: abs(s.bpb.value - stated))
     if abs(closest.bpb.value - result.bpb.value) <= MEAN_TOLERANCE:
         return None
-    return Claim(
-        "score",
-        CONTRADICTED,
-        f"seed {result.seed} is stated as {result.bpb.value:g}; its log says {closest.bpb.value:g}",
-        result.bpb.value,
-        closest.bpb.value,
-        places(result.bpb, closest.bpb),
-    )
+    said = f"seed {result.seed} is stated as {result.bpb.value:g}; its log says {closest.bpb.value:g}"
+    return Claim("score", CONTRADICTED, said, result.bpb.value, closest.bpb.value, places(result.bpb, closest.bpb))

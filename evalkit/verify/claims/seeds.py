@@ -17,16 +17,8 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
         run, name = wrong[0]
         assert run.seed is not None
         stated = [leaf.place for leaf in folder.declared.leaves if leaf.path[0].lower() == "seeds"][:1]
-        return [
-            Claim(
-                "seeds",
-                CONTRADICTED,
-                f"{run.file} was run with seed {seed_of(run)}; its name says {name}",
-                name,
-                seed_of(run),
-                places(*stated, run.seed),
-            )
-        ]
+        said = f"{run.file} was run with seed {seed_of(run)}; its name says {name}"
+        return [Claim("seeds", CONTRADICTED, said, name, seed_of(run), places(*stated, run.seed))]
     stated_seeds = set(folder.declared.seeds)
     logged = {s for r in runs if (s := seed_of(r))}
     if len(stated_seeds) > 1 and logged and (twice := _twice(folder, runs)):
@@ -38,27 +30,11 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
             place = next(
                 (leaf.place for leaf in folder.declared.leaves if leaf.path[0].lower().startswith("seed")), None
             )
-            return [
-                Claim(
-                    "seeds",
-                    CONTRADICTED,
-                    f"{folder.declared.file} states seeds {_list(stated_seeds)}; the logs are of seeds {_list(logged)}",
-                    _list(stated_seeds),
-                    _list(logged),
-                    places(place, run.seed),
-                )
-            ]
+            said = f"{folder.declared.file} states seeds {_list(stated_seeds)}; the logs are of seeds {_list(logged)}"
+            return [Claim("seeds", CONTRADICTED, said, _list(stated_seeds), _list(logged), places(place, run.seed))]
     if logged:
-        return [
-            Claim(
-                "seeds",
-                HOLDS,
-                f"logs of seeds {_list(logged)}",
-                _list(stated_seeds) or None,
-                _list(logged),
-                places(*(r.seed for r in runs)),
-            )
-        ]
+        said, lines = f"logs of seeds {_list(logged)}", places(*(r.seed for r in runs))
+        return [Claim("seeds", HOLDS, said, _list(stated_seeds) or None, _list(logged), lines)]
     return [Claim("seeds", NOT_STATED, "no log prints its seed", _list(stated_seeds) or None)]
 
 
@@ -77,12 +53,7 @@ def _twice(folder: Folder, runs: list[Run]) -> Claim | None:
             continue
         other = seen.setdefault(key, run)
         if other is not run and seed_of(other) != seed_of(run) and seed_of(run) and seed_of(other):
-            return Claim(
-                "seeds",
-                CONTRADICTED,
-                f"{other.file} and {run.file} print the same scores under two seeds",
-                f"{seed_of(other)}, {seed_of(run)}",
-                "one run",
-                places(other.finals[-1].bpb, run.finals[-1].bpb),
-            )
+            said = f"{other.file} and {run.file} print the same scores under two seeds"
+            lines = places(other.finals[-1].bpb, run.finals[-1].bpb)
+            return Claim("seeds", CONTRADICTED, said, f"{seed_of(other)}, {seed_of(run)}", "one run", lines)
     return None

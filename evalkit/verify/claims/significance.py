@@ -42,25 +42,13 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
             gain = (max(earlier) - stated.value) * math.log(2) * ratio
             lines = places(text.place(index), stated)
             if gain + stated.unit * math.log(2) * ratio < THRESHOLD_NATS:
-                return [
-                    Claim(
-                        "significance",
-                        CONTRADICTED,
-                        f"the gain over {max(earlier)} is {max(earlier) - stated.value:.5f} bits per byte, which is "
-                        f"{gain:.4f} nats per token; it is said to clear {THRESHOLD_NATS}",
-                        THRESHOLD_NATS,
-                        gain,
-                        lines,
-                    )
-                ]
-            holds = holds or Claim(
-                "significance",
-                HOLDS,
-                f"the gain over {max(earlier)} is {gain:.4f} nats per token",
-                THRESHOLD_NATS,
-                gain,
-                lines,
-            )
+                said = (
+                    f"the gain over {max(earlier)} is {max(earlier) - stated.value:.5f} bits per byte, which is "
+                    f"{gain:.4f} nats per token; it is said to clear {THRESHOLD_NATS}"
+                )
+                return [Claim("significance", CONTRADICTED, said, THRESHOLD_NATS, gain, lines)]
+            said = f"the gain over {max(earlier)} is {gain:.4f} nats per token"
+            holds = holds or Claim("significance", HOLDS, said, THRESHOLD_NATS, gain, lines)
     return [holds or _sigma(folder, support, stated)]
 
 

@@ -8,36 +8,22 @@ allows.
 from __future__ import annotations
 
 from evalkit.plumbing.constants import SIZE_CAP
-from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
+from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, nearest_to_limit, places, within_one_run
 from evalkit.verify.statements import Folder, Number, Run
 
 
 def check_size(folder: Folder, runs: list[Run]) -> list[Claim]:
     """Return whether what ships fits, for the runs that the claim is about."""
-    claims = [c for run in runs or folder.runs if (c := _run(folder, run))]
-    if not runs and any(c.status == HOLDS for c in claims):
-        # Which run the claim is about is not known: one that fits is enough.
-        claims = [c for c in claims if c.status == HOLDS]
+    claims = within_one_run([c for run in runs or folder.runs if (c := _run(folder, run))], runs)
     if stated := _stated(folder, runs):
-        claims.insert(0, stated)
-    contradicted = [c for c in claims if c.status == CONTRADICTED]
-    if contradicted:
-        return contradicted[:4]
+        claims = [stated, *claims]
     if claims:
-        return [max(claims, key=lambda c: float(c.found or 0))]
+        return nearest_to_limit(claims)
     totals = folder.declared.totals
     if totals and max(t.value for t in totals) <= SIZE_CAP:
         largest = max(totals, key=lambda t: t.value)
-        return [
-            Claim(
-                "size",
-                NOT_STATED,
-                f"no log prints the size that {folder.declared.file} states",
-                largest.value,
-                None,
-                places(largest),
-            )
-        ]
+        said = f"no log prints the size that {folder.declared.file} states"
+        return [Claim("size", NOT_STATED, said, largest.value, None, places(largest))]
     return [Claim("size", NOT_STATED, "neither a log nor submission.json states the size")]
 
 
@@ -49,15 +35,11 @@ def _stated(folder: Folder, runs: list[Run]) -> Claim | None:
     smaller = [c for run in runs or folder.runs if (c := _smallest(folder, run)) and c[0] <= SIZE_CAP]
     if smaller:  # the file counts the script raw, as some logs do
         return None
-    return Claim(
-        "size",
-        CONTRADICTED,
+    said = (
         f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of "
-        f"{SIZE_CAP:,}",
-        worst.value,
-        worst.value,
-        places(worst),
+        f"{SIZE_CAP:,}"
     )
+    return Claim("size", CONTRADICTED, said, worst.value, worst.value, places(worst))
 
 
 def _run(folder: Folder, run: Run) -> Claim | None:
@@ -69,24 +51,12 @@ def _run(folder: Folder, run: Run) -> Claim | None:
     closest = min(stated, key=lambda t: abs(t.value - size), default=None)
     model_only = next((t for t in stated for _, m in run.models if abs(t.value - m.value) < 1), None)
     if size <= SIZE_CAP:
-        return Claim(
-            "size",
-            HOLDS,
-            f"{size:,.0f} bytes ({how}), {SIZE_CAP - size:,.0f} under the cap",
-            closest.value if closest else None,
-            size,
-            places(closest, *lines),
-        )
+        said = f"{size:,.0f} bytes ({how}), {SIZE_CAP - size:,.0f} under the cap"
+        return Claim("size", HOLDS, said, closest.value if closest else None, size, places(closest, *lines))
     named = model_only or closest
     why = "; the stated total is the model without code" if model_only else ""
-    return Claim(
-        "size",
-        CONTRADICTED,
-        f"{run.file}: {size:,.0f} bytes ({how}), {size - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}{why}",
-        named.value if named else None,
-        size,
-        places(named, *lines),
-    )
+    said = f"{run.file}: {size:,.0f} bytes ({how}), {size - SIZE_CAP:,.0f} over the cap of {SIZE_CAP:,}{why}"
+    return Claim("size", CONTRADICTED, said, named.value if named else None, size, places(named, *lines))
 
 
 def _smallest(folder: Folder, run: Run) -> tuple[float, str, list[Number]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
+from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, nearest_to_limit, places, within_one_run
 from evalkit.verify.statements import Folder, Run
 from evalkit.verify.support import Support
 
@@ -17,17 +17,10 @@ def check_time(folder: Folder, support: Support, runs: list[Run]) -> list[Claim]
         return [Claim("time", NOT_STATED, "the folder is not in the ten-minute track, so no limit applies")]
     claims = []
     for check in (_training, lambda run: _evaluation(run, support)):
-        found = [c for run in runs or folder.runs if (c := check(run))]
-        if not runs and any(c.status == HOLDS for c in found):
-            # Which run the claim is about is not known: one within the limit is enough.
-            found = [c for c in found if c.status == HOLDS]
-        claims += found
-    contradicted = [c for c in claims if c.status == CONTRADICTED]
-    if contradicted:
-        return contradicted[:4]
-    if claims:
-        return [max(claims, key=lambda c: float(c.found or 0))]
-    return [Claim("time", NOT_STATED, "no claimed log prints its training or evaluation time")]
+        claims += within_one_run([c for run in runs or folder.runs if (c := check(run))], runs)
+    return nearest_to_limit(claims) or [
+        Claim("time", NOT_STATED, "no claimed log prints its training or evaluation time")
+    ]
 
 
 def _training(run: Run) -> Claim | None:
@@ -39,14 +32,8 @@ def _training(run: Run) -> Claim | None:
     lines = places(longest)
     if seconds <= LIMIT_SECONDS + grace:
         return Claim("time", HOLDS, f"training took {seconds:.1f} s", LIMIT_SECONDS, seconds, lines)
-    return Claim(
-        "time",
-        CONTRADICTED,
-        f"{run.file}: training took {seconds:,.1f} s, over {LIMIT_SECONDS:.0f} s by more than a step",
-        LIMIT_SECONDS,
-        seconds,
-        lines,
-    )
+    said = f"{run.file}: training took {seconds:,.1f} s, over {LIMIT_SECONDS:.0f} s by more than a step"
+    return Claim("time", CONTRADICTED, said, LIMIT_SECONDS, seconds, lines)
 
 
 def _evaluation(run: Run, support: Support) -> Claim | None:
@@ -59,11 +46,5 @@ def _evaluation(run: Run, support: Support) -> Claim | None:
     seconds = longest.eval_seconds or 0.0
     if seconds <= LIMIT_SECONDS:
         return Claim("time", HOLDS, f"evaluation took {seconds:.1f} s", LIMIT_SECONDS, seconds, places(longest.bpb))
-    return Claim(
-        "time",
-        CONTRADICTED,
-        f"{run.file}: the evaluation {longest.label} took {seconds:,.1f} s, over {LIMIT_SECONDS:.0f} s",
-        LIMIT_SECONDS,
-        seconds,
-        places(longest.bpb),
-    )
+    said = f"{run.file}: the evaluation {longest.label} took {seconds:,.1f} s, over {LIMIT_SECONDS:.0f} s"
+    return Claim("time", CONTRADICTED, said, LIMIT_SECONDS, seconds, places(longest.bpb))

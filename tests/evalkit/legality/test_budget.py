@@ -123,8 +123,8 @@ def test_no_call_of_a_strangers_begins_after_the_budget(method: str, learns: str
     assert calls <= 2 * (4 * MOST)
     assert report.findings == ()
     assert report.covered["audit"]["cut_short"]
-    # the sums, for which no row is asked, may have sufficed
-    assert report.verdict == "unproven" or method == "distribution"
+    # the sums, for which no row is asked, and few fresh forecasters may have sufficed
+    assert report.verdict == "unproven" or method in ("distribution", "make")
 
 
 def facts(report: LegalityReport) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_logits_may_be_a_view_of_a_weight(tokenizer_path: Path, text_path: Path)
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--weights", "nowhere.pt"], "--weights nowhere.pt does not exist"),
+        (["--weights", "nowhere.pt"], "weights nowhere.pt does not exist"),
         (["--weights", str(FILE)], "the factory takes no argument; leave out --weights"),
         (["--no-model"], "are different models: give one of them"),
         (["--recipe", "pr849"], "leave it out"),
@@ -309,7 +309,7 @@ def test_code_that_ships_is_counted_once_and_named(
     assert run_command([*command, *code, "--code", str(tmp_path / "large.bin")]) == 3
     assert "over the cap" in capsys.readouterr().err
     assert run_command([*command, "--code", "nowhere.py"]) == 2
-    assert "--code nowhere.py does not exist" in capsys.readouterr().err
+    assert "code file nowhere.py does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "budget", "code"), [("transformer", "0", 0), ("leaking", "1", 3)])

@@ -107,7 +107,8 @@ def test_only_systems_with_gated_skips_repeat_blocks() -> None:
 
 def test_score_ends_with_code_2_and_inspect_shows_what_is_open(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     save(draw(CONFIG), tmp_path / "a.ptz")
-    assert run_command(["score", str(tmp_path / "a.ptz"), "--text", "x", "--tokenizer", "y"]) == 2
+    (tmp_path / "x").write_text("x")
+    assert run_command(["score", str(tmp_path / "a.ptz"), "--text", str(tmp_path / "x"), "--tokenizer", "bytes"]) == 2
     assert "its tensors do not tell model.activation" in capsys.readouterr().err
     assert run_command(["inspect", str(tmp_path / "a.ptz")]) == 0
     assert "open        activation" in capsys.readouterr().out

@@ -43,6 +43,19 @@ def test_a_json_that_is_none(made: Made, content: str) -> None:
     assert verify_folder(path).verdict == "incomplete"
 
 
+def test_numbers_beyond_float64(made: Made) -> None:
+    digits = "9" * 400
+    path = made.write()
+    (path / "submission.json").write_text(
+        f'{{"val_bpb": {digits}, "seed": {digits}, "bytes_total": 1e999, "x": 1e-{digits}}}'
+    )
+    (path / "long.log").write_text(
+        f"seed: {digits}\nstep:{digits}/9 train_time:{digits}ms\nTotal submission size: {digits} bytes\n"
+        f"final val_loss:{digits}.5 val_bpb:1.25 bytes={digits} tokens=1e999\n"
+    )
+    json.dumps(verify_folder(path).to_dict(), allow_nan=False)
+
+
 def test_a_json_of_very_many_values(made: Made) -> None:
     path = made.write()
     (path / "submission.json").write_text(json.dumps({"val_bpb": 1.1, "x": list(range(300_000))}))
