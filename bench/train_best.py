@@ -51,6 +51,13 @@ CHOICES: dict[str, dict[str, str]] = {
     "values of its own in every layer (blended with the first layer's)": {"model.value_residual": "first_layer"},
     "value embeddings": {"model.value_embed_layers": ""},
     "a query gain of 1.5 (4 in its place)": {"init.q_gain": "4"},
+    "the smear gate": {"model.smear_gate": "false"},
+    "exclusive self-attention": {"model.xsa_last_n": "0"},
+    "gates of the heads": {"model.attention_gate": "none"},
+    "a leaky square (relu^2)": {"model.activation": "relu2"},
+    "the scale of deeper layers": {"model.ln_scale": "false"},
+    "the average (the last weights)": {"averaging.export": "raw"},
+    "gradients of any length (clipped at 0.3)": {"optimizer.clip_norm": "0.3"},
 }
 """What is undone in ``best``, by its name in the table; sizes are those of ``--scale 64x4``."""
 
