@@ -38,7 +38,7 @@ _MODEL = {
     "train.threads": "1",  # as fast as two at this size, and unmoved by what else the machine is doing
 }
 
-_TTT = {"preset": "full", "chunk_tokens": "512", "learning_rate": "2e-3", "polyak_decay": "0.9"}
+_TTT = {"preset": "full", "chunk_tokens": "128", "learning_rate": "5e-4", "polyak_decay": "0.9"}
 """A model that trained for seconds has much to learn from 8,192 tokens: small chunks, large steps."""
 
 

@@ -171,7 +171,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         (["--seq-len", "1000000000"], "--seq-len is 1000000000"),
         (["--json", "both", "--dump-nll", "./both"], "--json and --dump-nll both name both"),
         (["--no-model"], "and --no-model are different models: give one of them"),
-        (["--tokens", "nowhere/*.bin"], "either --tokens GLOB or --text FILE"),
+        (["--tokens", "nowhere/*.bin"], "no shard matches 'nowhere/*.bin'"),
         (["--json", "nowhere/r.json"], "folder nowhere does not exist"),
     ],
 )
