@@ -23,7 +23,7 @@ from common import parser_of, replace_table
 from evalkit.artifact.layouts import held_values
 from evalkit.artifact.load import load_artifact
 from evalkit.model.config import ModelConfig
-from evalkit.model.gpt import GPT
+from evalkit.model.empty import empty_model
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
@@ -83,8 +83,7 @@ class Scored:
 
 def parameters(model: ModelConfig) -> int:
     """Return the number of parameters."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(model).parameters())
+    return sum(p.numel() for p in empty_model(model).parameters())
 
 
 def sized(recipe: str, keys: dict[str, str], seed: int, a: argparse.Namespace) -> RunConfig:

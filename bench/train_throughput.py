@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=2048, help="window in tokens")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
+    parser.add_argument(
+        "--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products, Newton-Schulz's too"
+    )
     parser.add_argument("--compile", default="auto", help="auto, on or off")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -95,6 +97,7 @@ def timed(recipe: str, a: argparse.Namespace, device: torch.device) -> tuple[Run
             "train.spans": "1",
             "train.seq_len": str(a.seq_len),
             "train.precision": a.precision,
+            "optimizer.ns_precision": a.precision,
             "train.compile": a.compile,
         },
         steps=1000,

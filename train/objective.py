@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from evalkit.model.config import ModelConfig
+from evalkit.model.empty import empty_model
 from evalkit.model.gpt import GPT, head_name
 from evalkit.train.config import RunConfig
 from evalkit.train.fused_loss import softcapped_cross_entropy, softcapped_nats
@@ -40,9 +41,12 @@ class Objective:
         self._config = config
         self._device = device
         self._low = DTYPES[config.train.precision]
-        with torch.device("meta"):
-            models = {True: config.model, False: unlooped(config.model)}
-            self._hidden = {looped: _HeadInput(GPT(model)) for looped, model in models.items()}
+        whole = _HeadInput(empty_model(config.model))
+        self._hidden = {True: whole}
+        if config.model.layer_order:
+            self._hidden[False] = _HeadInput(empty_model(unlooped(config.model)))
+        else:
+            self._hidden[False] = whole
         # The rotary tables are cached by the first pass of a length; that pass must not be a compiled one.
         self._tables_ready = not compiled
         self._run = torch.compile(self._terms, dynamic=False) if compiled else self._terms
@@ -70,8 +74,8 @@ class Objective:
         """
         if not self._tables_ready:
             with torch.no_grad():
-                for each in (True, False):
-                    self._terms(dict(masters), ids[:1], targets[:1], False, alpha, each)
+                for each in dict.fromkeys(self._hidden.values()):
+                    self._terms(dict(masters), ids[:1], targets[:1], False, alpha, each is self._hidden[True])
             self._tables_ready = True
         ce, penalty = self._run(dict(masters), ids, targets, quantised, alpha, looped)
         return ce, penalty

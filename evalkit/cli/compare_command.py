@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.cli.options import scored_stream_options
+from evalkit.plumbing.constants import RECORD_NATS
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import check_outputs, write_json
 from evalkit.plumbing.log import LOG
@@ -134,7 +135,7 @@ def describe(comparisons: dict[str, Comparison], paired: PairedDifference | None
 def _welch(c: Comparison) -> str:
     if c.t is None or c.p_lower is None or c.low is None or c.high is None or c.p_margin is None:
         return "Welch test: not possible; it needs at least 2 different runs on each side (train with other seeds)"
-    from evalkit.verbs.compare import FRONTIER_P, RECORD_NATS, RECORD_P
+    from evalkit.verbs.compare import FRONTIER_P, RECORD_P
 
     verdict = "significant" if c.p_lower < RECORD_P else "not significant"
     met = "met" if c.is_record else "not met"

@@ -36,7 +36,7 @@ def command(artifact: str | None, text: str | None, output: str, exact: bool, **
     raw = read_input(text, "text")
     score = score_options(artifact, options | {"tokens": None, "text": text, "limit_tokens": 0})
     session = open_for_coding(score)
-    announce_rate(session, len(session.tokenizer.encode(raw.decode("utf-8", "replace"))))
+    announce_rate(session, lambda: len(session.tokenizer.encode(raw.decode("utf-8", "replace"))))
     coded = compress_text(
         session.make_forecaster,
         raw,

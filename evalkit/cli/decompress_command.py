@@ -30,7 +30,7 @@ def command(
     data = read_input(file, "compressed file")
     header = read_header(data)
     session = open_for_coding(restored_options(header, artifact, tokenizer, module=module, weights=weights))
-    announce_rate(session, max(header.tokens - 1, 0))
+    announce_rate(session, lambda: max(header.tokens - 1, 0))
     raw = decompress_text(
         session.make_forecaster,
         data,

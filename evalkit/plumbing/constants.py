@@ -5,6 +5,9 @@ from __future__ import annotations
 SIZE_CAP = 16_000_000
 """The challenge's cap on artifact plus code, in bytes (decimal megabytes)."""
 
+RECORD_NATS = 0.005
+"""Nats per token by which the challenge at first asked a record to be lower than the one before, at p < 0.01."""
+
 MIXERS = ("none", "hedge", "published")
 """Choices of ``--mixer``."""
 

@@ -188,6 +188,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_folder(variable: str, standard: str, usual: str) -> Path:
+    """Return evalkit's folder of a kind: what ``variable`` names, else inside the user's, as the XDG rules name it.
+
+    Args:
+        variable: evalkit's own, such as ``EVALKIT_CACHE``.
+        standard: the rules', such as ``XDG_CACHE_HOME``.
+        usual: what holds without it, such as ``~/.cache``.
+    """
+    if configured := os.environ.get(variable):
+        return Path(configured)
+    return Path(os.environ.get(standard) or os.path.expanduser(usual)) / "evalkit"
+
+
 def read_input(path: str, what: str) -> bytes:
     """Return the bytes of a file, a pipe or standard input (``-``), as they are.
 

@@ -8,7 +8,6 @@ that every later run decides alike, and the margin is so wide that no other load
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import write_json
+from evalkit.plumbing.files import user_folder, write_json
 
 FAST = 1.3
 """How many times as fast as float32 bfloat16 must be to be taken. Processors are far from it: those without the
@@ -57,9 +56,7 @@ class MatrixSpeed:
 
 def cache_root() -> Path:
     """Folder of what can be found again: ``$EVALKIT_CACHE``, or evalkit's folder in the user's cache folder."""
-    if configured := os.environ.get("EVALKIT_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "evalkit"
+    return user_folder("EVALKIT_CACHE", "XDG_CACHE_HOME", "~/.cache")
 
 
 def resolve_device(name: str) -> str:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.files import write_atomically
+from evalkit.plumbing.files import user_folder, write_atomically
 from evalkit.prequential.ledger import Ledger
 
 _ARRAY = "__array__"
@@ -23,9 +22,7 @@ _ARRAY = "__array__"
 
 def state_root() -> Path:
     """Folder that holds interrupted runs: ``$EVALKIT_STATE``, or evalkit's folder in the user's state folder."""
-    if configured := os.environ.get("EVALKIT_STATE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "evalkit"
+    return user_folder("EVALKIT_STATE", "XDG_STATE_HOME", "~/.local/state")
 
 
 class StateUnavailableError(InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,12 @@ def span_of(session: Session) -> int:
     return preferred_span(session.make_forecaster())
 
 
-def announce_rate(session: Session, tokens: int) -> None:
+def announce_rate(session: Session, count: Callable[[], int]) -> None:
     """Say how long coding will take where a model has no ``step``, so that every token costs a whole window.
 
     Args:
         session: opened for coding.
-        tokens: that will be coded.
+        count: tells how many tokens will be coded; asked only where the rate is said, since it may encode the text.
     """
     source = session.artifact
     if not isinstance(source, ModuleSource) or hasattr(source.model, "step"):
@@ -64,6 +65,7 @@ def announce_rate(session: Session, tokens: int) -> None:
     next_distribution = None if network is None else next_distribution_of(network)
     if next_distribution is None:
         return
+    tokens = count()
     window = session.sliding.seq_len if session.sliding else 1
     prefix = np.zeros(min(window, max(tokens, 1)), dtype=np.int64)
     seconds = _QUICK

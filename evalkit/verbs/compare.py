@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.plumbing.constants import RECORD_NATS
 from evalkit.plumbing.errors import InputError
 from evalkit.report.load import SavedReport, require_same_tokens
 from evalkit.report.paired import PairedDifference
 
-RECORD_NATS = 0.005
 RECORD_P = 0.01
-"""The challenge's first rule for a new record: at least 0.005 nats per token lower, shown at p < 0.01."""
+"""At this one-sided p, by the challenge's first rule, a new record is lower by RECORD_NATS."""
 
 FRONTIER_P = 0.25
 """Its later rule: lower than the frontier at that time, at this one-sided p."""

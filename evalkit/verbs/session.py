@@ -18,9 +18,6 @@ from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.artifact.recognition import shown
 from evalkit.network.factory import ModuleSource, SourceFile, identify, of_object, open_module
 from evalkit.network.network import Network, model_vocabulary
-from evalkit.plumbing.constants import CONTEXTS as CONTEXTS
-from evalkit.plumbing.constants import MIXERS as MIXERS
-from evalkit.plumbing.constants import SECTIONS as SECTIONS
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.version import __version__

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.config import ModelConfig
-from evalkit.model.gpt import GPT
+from evalkit.model.empty import empty_model
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import store_plain
 
@@ -49,8 +49,7 @@ def refine(
         steps: number of updates.
         learning_rate: of the first update; falls linearly to zero.
     """
-    with torch.device("meta"):  # holds no weights: each pass gets its own
-        model = GPT(model_config)
+    model = empty_model(model_config)  # holds no weights: each pass gets its own
     free = {name: _Free.of(tensor) for name, tensor in tensors.items()}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam([f.change for f in free.values()], betas=_BETAS)

@@ -5,7 +5,6 @@ Calibration, measuring and refinement read parts that do not overlap (unless the
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from evalkit.model.cache import KVCache
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import sha256_of
 from evalkit.tokens.shards import open_shard, split_of
 from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.folder import TrainedModel
@@ -160,15 +160,10 @@ def check_calibration_shards(paths: Sequence[Path], validation: Sequence[Path], 
     notes = []
     for path in paths:
         size = path.stat().st_size
-        if any(other.stat().st_size == size and _sha256(other) == _sha256(path) for other in validation):
+        if any(other.stat().st_size == size and sha256_of(other) == sha256_of(path) for other in validation):
             notes.append(f"calibration shard {path.name} has the SHA-256 of a validation shard")
         elif split_of(path) != "train" and _VALIDATION_NAME.search(path.name.lower()):
             notes.append(f"calibration shard {path.name} is named like a validation shard")
     if notes and not force:
         raise InputError(f"{notes[0]}: calibrate on training shards or on the model's own samples")
     return notes
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import re
 
+from evalkit.plumbing.constants import RECORD_NATS
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.known import bytes_per_token
 from evalkit.verify.statements import Folder, Number
 from evalkit.verify.support import Support
-
-THRESHOLD_NATS = 0.005
-"""Nats per token that a record had to gain at p < 0.01; later the rule was one-sided p < 0.25 in order of time."""
 
 _CLEARS = re.compile(r"\b(?:clear|exceed|pass|satisf|surpass)\w*\b[^.|]{0,40}\b0\.005[- ]?nats?\b", re.I)
 _NATS = re.compile(r"0\.00[0-4]\d*\s*(?:nats|nat/)", re.I)
@@ -41,14 +39,14 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
                 continue
             gain = (max(earlier) - stated.value) * math.log(2) * ratio
             lines = places(text.place(index), stated)
-            if gain + stated.unit * math.log(2) * ratio < THRESHOLD_NATS:
+            if gain + stated.unit * math.log(2) * ratio < RECORD_NATS:
                 said = (
                     f"the gain over {max(earlier)} is {max(earlier) - stated.value:.5f} bits per byte, which is "
-                    f"{gain:.4f} nats per token; it is said to clear {THRESHOLD_NATS}"
+                    f"{gain:.4f} nats per token; it is said to clear {RECORD_NATS}"
                 )
-                return [Claim("significance", CONTRADICTED, said, THRESHOLD_NATS, gain, lines)]
+                return [Claim("significance", CONTRADICTED, said, RECORD_NATS, gain, lines)]
             said = f"the gain over {max(earlier)} is {gain:.4f} nats per token"
-            holds = holds or Claim("significance", HOLDS, said, THRESHOLD_NATS, gain, lines)
+            holds = holds or Claim("significance", HOLDS, said, RECORD_NATS, gain, lines)
     return [holds or _sigma(folder, support, stated)]
 
 
@@ -64,5 +62,5 @@ def _sigma(folder: Folder, support: Support, stated: Number) -> Claim:
         spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
         note = f"; the {len(values)} logs spread by {spread:.5f} (sample deviation)"
     return Claim(
-        "significance", NOT_STATED, f"no gain over an earlier record is said to clear {THRESHOLD_NATS} nats{note}"
+        "significance", NOT_STATED, f"no gain over an earlier record is said to clear {RECORD_NATS} nats{note}"
     )
