@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -270,6 +271,15 @@ def test_the_page_of_the_published_mixer(scored: tuple[Path, Path], tmp_path: Pa
     (tmp_path / "p.json").write_text(json.dumps(json.loads(scored[0].read_text()) | weights))
     assert run_command(["report", str(tmp_path / "p.json"), "-o", str(tmp_path / "p.html")]) == 0
     assert data_of((tmp_path / "p.html").read_text())["mixer"] is None
+
+
+def test_the_stream_of_a_report_may_lie_in_packed_shards(scored: tuple[Path, Path], tmp_path: Path) -> None:
+    saved = read_report(scored[0])
+    packed = tmp_path / "val.bin.gz"
+    packed.write_bytes(gzip.compress(scored[1].read_bytes(), mtime=0))
+    names = replace(saved.report.tokens, names=(str(packed),))
+    moved = replace(saved, report=replace(saved.report, tokens=names))
+    assert open_report_stream(moved)[0].sha256() == saved.report.tokens.sha256
 
 
 def test_shards_that_changed_are_left_out_or_refused(scored: tuple[Path, Path], tmp_path: Path, capsys) -> None:
