@@ -67,6 +67,11 @@ def download_command(
 @click.option("--shard-tokens", type=int, default=100_000_000, show_default=True, help="Tokens of a shard.")
 @click.option("--prefix", default="fineweb", show_default=True, help="First part of the shards' names.")
 @click.option("--workers", type=int, help="Processes (default: one a core, at most 8); the result is the same.")
+@click.option(
+    "--keep-unknown",
+    is_flag=True,
+    help="Write the unknown token for text that a tokenizer without byte fallback lacks, as some published shards do.",
+)
 def tokenize_command(
     documents: tuple[str, ...],
     tokenizer: str,
@@ -75,6 +80,7 @@ def tokenize_command(
     shard_tokens: int,
     prefix: str,
     workers: int | None,
+    keep_unknown: bool,
 ) -> None:
     """Turn DOCUMENTS into shards: BOS and tokens of each, in order.
 
@@ -91,13 +97,15 @@ def tokenize_command(
             shard_tokens=shard_tokens,
             prefix=prefix,
             workers=default_workers() if workers is None else workers,
+            keep_unknown=keep_unknown,
         ),
     )
     rows = [
         (
             name,
             f"{split['documents']:,} documents, {split['raw_bytes']:,} bytes, {split['tokens']:,} tokens in "
-            f"{len(split['shards'])} shards",
+            f"{len(split['shards'])} shards"
+            + (f"; {split['unknown_tokens']:,} unknown tokens stand for lost text" if split["unknown_tokens"] else ""),
         )
         for name, split in manifest["splits"].items()
     ]

@@ -43,6 +43,8 @@ class TokenizeOptions:
         shard_tokens: tokens of a shard.
         prefix: first part of the shards' names.
         workers: processes; the shards are the same for any number.
+        keep_unknown: write the unknown token for text that a tokenizer without byte fallback lacks, and count it; such
+            text is an error otherwise.
     """
 
     documents: tuple[Path, ...]
@@ -52,6 +54,7 @@ class TokenizeOptions:
     shard_tokens: int = 100_000_000
     prefix: str = "fineweb"
     workers: int = 1
+    keep_unknown: bool = False
 
     def __post_init__(self) -> None:
         if not self.documents:
@@ -101,7 +104,7 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
         split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens, tokenizer.vocab_size)
         for split in ("val", "train")
     }
-    counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
+    counts = {split: {"documents": 0, "raw_bytes": 0, "unknown_tokens": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents if str(path) != "-")
     LOG.debug("%d processes, %s bytes of input", options.workers, f"{total:,}")
     progress = Progress("tokenise", total, unit="bytes of input")
@@ -109,12 +112,13 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
     documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
     done = 0
     try:
-        for texts, rows in _encoded(_batches(documents), tokenizer, options.workers):
+        for texts, rows in _encoded(_batches(documents), tokenizer, options):
             for size, tokens in zip(texts, rows, strict=True):
                 split = "val" if done < options.val_documents else "train"
                 writers[split].write(tokens)
                 counts[split]["documents"] += 1
                 counts[split]["raw_bytes"] += size
+                counts[split]["unknown_tokens"] += int((tokens == tokenizer.unk_id).sum())
                 done += 1
                 read += size
             progress.update(min(read, total), f"{done:,} documents")
@@ -156,10 +160,11 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: int) -> Iterator[Encoded]:
+def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, options: TokenizeOptions) -> Iterator[Encoded]:
     """Yield raw sizes and tokens of each batch, in order."""
+    workers, keep_unknown = options.workers, options.keep_unknown
     if workers == 1:
-        yield from (_encode(tokenizer, batch) for batch in batches)
+        yield from (_encode(tokenizer, batch, keep_unknown) for batch in batches)
         return
     import multiprocessing
 
@@ -169,7 +174,7 @@ def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: in
     waiting: deque[Future[Encoded]] = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, tokenizer.path, batch))
+            waiting.append(pool.submit(_encode_in_worker, tokenizer.path, batch, keep_unknown))
             if len(waiting) > 2 * workers:  # bounds what lies in memory
                 yield waiting.popleft().result()
         while waiting:
@@ -180,9 +185,9 @@ def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: in
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(tokenizer: TextTokenizer, texts: list[str]) -> Encoded:
+def _encode(tokenizer: TextTokenizer, texts: list[str], keep_unknown: bool) -> Encoded:
     sizes = [len(text.encode("utf-8")) for text in texts]
-    return sizes, [tokenizer.encode_document(text) for text in texts]
+    return sizes, [tokenizer.encode_document(text, keep_unknown=keep_unknown) for text in texts]
 
 
 @functools.lru_cache(maxsize=1)
@@ -190,8 +195,8 @@ def _worker_tokenizer(path: str) -> TextTokenizer:
     return open_tokenizer(path)
 
 
-def _encode_in_worker(path: str, texts: list[str]) -> Encoded:
-    return _encode(_worker_tokenizer(path), texts)
+def _encode_in_worker(path: str, texts: list[str], keep_unknown: bool) -> Encoded:
+    return _encode(_worker_tokenizer(path), texts, keep_unknown)
 
 
 def default_workers() -> int:
