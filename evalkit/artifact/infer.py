@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from evalkit.model.config import ModelConfig, coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, resolve_layers
+
+if TYPE_CHECKING:
+    from evalkit.source.reading import Found
 
 NOT_INFERABLE = (
     "activation",
@@ -53,18 +56,6 @@ class ResolvedConfig:
     config: ModelConfig
     origins: dict[str, str]
     seq_len: int = 0
-
-
-class Told(Protocol):
-    """A value and where it is written."""
-
-    @property
-    def value(self) -> Any:
-        """The value."""
-
-    @property
-    def origin(self) -> str:
-        """Such as ``train_gpt.py:123``."""
 
 
 def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
@@ -124,7 +115,7 @@ def resolve_config(
     *,
     recipe: Recipe | None = None,
     stored: Mapping[str, Any] | None = None,
-    source: Mapping[str, Told] | None = None,
+    source: Mapping[str, Found] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ResolvedConfig:
     """Combine what shapes reveal with the artifact's own configuration or a recipe, and with overrides.

@@ -23,6 +23,7 @@ from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.files import sha256_of, write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
+from evalkit.plumbing.settings import require
 from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import TextTokenizer
@@ -59,16 +60,12 @@ class TokenizeOptions:
     def __post_init__(self) -> None:
         if not self.documents:
             raise InputError("name the documents to tokenise: .jsonl, .json or .txt files")
-        if self.val_documents < 0:
-            raise InputError(f"--val-documents is {self.val_documents}; expected 0 or more")
-        if not 2 <= self.shard_tokens < 2**31:
-            raise InputError(f"--shard-tokens is {self.shard_tokens}; expected 2 to 2,147,483,647")
-        if self.workers < 1:
-            raise InputError(f"--workers is {self.workers}; expected 1 or more")
-        if not re.fullmatch(r"[\w.-]+", self.prefix):
-            raise InputError(
-                f"--prefix is {self.prefix!r}; expected the first part of a file name: letters, digits, '_', '-', '.'"
-            )
+        require(self.val_documents >= 0, "--val-documents", self.val_documents, "0 or more")
+        require(2 <= self.shard_tokens < 2**31, "--shard-tokens", self.shard_tokens, "2 to 2,147,483,647")
+        require(self.workers >= 1, "--workers", self.workers, "1 or more")
+        named = re.fullmatch(r"[\w.-]+", self.prefix) is not None
+        expected = "the first part of a file name: letters, digits, '_', '-', '.'"
+        require(named, "--prefix", repr(self.prefix), expected)
 
 
 def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
