@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def trace_script(tree: ast.Module, environment: Mapping[str, str], forced: Mappi
         visits=tuple(interpreter.visits),
         bfloat16=cast,
         parameters=dict(_unbanked(parameters)),
-        count=sum(_product(shape) for shape in shapes if shape is not None) if None not in shapes else None,
+        count=sum(math.prod(shape) for shape in shapes if shape is not None) if None not in shapes else None,
         line=call.lineno,
         lines={
             target.attr: inner.lineno
@@ -105,13 +106,6 @@ def _unbanked(parameters: list[Parameter]) -> Iterator[tuple[str, tuple[int, ...
                 yield bank_row(parameter.name, row, parameter.shape[0]), parameter.shape[1:]
         else:
             yield parameter.name, parameter.shape
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _model_class(interpreter: Interpreter) -> Class:
