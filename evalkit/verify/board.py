@@ -25,7 +25,6 @@ class Entry:
         name: of the folder or report.
         date: ISO date, empty where none is stated.
         scores: bits per byte of each run.
-        losses: nats per token of each run, where known for all of them.
         size: bytes of model and code.
         verify: verdict of ``evalkit verify``.
         check: verdict of ``evalkit check``: legal, illegal or unproven.
@@ -35,7 +34,6 @@ class Entry:
     name: str
     date: str = ""
     scores: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
     size: int | None = None
     verify: str = ""
     check: str = ""
@@ -49,12 +47,11 @@ class Entry:
     @property
     def half_width(self) -> float | None:
         """Half of the 95 % interval of the mean (Student's t over the runs); None for fewer than two runs."""
-        n = len(self.scores)
-        if n < 2:
+        n, mean = len(self.scores), self.mean
+        if n < 2 or mean is None:
             return None
         from scipy.special import stdtrit
 
-        mean = math.fsum(self.scores) / n
         deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in self.scores) / (n - 1))
         return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
@@ -95,11 +92,6 @@ def entry_of(report: VerifyReport) -> Entry:
     """Return the row of a verified folder."""
     folder = report.folder
     sizes = [c.found for c in report.claims if c.claim == "size" and isinstance(c.found, int | float)]
-    losses = (
-        [s.loss.value for _, s in report.support.scores if s.loss]
-        if len(report.scores) == len(report.support.scores)
-        else []
-    )
     checks = [
         str(leaf.value) for leaf in folder.declared.leaves if leaf.path[-1] == "verdict" and isinstance(leaf.value, str)
     ]
@@ -107,7 +99,6 @@ def entry_of(report: VerifyReport) -> Entry:
         name=folder.path.resolve().name,
         date=_date(folder.path.resolve().name, [(leaf.path, leaf.value) for leaf in folder.declared.leaves]),
         scores=tuple(report.scores),
-        losses=tuple(losses) if len(losses) == len(report.scores) else (),
         size=round(max(sizes)) if sizes else None,
         verify=report.verdict,
         check=checks[0] if checks and len(set(checks)) == 1 else "",
@@ -142,12 +133,10 @@ def _from_file(path: Path) -> Entry:
         )
     artifact = values.get("artifact")
     size = _number(artifact.get("bytes")) if isinstance(artifact, dict) else None
-    loss = _number(values.get("val_loss"))
     return Entry(
         name=path.stem,
         date=_date(path.stem, []),
         scores=(score,),
-        losses=(loss,) if loss is not None else (),
         size=None if size is None else round(size),
         check="legal" if values.get("legal") is True else "illegal" if values.get("legal") is False else "",
     )

@@ -22,10 +22,6 @@ def read_leaves(file: str, text: str) -> tuple[list[Leaf], str | None]:
     """Return the values of a JSON text in order, and why the text is not JSON (None where it is).
 
     Nothing is evaluated; depth and number of values are bounded, so that a nested file costs no more than its bytes.
-
-    Args:
-        file: name for the places.
-        text: the content.
     """
     problem = None
     if len(text) > 4_000_000:

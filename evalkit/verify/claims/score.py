@@ -13,17 +13,13 @@ def check_score(folder: Folder, support: Support) -> list[Claim]:
     if headline is None and support.relation in ("single", "mean"):
         headline = folder.declared.loss  # some files put bits per byte there
     if headline is None:
-        return [_without_headline(folder)]
+        where = f"{folder.declared.file} states no score" if folder.declared.file else "there is no submission.json"
+        return [Claim("score", NOT_STATED, where)]
     lines = places(headline, *(s.bpb for _, s in support.scores[:6]))
     claims = [_headline(folder, support, headline, lines)]
     if claims[0].status != NOT_STATED:
         claims += [c for result in folder.declared.results if (c := _seed(folder, result))]
     return claims
-
-
-def _without_headline(folder: Folder) -> Claim:
-    where = f"{folder.declared.file} states no score" if folder.declared.file else "there is no submission.json"
-    return Claim("score", NOT_STATED, where)
 
 
 def _headline(folder: Folder, support: Support, headline: Number, lines: tuple[Place, ...]) -> Claim:
