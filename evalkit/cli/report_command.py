@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,15 +27,7 @@ EXAMPLE = """Examples:
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @scored_stream_options
 @click.option("--title", help="Title of the page (default: the artifact's name, or those of the two reports).")
-def command(
-    reports: tuple[str, ...],
-    nll: tuple[str, ...],
-    check: str | None,
-    output: str,
-    tokens: str | None,
-    tokenizer: str | None,
-    title: str | None,
-) -> None:
+def command(reports: tuple[str, ...], nll: tuple[str, ...], check: str | None, output: str, **options: Any) -> None:
     """Render a report (the JSON of evalkit score) as one HTML page that needs no network.
 
     With two reports of the same tokens: where do they differ, by document and by token.
@@ -57,18 +50,10 @@ def command(
     left_out: list[str] = []
     if len(opened) == 2:
         runs = [require_scores(*pair) for pair in zip(opened, scores, strict=True)]
-        page = build_pair_page(runs[0], runs[1], tokens=tokens, tokenizer=tokenizer, title=title)
+        page = build_pair_page(*runs, **options)
     else:
-        page, left_out = build_page(
-            opened[0],
-            PageOptions(
-                scores=scores[0],
-                check=Path(check) if check else None,
-                tokens=tokens,
-                tokenizer=tokenizer,
-                title=title,
-            ),
-        )
+        found = Path(check) if check else None
+        page, left_out = build_page(opened[0], PageOptions(scores=scores[0], check=found, **options))
     content = page.encode()
     write_atomically(output, content)
     click.echo(f"{output}: {len(content):,} bytes")
