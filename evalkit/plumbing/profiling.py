@@ -20,9 +20,6 @@ class Profile:
     """A stopwatch with one hand for each phase; exactly one runs at any time.
 
     A phase that starts inside another pauses it: what a mixer takes inside ``score`` counts as ``mix`` alone.
-
-    Args:
-        clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -16,7 +16,7 @@ from evalkit.report import series
 from evalkit.report.load import SavedReport, TokenScores, open_report_stream, require_same_tokens
 from evalkit.report.page import fill
 from evalkit.report.paired import compare_tokens
-from evalkit.report.passages import PASSAGE_TOKENS, passage_spans
+from evalkit.report.passages import passage_spans, tiles
 from evalkit.report.score_report import ScoreReport
 
 _EXAMPLES = 12
@@ -55,7 +55,7 @@ def build_pair_page(
         "runs": [_run(one, "A"), _run(other, "B")],
         "differences": _differences(one.saved.report, other.saved.report),
         "paired": to_json(paired),
-        "stream": series.along_both(one.scores, other.scores),
+        "stream": series.along_stream(one.scores, {"baseline": {"tokens": 1, "nats": other.scores.nll}}),
         "documents": series.thinned(series.by_document(change, owner)),
         "by_cost": _by_cost(other.scores, difference),
         "passages": [
@@ -141,9 +141,7 @@ def _by_cost(baseline: TokenScores, difference: npt.NDArray[np.float64]) -> list
 
 def _passages(difference: npt.NDArray[np.float64]) -> list[tuple[str, int, int]]:
     """Return (title, first, last + 1) of the passages where each run gains most on the other, and a typical one."""
-    n = len(difference)
-    size = min(PASSAGE_TOKENS, n)
-    starts = np.arange(0, n - size + 1, size)
+    starts, size = tiles(len(difference))
     sums = np.add.reduceat(difference[: starts[-1] + size], starts)
     order = np.argsort(sums, kind="stable")
     picks = dict.fromkeys([int(starts[order[0]]), int(starts[order[-1]]), int(starts[order[len(order) // 2]])])

@@ -19,9 +19,7 @@ def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
 
     Positions count from 0 in the scores. Passages tile the stream; cost is bits per byte.
     """
-    n = len(scores.nll)
-    size = min(PASSAGE_TOKENS, n)
-    starts = np.arange(0, n - size + 1, size)
+    starts, size = tiles(len(scores.nll))
     nats = np.array([scores.nll[s : s + size].sum() for s in starts])
     cost = nats / np.maximum(np.array([scores.num_bytes[s : s + size].sum() for s in starts]), 1)
     order = np.argsort(cost, kind="stable")
@@ -35,6 +33,12 @@ def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
         if start not in [s for _, s in picks]:
             picks.append((title, start))
     return [(title, start, start + size) for title, start in picks]
+
+
+def tiles(num_tokens: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Return where the passages of a stream start, and their length."""
+    size = min(PASSAGE_TOKENS, num_tokens)
+    return np.arange(0, num_tokens - size + 1, size), size
 
 
 def passage_spans(
@@ -51,10 +55,7 @@ def passage_spans(
     """
     ids = [int(t) for t in tokens[start + 1 : stop + 1]]
     spans: list[list[Any]] = []
-    done = 0
-    shown = ""
-    pending = 0.0
-    waiting = 0
+    done, shown, pending, waiting = 0, "", 0.0, 0
     for i, token in enumerate(ids):
         pending += float(scores.nll[start + i])
         waiting += 1

@@ -206,11 +206,7 @@ def as_dict(
 ) -> dict[str, Any]:
     """Return the comparison as JSON holds it.
 
-    Args:
-        comparisons: by metric.
-        paired: token by token.
-        repeated: which reports were of one run.
-        cautions: why the numbers cannot be set side by side without more ado.
+    ``repeated`` says which reports were of one run, ``cautions`` why numbers cannot be set side by side as they are.
     """
     loss = comparisons["val_loss"]
     return {
