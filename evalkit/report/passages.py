@@ -23,16 +23,11 @@ def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
     nats = np.array([scores.nll[s : s + size].sum() for s in starts])
     cost = nats / np.maximum(np.array([scores.num_bytes[s : s + size].sum() for s in starts]), 1)
     order = np.argsort(cost, kind="stable")
-    picks = [("The beginning", 0)]
-    for title, index in (
-        ("The costliest", order[-1]),
-        ("A typical one", order[len(order) // 2]),
-        ("The cheapest", order[0]),
-    ):
-        start = int(starts[index])
-        if start not in [s for _, s in picks]:
-            picks.append((title, start))
-    return [(title, start, start + size) for title, start in picks]
+    picks = {0: "The beginning"}
+    titles = ("The costliest", "A typical one", "The cheapest")
+    for title, index in zip(titles, (order[-1], order[len(order) // 2], order[0]), strict=True):
+        picks.setdefault(int(starts[index]), title)
+    return [(title, start, start + size) for start, title in picks.items()]
 
 
 def tiles(num_tokens: int) -> tuple[npt.NDArray[np.int64], int]:

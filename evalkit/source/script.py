@@ -127,8 +127,6 @@ def parse(text: str, path: str) -> ast.Module:
                 if sys.version_info >= (3, 12) or "f-string" not in str(error.msg):
                     raise
                 return ast.parse(blank_f_strings(text))
-    except InputError:
-        raise
     except SyntaxError as error:  # also tokenize.TokenError's sibling for indentation
         raise InputError(f"--source {path} is no Python: line {error.lineno}: {error.msg}"[:300]) from None
     except (tokenize.TokenError, ValueError, RecursionError, MemoryError, OverflowError) as error:

@@ -90,11 +90,9 @@ class RunReport:
     @property
     def artifact(self) -> Mapping[str, Any]:
         """Path, bytes and hash of what was scored."""
-        if self.export is None:
-            identity: Mapping[str, Any] = to_json(next(iter(self.stages.values())).artifact)
-            return identity
-        artifact: Mapping[str, Any] = self.export["artifact"]
-        return artifact
+        scored = next(iter(self.stages.values()))
+        found: Mapping[str, Any] = to_json(scored.artifact) if self.export is None else self.export["artifact"]
+        return found
 
     @property
     def is_illegal(self) -> bool:

@@ -138,7 +138,7 @@ class Declared:
         leaves: every value in it.
         headline: the score.
         loss: nats per token beside it.
-        total: bytes of model and code, the largest that is stated.
+        totals: bytes of model and code, wherever they are stated.
         seeds: seeds in the order of the file.
         results: per seed.
         problem: why the file cannot be read as JSON.

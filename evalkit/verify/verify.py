@@ -54,8 +54,8 @@ class VerifyReport:
             "folder": self.folder.path.name,
             "verdict": self.verdict,
             "claims": [
-                {name: asdict(claim)[name] for name in ("claim", "status", "stated", "found", "evidence", "message")}
-                for claim in self.claims
+                {name: claim[name] for name in ("claim", "status", "stated", "found", "evidence", "message")}
+                for claim in map(asdict, self.claims)
             ],
             "scores": self.scores,
             "notes": list(self.folder.notes),
