@@ -49,7 +49,7 @@ def emit_command(kind: Any, tokens_count: int, out: str, like: str | None, **opt
 @click.option("--prefix-loss", metavar="NATS", help="The same on DIR/prefix; together they give the suffix.")
 @click.option("--nll", metavar="FILE", help="Nats of every position (npz with nll) in place of the losses.")
 @click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")
-def judge_command(folder: str, json_path: str | None, **reported: str | None) -> int:
+def judge_command(folder: str, json_path: str | None, **reported: Any) -> int:
     """Judge what a program reported on the probe in FOLDER."""
     from evalkit.legality.probe import judge
 

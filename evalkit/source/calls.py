@@ -6,6 +6,7 @@ import ast
 import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evalkit.source import plain
@@ -69,7 +70,7 @@ class Calls(Expressions):
                 return False
             found = holder.cls.find(name) if holder.cls else None
             if isinstance(found, Function) and found.bound != "static":
-                bound = Function(found.node, found.scope, holder, found.owner, found.is_property)
+                bound = replace(found, bound=holder)
                 return self.call(bound, [], {}, node) if found.is_property else bound
             if found is not None or (holder.cls and name in holder.cls.attributes):
                 return found
@@ -92,7 +93,7 @@ class Calls(Expressions):
         keywords = {keyword.arg: self.value(keyword.value, scope) for keyword in node.keywords if keyword.arg}
         for base in owner.bases:
             if isinstance(base, Class) and isinstance(method := base.find(node.func.attr), Function):
-                return self.call(Function(method.node, method.scope, holder, method.owner), arguments, keywords, node)
+                return self.call(replace(method, bound=holder), arguments, keywords, node)
             if isinstance(base, Library) and node.func.attr == "__init__":
                 build_layer(holder, base.path, arguments, keywords)
             elif isinstance(base, Library) and node.func.attr == "forward":
@@ -166,7 +167,7 @@ class Calls(Expressions):
         made = Object(cls, cls.library_base())
         constructor = cls.find("__init__")
         if isinstance(constructor, Function):
-            bound = Function(constructor.node, constructor.scope, made, constructor.owner)
+            bound = replace(constructor, bound=made)
             self._call_function(bound, arguments, keywords, node)
         elif made.kind:
             build_layer(made, made.kind, arguments, keywords)
@@ -179,7 +180,7 @@ class Calls(Expressions):
         if "cos_cached" in " ".join(holder.attributes) or (holder.cls and "rotary" in holder.cls.name.lower()):
             return self.rotary(holder, arguments, keywords, node)
         if isinstance(method, Function):
-            bound = Function(method.node, method.scope, holder, method.owner)
+            bound = replace(method, bound=holder)
             return self._call_function(bound, arguments, keywords, node)
         return apply_layer(self.tensors, holder, arguments, node)
 
@@ -208,7 +209,7 @@ class Calls(Expressions):
         if not isinstance(method, Function):
             return ()
         fresh = Object(holder.cls, holder.kind, dict(holder.attributes), holder.name)
-        bound = Function(method.node, method.scope, fresh, method.owner)
+        bound = replace(method, bound=fresh)
         spec = method.node.args
         wanted = len(spec.args) - 1 - len(spec.defaults)
         arguments = [length, *(Unknown("device or dtype") for _ in range(wanted - 1))]

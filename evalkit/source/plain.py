@@ -85,7 +85,7 @@ def binary(op: ast.operator, left: Any, right: Any) -> Any:
     if isinstance(op, ast.Add):
         for kind, most, word in ((list, MAX_ITEMS, "list"), (tuple, MAX_ITEMS, "tuple"), (str, MAX_TEXT, "text")):
             if isinstance(left, kind) and isinstance(right, kind):
-                return left + right if len(left) + len(right) <= most else Unknown(f"a long {word}")
+                return operator.add(left, right) if len(left) + len(right) <= most else Unknown(f"a long {word}")
     if isinstance(op, ast.Mult) and isinstance(left, list | str) and isinstance(right, int):
         return left * right if len(left) * max(right, 0) <= MAX_ITEMS else Unknown("a long list")
     if isinstance(op, ast.BitOr) and isinstance(left, set) and isinstance(right, set):

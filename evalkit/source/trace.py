@@ -6,7 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evalkit.artifact.layouts import BANKS, bank_row, model_name
@@ -68,9 +68,7 @@ def trace_script(tree: ast.Module, environment: Mapping[str, str], forced: Mappi
     inputs: list[Any] = [Tensor(graph.node("ids"), (BATCH, LENGTH))]
     if method == "forward":
         inputs.append(Tensor(graph.node("targets"), (BATCH, LENGTH)))
-    result = interpreter.call(
-        Function(definition.node, definition.scope, model, definition.owner), inputs, {}, definition.node
-    )
+    result = interpreter.call(replace(definition, bound=model), inputs, {}, definition.node)
     if isinstance(result, tuple) and result:
         result = result[0]
     if not isinstance(result, Tensor):

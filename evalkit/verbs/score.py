@@ -206,6 +206,7 @@ def _report(
 ) -> Scored:
     options, artifact, resolved, window = session.options, session.artifact, session.resolved, session.sliding
     found: dict[str, Any] = to_json(report_of(forecaster))
+    shared: dict[str, Any] = {name: found.get(name) for name in _FOUND}
     because = leak.message if leak is not None else found.get("illegal_because")
     return Scored(
         artifact=None
@@ -251,7 +252,7 @@ def _report(
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
         dtype_because=session.dtype_because,
-        **{name: found.get(name) for name in _FOUND},
+        **shared,
         mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
         ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
         unknown_tokens=session.stream.count(session.tokenizer.unk_id) or None,
