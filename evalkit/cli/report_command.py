@@ -34,7 +34,7 @@ def command(reports: tuple[str, ...], nll: tuple[str, ...], check: str | None, o
     """
     from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
-    from evalkit.report.pair import build_pair_page, require_scores
+    from evalkit.report.pair import build_pair_page
 
     if len(reports) > 2:
         raise InputError(f"{len(reports)} reports; a page is about one, or about the difference of two")
@@ -49,7 +49,12 @@ def command(reports: tuple[str, ...], nll: tuple[str, ...], check: str | None, o
     scores = [read_token_scores(path, saved) if path else None for path, saved in zip(paths, opened, strict=True)]
     left_out: list[str] = []
     if len(opened) == 2:
-        runs = [require_scores(*pair) for pair in zip(opened, scores, strict=True)]
+        runs = [(saved, held) for saved, held in zip(opened, scores, strict=True) if held is not None]
+        if missing := [saved.path for saved, held in zip(opened, scores, strict=True) if held is None]:
+            raise InputError(
+                f"{missing[0]} has no per-token file beside it; comparing two runs needs --dump-nll of both "
+                f"(name the files with --nll A.npz --nll B.npz)"
+            )
         page = build_pair_page(*runs, **options)
     else:
         found = Path(check) if check else None

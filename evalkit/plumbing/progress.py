@@ -60,14 +60,7 @@ def _columns(stream: TextIO) -> int:
 
 
 class Progress:
-    """A status line that counts.
-
-    Args:
-        label: what is being done.
-        total: units of work in all.
-        unit: name of a unit, for the rate.
-        done: units that were done before this run; they do not count towards the rate.
-    """
+    """A status line that counts; what was ``done`` before this run does not count towards the rate."""
 
     def __init__(self, label: str, total: int, *, unit: str = "tokens", done: int = 0) -> None:
         self._label, self._total, self._unit, self._first = label, total, unit, done

@@ -41,12 +41,7 @@ def passage_spans(
 ) -> list[list[Any]]:
     """Return ``[text, nats, tokens]`` for each token of a passage; tokens that share a character are joined.
 
-    Args:
-        scores: of the stream.
-        tokens: the whole stream; score ``i`` belongs to token ``i + 1``.
-        tokenizer: of the tokens.
-        start: first score.
-        stop: last score plus 1.
+    The passage is that of the scores ``[start, stop)``; score ``i`` belongs to token ``i + 1`` of the stream.
     """
     ids = [int(t) for t in tokens[start + 1 : stop + 1]]
     spans: list[list[Any]] = []

@@ -123,11 +123,7 @@ def _by_step(
 ) -> Iterator[tuple[float | None, float | None, int]]:
     """Yield bits per byte of each step, half of their 95% interval where the documents are known, and tokens.
 
-    Args:
-        scores: of the stream.
-        at: picks the positions that are looked at.
-        step: of each of these.
-        owner: document of each position of the stream.
+    ``at`` picks positions of the stream, ``step`` is the step of each of these, ``owner`` the document of any position.
     """
     nats, num_bytes, counts = scores.nll[at], scores.num_bytes[at], np.bincount(step)
     bits = _bits_per_byte(np.bincount(step, weights=nats), np.bincount(step, weights=num_bytes))

@@ -102,8 +102,7 @@ class Calls(Expressions):
 
     def call(self, function: Any, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         """Work out a call."""
-        line = getattr(node, "lineno", 0)
-        self.graph.line = line
+        self.graph.line = getattr(node, "lineno", 0)
         if isinstance(function, Function):
             return self._call_function(function, arguments, keywords, node)
         if isinstance(function, Class):
@@ -167,8 +166,7 @@ class Calls(Expressions):
         made = Object(cls, cls.library_base())
         constructor = cls.find("__init__")
         if isinstance(constructor, Function):
-            bound = replace(constructor, bound=made)
-            self._call_function(bound, arguments, keywords, node)
+            self._call_function(replace(constructor, bound=made), arguments, keywords, node)
         elif made.kind:
             build_layer(made, made.kind, arguments, keywords)
         else:
@@ -180,8 +178,7 @@ class Calls(Expressions):
         if "cos_cached" in " ".join(holder.attributes) or (holder.cls and "rotary" in holder.cls.name.lower()):
             return self.rotary(holder, arguments, keywords, node)
         if isinstance(method, Function):
-            bound = replace(method, bound=holder)
-            return self._call_function(bound, arguments, keywords, node)
+            return self._call_function(replace(method, bound=holder), arguments, keywords, node)
         return apply_layer(self.tensors, holder, arguments, node)
 
     def rotary(self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
@@ -209,11 +206,10 @@ class Calls(Expressions):
         if not isinstance(method, Function):
             return ()
         fresh = Object(holder.cls, holder.kind, dict(holder.attributes), holder.name)
-        bound = replace(method, bound=fresh)
         spec = method.node.args
         wanted = len(spec.args) - 1 - len(spec.defaults)
         arguments = [length, *(Unknown("device or dtype") for _ in range(wanted - 1))]
-        tables = self._call_function(bound, arguments, {}, method.node)
+        tables = self._call_function(replace(method, bound=fresh), arguments, {}, method.node)
         return tuple(tables) if isinstance(tables, tuple | list) else ()
 
     def _variable(self, name: Any, default: Any, node: ast.AST) -> Any:

@@ -31,8 +31,8 @@ def build_layer(made: Object, path: str, arguments: list[Any], keywords: dict[st
     made.kind = path
     values = dict(enumerate(arguments)) | keywords
 
-    def number(place: int, *names: str) -> int | None:
-        found = next((values[key] for key in (place, *names) if key in values), None)
+    def number(place: int, name: str) -> int | None:
+        found = values.get(place, values.get(name))
         return found if isinstance(found, int) else None
 
     if kind == "Linear":

@@ -102,14 +102,19 @@ def _frontier(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
 def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
     """Return the scores over time as SVG, a whisker for the interval, a line for the frontier."""
     marked = {id(s.entry) for s in steps}
-    dated = [(day, e) for e in entries if e.mean is not None and (day := _day(e.date)) is not None]
     # Entries far above the frontier would press it flat.
-    worst = max(s.entry.mean or 0 for s in steps)
-    shown = [(day, e) for day, e in dated if (e.mean or 0) <= worst * 1.02 and (e.verify != "contradicted")]
+    highest = 1.02 * max(s.entry.mean or 0 for s in steps)
+    shown = [
+        (day, mean, e)
+        for e in entries
+        if (day := _day(e.date)) is not None
+        and (mean := e.mean) is not None
+        and mean <= highest
+        and e.verify != "contradicted"
+    ]
     if not shown:
         return ""
-    days = [day for day, _ in shown]
-    scores = [e.mean or 0.0 for _, e in shown]
+    days, scores = [day for day, _, _ in shown], [mean for _, mean, _ in shown]
     first, last = min(days), max(max(days), min(days) + 1)
     low, high = min(scores), max(scores)
     pad = max(0.05 * (high - low), 1e-4)
@@ -133,18 +138,17 @@ def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
             f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">'
             f"{date.fromordinal(day).isoformat()}</text>"
         )
-    for day, e in shown:
-        assert e.mean is not None
+    for day, mean, e in shown:
         half = e.half_width
         if half is not None and 2 * half < high - low:
             parts.append(
                 f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" '
-                f'y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>'
+                f'y1="{y(min(high, mean + half)):.1f}" y2="{y(max(low, mean - half)):.1f}"/>'
             )
         mark = " class=best" if id(e) in marked else ""
         parts.append(
-            f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4">'
-            f"<title>{escape(e.name)}: {e.mean:.5f}</title></circle>"
+            f'<circle{mark} cx="{x(day):.1f}" cy="{y(mean):.1f}" r="4">'
+            f"<title>{escape(e.name)}: {mean:.5f}</title></circle>"
         )
     path = ""
     for step in steps:

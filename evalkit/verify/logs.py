@@ -136,14 +136,12 @@ def read_log(text: Text) -> list[Run]:
                 break
             line = line[prefix.end() :]
         run = runs[-1]
-        if _START.match(line) and _DIGIT.search(line) and "=" not in line.split(":")[0]:
-            if run.finals or run.train_ms:
-                run = Run(text.file)
-                runs.append(run)
-        elif line.rstrip(":").lower() == "hyperparameters":
-            if run.finals or run.train_ms or run.settings:
-                run = Run(text.file)
-                runs.append(run)
+        heading = line.rstrip(":").lower() == "hyperparameters"
+        begins = _START.match(line) and _DIGIT.search(line) and "=" not in line.split(":")[0]
+        if (begins or heading) and (run.finals or run.train_ms or (heading and run.settings)):
+            run = Run(text.file)
+            runs.append(run)
+        if heading:
             block = True
             continue
         _read_line(run, line, raw, low, text.place(index), block)

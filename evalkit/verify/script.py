@@ -19,9 +19,7 @@ _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 4 << 20}]  # the pres
 def read_script(files: dict[str, int], scripts: dict[str, bytes]) -> Script | None:
     """Return the script that ships: ``train_gpt.py`` at the top, else the training script nearest to it.
 
-    Args:
-        files: sizes of all files.
-        scripts: contents of the ``.py`` files.
+    ``files`` holds the sizes of all files, ``scripts`` the contents of the ``.py`` files.
     """
     names = [f for f in scripts if re.search(r"train|main|submission|run", f.rpartition("/")[2], re.I)]
     name = min(
