@@ -106,8 +106,8 @@ def _check_types(header: Header) -> None:
     kinds |= {"artifact_sha256": str, "tokens_sha256": str, "options": dict, "text": dict}
     for name, kind in kinds.items():
         value = getattr(header, name)
-        fits = type(value) is kind and (kind is not int or 0 <= value < 1 << 48)
-        if not fits and not (name == "first" and value is None):
+        in_bounds = not isinstance(value, int) or 0 <= value < 1 << 48
+        if not (type(value) is kind and in_bounds) and not (name == "first" and value is None):
             problem = name
     if problem:
         raise InputError(
