@@ -103,8 +103,8 @@ def command(
         LOG.debug("per-token files: %s and %s", *(file or "none" for file in files))
         if files[0] is not None and files[1] is not None:
             scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
-            read, model = open_report_stream(new[0], **stream)
-            ids = read.read(0, len(read))
+            text, model = open_report_stream(new[0], **stream)
+            ids = text.read(0, len(text))
             paired = compare_tokens(scores, before, ids, bos=model.bos_id, decode=model.decode)
     write_json(json_path, as_dict(comparisons, paired, repeated, cautions))
     click.echo("\n\n".join([describe(comparisons, paired), *cautions]))

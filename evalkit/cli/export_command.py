@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from evalkit.cli.options import container_option, fit_option, target_bytes_option
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs, format_table
-
-if TYPE_CHECKING:
-    from evalkit.train.export.fit import FitRow
 
 EXAMPLE = """Examples:
 
@@ -66,17 +63,19 @@ def command(
     total, target_bytes = result.file.n_bytes + result.code_bytes, options["target_bytes"]
     write_json(json_path, result.to_dict() | {name: options[name] for name in ("container", "target_bytes")})
     if result.table:
-        header = ["tried", "bytes with code", "fits", "nats per token"]
-        click.echo(format_table(header, [_cells(row) for row in result.table]))
+        rows = [
+            [
+                row.label,
+                f"{row.total_bytes:,}",
+                "yes" if row.fits else "no",
+                "" if row.loss is None else f"{row.loss:.5f}",
+            ]
+            for row in result.table
+        ]
+        click.echo(format_table(["tried", "bytes with code", "fits", "nats per token"], rows))
     pairs = [
         ("artifact", f"{result.file.path}: {result.file.n_bytes:,} bytes, sha256 {result.file.sha256}"),
         ("with code", f"{total:,} bytes, {target_bytes - total:,} under the target of {target_bytes:,}"),
     ]
     pairs += [("note", note) for note in result.notes]
     click.echo(format_pairs(pairs))
-
-
-def _cells(row: FitRow) -> list[str]:
-    """Return a line of the table of what was tried."""
-    loss = "" if row.loss is None else f"{row.loss:.5f}"
-    return [row.label, f"{row.total_bytes:,}", "yes" if row.fits else "no", loss]

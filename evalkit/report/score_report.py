@@ -243,8 +243,7 @@ class ScoreReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON holds it."""
-        result: dict[str, Any] = to_json(self)
-        return result
+        return dict(to_json(self))
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "the report") -> ScoreReport:

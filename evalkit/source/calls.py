@@ -288,9 +288,8 @@ class Calls(Expressions):
         if name in ("map", "filter") and len(arguments) == 2:
             items = items_of(arguments[1], node)
             results = [self.call(arguments[0], [item], {}, node) for item in items]
-            return (
-                results if name == "map" else [item for item, kept in zip(items, results, strict=True) if truth(kept)]
-            )
+            kept = [item for item, result in zip(items, results, strict=True) if truth(result)]
+            return results if name == "map" else kept
         if name in ("list", "tuple", "sorted", "reversed", "set", "enumerate", "zip", "map", "filter", "iter"):
             return plain.sequence(name, arguments, keywords, node)
         return plain.function(name, arguments, keywords)

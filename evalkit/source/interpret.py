@@ -170,13 +170,11 @@ class Interpreter(Calls):
             self._assign(node.target, self.value(node.value, scope), scope)
 
     def _do_AugAssign(self, node: ast.AugAssign, scope: Scope) -> None:
-        present = self.value(node.target, scope)
-        if isinstance(present, list) and isinstance(node.op, ast.Add):
-            other = self.value(node.value, scope)
-            if isinstance(other, list | tuple | range):
-                present.extend(other)
-                return
-        self._assign(node.target, self.binary(node.op, present, self.value(node.value, scope), node), scope)
+        present, other = self.value(node.target, scope), self.value(node.value, scope)
+        if isinstance(node.op, ast.Add) and isinstance(present, list) and isinstance(other, list | tuple | range):
+            present.extend(other)
+        else:
+            self._assign(node.target, self.binary(node.op, present, other, node), scope)
 
     def _assign(self, target: ast.expr, value: Any, scope: Scope) -> None:
         if isinstance(target, ast.Name):
@@ -245,9 +243,7 @@ class Interpreter(Calls):
         self.run(node.body, scope)
 
     def _do_Try(self, node: ast.Try, scope: Scope) -> None:
-        self.run(node.body, scope)
-        self.run(node.orelse, scope)
-        self.run(node.finalbody, scope)
+        self.run([*node.body, *node.orelse, *node.finalbody], scope)
 
 
 def _names_set(statement: ast.stmt) -> list[str]:

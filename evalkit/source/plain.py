@@ -43,6 +43,8 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.BitXor: operator.xor,
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
 }
 _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -108,12 +110,8 @@ def number(op: ast.operator, left: Any, right: Any) -> Any:
             value = float(left) ** right if isinstance(left, float) or right < 0 or left > 2**16 else None
             if value is None:
                 value = left**right if right <= 64 else Unknown("a large power")
-        elif isinstance(op, ast.LShift | ast.RShift):
-            value = (
-                Unknown("a shift")
-                if not 0 <= right <= 62
-                else (left << right if isinstance(op, ast.LShift) else left >> right)
-            )
+        elif isinstance(op, ast.LShift | ast.RShift) and not 0 <= right <= 62:
+            value = Unknown("a shift")
         else:
             value = _ARITHMETIC[type(op)](left, right)
     except (ArithmeticError, KeyError, TypeError, ValueError):

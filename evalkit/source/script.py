@@ -159,12 +159,9 @@ def _check_nesting(text: str, path: str) -> None:
 
 def _wrapped(tree: ast.Module, path: str) -> bytes | None:
     """Return what the script executes, or None if it is not wrapped."""
-    calls = [
-        statement.value
-        for statement in tree.body
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
-    ]
-    executed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "exec" and call.args]
+    values = [statement.value for statement in tree.body if isinstance(statement, ast.Expr)]
+    calls = [value for value in values if isinstance(value, ast.Call) and value.args]
+    executed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "exec"]
     if not executed:
         return None
     if any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in tree.body):
@@ -262,16 +259,15 @@ class _Unwrapper:
         if isinstance(node, ast.Name):
             found = self.names.get(node.id, node.id)
             return found if isinstance(found, str) else None
-        if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Call):
-                inner = node.value.func
-                if isinstance(inner, ast.Name) and inner.id == "__import__" and node.value.args:
-                    module = node.value.args[0]
-                    return f"{module.value!s}.{node.attr}" if isinstance(module, ast.Constant) else None
-                return None
-            base = self._name(node.value)
-            return f"{base}.{node.attr}" if base else None
-        return None
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "__import__"
+            and node.args
+        ):
+            return str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else None
+        base = self._name(node.value) if isinstance(node, ast.Attribute) else None
+        return f"{base}.{node.attr}" if isinstance(node, ast.Attribute) and base else None
 
 
 _DECODERS: dict[str, Callable[[bytes], bytes]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 Arg = "Node | float | int | str | None | tuple[Arg, ...]"
 
@@ -104,16 +105,12 @@ class Graph:
                 constant = constant + item if op == "add" else constant * item
         if not math.isclose(constant, unit, rel_tol=1e-12, abs_tol=1e-12):
             # A factor into a sum is left alone: nothing is multiplied out, in both of two passes alike.
-            parts = [*sorted(parts, key=_by_id), constant]  # type: ignore[list-item]
+            parts = [*sorted(parts, key=attrgetter("id")), constant]  # type: ignore[list-item]
         else:
-            parts.sort(key=_by_id)
+            parts.sort(key=attrgetter("id"))
         if not parts:
             return unit
         return parts[0] if len(parts) == 1 else self.node(op, *parts)
-
-
-def _by_id(node: Node) -> int:
-    return node.id
 
 
 def _key(argument: object) -> object:

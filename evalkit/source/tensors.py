@@ -106,10 +106,8 @@ class Tensors:
             content = {"ones": 1.0, "zeros": 0.0}.get(name)
             if name == "full" and len(arguments) > 1 and isinstance(arguments[1], int | float):
                 content = float(arguments[1])
-            return Tensor(
-                self.graph.node(name if content is None else "filled", str(shape) if content is None else content),
-                shape,
-            )
+            filled = self.graph.node(name, str(shape)) if content is None else self.graph.node("filled", content)
+            return Tensor(filled, shape)
         if name == "tensor":
             content = arguments[0] if arguments else None
             shape = () if isinstance(content, int | float) else (len(content),) if isinstance(content, list) else None
@@ -122,9 +120,7 @@ class Tensors:
         if name == "arange":
             numbers = [a for a in arguments if isinstance(a, int | float)]
             if len(numbers) == len(arguments) and numbers:
-                start, stop, step = (
-                    (0, *numbers, 1) if len(numbers) == 1 else (*numbers, 1) if len(numbers) == 2 else numbers
-                )
+                start, stop, step = {1: (0, *numbers, 1), 2: (*numbers, 1)}.get(len(numbers), numbers)
                 size = max(math.ceil((stop - start) / step), 0) if step else 0
                 return Tensor(self.graph.node("arange", float(start), float(stop), float(step)), (size,))
             return Tensor(self.graph.node("arange", *(self.operand(a, node) for a in arguments)))

@@ -107,11 +107,11 @@ def _unbanked(parameters: list[Parameter]) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _model_class(interpreter: Interpreter) -> Class:
-    classes = [value for value in interpreter.globals.values() if isinstance(value, Class)]
     models = [
         cls
-        for cls in classes
-        if isinstance(constructor := cls.find("__init__"), Function)
+        for cls in interpreter.globals.values()
+        if isinstance(cls, Class)
+        and isinstance(constructor := cls.find("__init__"), Function)
         and any(isinstance(n, ast.Attribute) and n.attr == "tok_emb" for n in ast.walk(constructor.node))
     ]
     named = [cls for cls in models if cls.name == "GPT"] or models
@@ -137,9 +137,8 @@ def _last_call(tree: ast.Module, cls: Class) -> tuple[ast.Call, ast.AST, bool]:
 
 
 def _settings_object(interpreter: Interpreter) -> Any:
-    classes = [value for value in interpreter.globals.values() if isinstance(value, Class)]
-    for cls in classes:
-        if "num_layers" in cls.attributes or "hyperparam" in cls.name.lower():
+    for cls in interpreter.globals.values():
+        if isinstance(cls, Class) and ("num_layers" in cls.attributes or "hyperparam" in cls.name.lower()):
             return Object(cls, "")
     return Unknown("settings")
 

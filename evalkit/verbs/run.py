@@ -106,8 +106,7 @@ class RunReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON holds it."""
-        result: dict[str, Any] = to_json(self)
-        return result
+        return dict(to_json(self))
 
 
 def run_pipeline(options: PipelineOptions) -> RunReport:

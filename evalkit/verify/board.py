@@ -72,7 +72,7 @@ class Step:
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Return an entry for every folder or report; a check report joins the score report of the same artifact or text.
+    """Return an entry for every folder or report.
 
     Raises:
         InputError: a path is neither a submission folder nor a report of evalkit.

@@ -49,9 +49,8 @@ def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:
             return Claim("bpb", CONTRADICTED, said, expected, round(implied), lines)
     near = min(SETS, key=lambda s: abs(s.ratio / ratio - 1))
     if abs(near.ratio / ratio - 1) <= 0.0015 + error:
-        return Claim(
-            "bpb", HOLDS, f"{score.label}: {ratio:.6f} bytes per token, as of {near.name}", near.ratio, ratio, lines
-        )
+        said = f"{score.label}: {ratio:.6f} bytes per token, as of {near.name}"
+        return Claim("bpb", HOLDS, said, near.ratio, ratio, lines)
     known_names = [s for s in SETS if s.name in _tokenizers(folder, run)]
     if known_names and all(abs(s.ratio / ratio - 1) > 0.03 + error for s in known_names):
         names = ", ".join(f"{s.ratio} of {s.name}" for s in known_names)

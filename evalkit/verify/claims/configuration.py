@@ -74,9 +74,9 @@ def _mixed_rows(folder: Folder) -> Claim | None:
         own = [r for r in folder.runs if seed_of(r) in (None, result.seed)]
         scored = [r for r in own if any(same(result.bpb, s.bpb) for s in r.finals)]
         sized = [r for r in own if any(abs(t.value - result.bytes_total.value) < 1 for _, t in r.totals)]
-        if len({r.file for r in (*scored, *sized)}) != 1 or not scored or not sized or any(r in sized for r in scored):
+        if len(scored) != 1 or len(sized) != 1 or not scored[0].totals:
             continue
-        if not scored[0].totals or len(scored) > 1 or len(sized) > 1:
+        if scored[0].file != sized[0].file or scored == sized:
             continue
         score = next(s for s in scored[0].finals if same(result.bpb, s.bpb))
         total = next(t for _, t in sized[0].totals if abs(t.value - result.bytes_total.value) < 1)

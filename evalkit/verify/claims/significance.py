@@ -58,6 +58,5 @@ def _sigma(support: Support) -> Claim:
         mean = math.fsum(values) / len(values)
         spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
         note = f"; the {len(values)} logs spread by {spread:.5f} (sample deviation)"
-    return Claim(
-        "significance", NOT_STATED, f"no gain over an earlier record is said to clear {RECORD_NATS} nats{note}"
-    )
+    said = f"no gain over an earlier record is said to clear {RECORD_NATS} nats{note}"
+    return Claim("significance", NOT_STATED, said)

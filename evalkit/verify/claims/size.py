@@ -19,9 +19,8 @@ def check_size(folder: Folder, runs: list[Run]) -> list[Claim]:
         claims = [stated, *claims]
     if claims:
         return nearest_to_limit(claims)
-    totals = folder.declared.totals
-    if totals and max(t.value for t in totals) <= SIZE_CAP:
-        largest = max(totals, key=lambda t: t.value)
+    largest = max(folder.declared.totals, key=lambda t: t.value, default=None)
+    if largest is not None and largest.value <= SIZE_CAP:
         said = f"no log prints the size that {folder.declared.file} states"
         return [Claim("size", NOT_STATED, said, largest.value, None, places(largest))]
     return [Claim("size", NOT_STATED, "neither a log nor submission.json states the size")]
@@ -29,11 +28,9 @@ def check_size(folder: Folder, runs: list[Run]) -> list[Claim]:
 
 def _stated(folder: Folder, runs: list[Run]) -> Claim | None:
     over = [t for t in folder.declared.totals if SIZE_CAP < t.value < 100e6]
-    if not over:
-        return None
-    worst = max(over, key=lambda t: t.value)
+    worst = max(over, key=lambda t: t.value, default=None)
     smaller = [c for run in runs or folder.runs if (c := _smallest(folder, run)) and c[0] <= SIZE_CAP]
-    if smaller:  # the file counts the script raw, as some logs do
+    if worst is None or smaller:  # the file counts the script raw, as some logs do
         return None
     said = (
         f"{folder.declared.file} states {worst.value:,.0f} bytes, {worst.value - SIZE_CAP:,.0f} over the cap of "

@@ -29,11 +29,10 @@ def _training(run: Run) -> Claim | None:
     longest = max(run.train_ms, key=lambda n: n.value)
     seconds = longest.value / 1000
     grace = max(LEAST_GRACE_SECONDS, (run.step_ms or 0) / 1000, 6.0 if longest.decimals < 0 else 0.0)
-    lines = places(longest)
     if seconds <= LIMIT_SECONDS + grace:
-        return Claim("time", HOLDS, f"training took {seconds:.1f} s", LIMIT_SECONDS, seconds, lines)
+        return Claim("time", HOLDS, f"training took {seconds:.1f} s", LIMIT_SECONDS, seconds, places(longest))
     said = f"{run.file}: training took {seconds:,.1f} s, over {LIMIT_SECONDS:.0f} s by more than a step"
-    return Claim("time", CONTRADICTED, said, LIMIT_SECONDS, seconds, lines)
+    return Claim("time", CONTRADICTED, said, LIMIT_SECONDS, seconds, places(longest))
 
 
 def _evaluation(run: Run, support: Support) -> Claim | None:
