@@ -36,29 +36,16 @@ class LogitsForecaster(Protocol):
 
 
 class OnlineMixer(Protocol):
-    """What a mixer must offer; :class:`mixers.Mixer` does."""
+    """What a mixer must offer; :class:`mixers.Mixer` does.
 
-    def score(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logp: Nats | None = None,
-        entropy_logp: Nats | None = None,
-        entropy: Nats | None = None,
-    ) -> Nats:
+    ``network`` is what a network says, if there is one: log-probabilities, those re-tempered, and entropies.
+    """
+
+    def score(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
         """Return the nats of the mixture at each position, learning inside the span; first undo what was not kept."""
         ...
 
-    def extend(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logp: Nats | None = None,
-        entropy_logp: Nats | None = None,
-        entropy: Nats | None = None,
-    ) -> Nats:
+    def extend(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
         """Go on with the span from where its last piece ended."""
         ...
 
@@ -66,26 +53,11 @@ class OnlineMixer(Protocol):
         """Undo what was not kept."""
         ...
 
-    def distributions(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logprobs: Nats | None = None,
-        entropy_logprobs: Nats | None = None,
-        entropy: Nats | None = None,
-    ) -> Nats:
+    def distributions(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
         """Return the mixture's log-probabilities of every token at each position."""
         ...
 
-    def distribution(
-        self,
-        tokens: Tokens,
-        position: int,
-        neural_logprobs: Nats | None = None,
-        entropy_logprobs: Nats | None = None,
-        entropy: float | None = None,
-    ) -> Nats:
+    def distribution(self, tokens: Tokens, position: int, *network: Nats | float | None) -> Nats:
         """Return the mixture's log-probabilities of every token at one position."""
         ...
 
@@ -167,10 +139,8 @@ class MixedForecaster:
         position = len(prefix)
         if self.network is None:
             return self.mixer.distribution(prefix, position)
-        rows, sharpened, entropy = network_experts(self.network.next_logits(prefix))
-        return self.mixer.distribution(
-            prefix, position, rows[0].cpu().numpy(), sharpened[0].cpu().numpy(), float(entropy[0])
-        )
+        said = network_experts(self.network.next_logits(prefix))
+        return self.mixer.distribution(prefix, position, *(values[0].cpu().numpy() for values in said))
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Keep what the mixer learned, then let the network learn."""
