@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from common import network_inputs, one_byte_each, parser_of, print_header, print_row
 from scoring import STRIDE, plain_loop
-from train_throughput import training_flops_per_token
 
 from evalkit.mixers import Mixer, default_config
 from evalkit.model.config import ModelConfig
@@ -44,6 +43,7 @@ from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.prequential.streaming import StreamingConfig, StreamingForecaster
 from evalkit.recipes import load_recipe
 from evalkit.tokens.shards import write_shard
+from evalkit.train.automatic import settle, training_flops_per_token
 from evalkit.train.data import TrainingTokens
 from evalkit.train.folder import TrainingFolder
 from evalkit.train.loop import Trainer
@@ -372,7 +372,7 @@ def _trainer(bench: Bench, recipe: str, folder: Path) -> Trainer:
         "train.seq_len": str(shapes.seq_len),
         "train.device": str(bench.device),
     }
-    config = resolve(load_recipe(recipe), settings, steps=1000)
+    config = settle(resolve(load_recipe(recipe), settings, steps=1000), Ranks(device=bench.device))
     shard = folder / "train.bin"
     write_shard(shard, bench.tokens(recipe, 4 * shapes.step_tokens + 8))
     return Trainer(

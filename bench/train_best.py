@@ -1,6 +1,7 @@
 """The recipe ``best`` against the five systems and PR1493 at a reduced size, and what each choice in it is worth.
 
     python bench/train_best.py --data DIR --tokenizer MODEL --out DIR [--seeds 1337 42 7] [--steps 150] [--choices]
+                               [--scale 256x6 --others pr849 pr1493 --table best_larger]
 
 All are trained on the same tokens in as many steps, with as many parameters (``model.mlp_hidden`` makes them equal),
 and exported at their own widths; ``best`` is fitted to the size of the smallest of the others. Bits per byte are those
@@ -188,8 +189,9 @@ def write_systems(others: dict[str, list[Scored]], best: list[Scored], a: argpar
     gaps = [one.exported - other.exported for one, other in zip(best, others[rival], strict=True)]
     seeds = ", ".join(map(str, a.seeds))
     replace_table(
-        "best",
-        f"`python bench/train_best.py --scale {a.scale} --steps {a.steps} --batch-tokens {a.batch_tokens}`: {a.steps} "
+        a.table,
+        f"`python bench/train_best.py --scale {a.scale} --steps {a.steps} --batch-tokens {a.batch_tokens} --seq-len "
+        f"{a.seq_len}`: {a.steps} "
         f"steps of {a.batch_tokens} tokens, windows of\n{a.seq_len}, seeds {seeds}; bits per byte on {a.val_tokens:,} "
         "validation tokens of the corpus, means with standard errors over seeds; the largest artifact.\n\n"
         "| recipe | parameters | trained | exported | bytes | seconds |\n|---|"
@@ -214,6 +216,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 7], help="seeds of every system")
     parser.add_argument("--choices", action="store_true", help="also best with one choice undone at a time, first seed")
+    parser.add_argument("--others", nargs="+", default=OTHERS, help="the recipes that best is compared with")
+    parser.add_argument("--table", default="best", help="the table of RESULTS.md to write")
     parser.add_argument("--scale", default="64x4", help="WIDTHxDEPTH of every model")
     parser.add_argument("--steps", type=int, default=150, help="steps of each run")
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a step")
@@ -223,7 +227,7 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16_384, help="for GPTQ")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    others = {name: [scored(name, seed, 0, a) for seed in a.seeds] for name in OTHERS}
+    others = {name: [scored(name, seed, 0, a) for seed in a.seeds] for name in a.others}
     cap = min(run.n_bytes for runs in others.values() for run in runs)
     best = [scored("best", seed, cap, a) for seed in a.seeds]
     write_systems(others, best, a)

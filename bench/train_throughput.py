@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from common import parser_of, print_header, print_row
 
-from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.tokens.shards import write_shard
+from evalkit.train.automatic import settle, training_flops_per_token
 from evalkit.train.config import RunConfig
 from evalkit.train.data import TrainingTokens
 from evalkit.train.folder import TrainingFolder
@@ -35,12 +35,6 @@ from evalkit.train.loop import LoopStart, Trainer
 from evalkit.train.resolve import resolve
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-
-
-def training_flops_per_token(m: ModelConfig, seq_len: int) -> float:
-    """Forward and backward floating-point operations per token, causal attention counted once."""
-    matrices = len(m.passes) * (2 * m.model_dim**2 + 2 * m.model_dim * m.kv_dim + 2 * m.model_dim * m.mlp_hidden)
-    return 3 * (2 * (matrices + m.model_dim * m.vocab_size) + len(m.passes) * 4 * m.model_dim * (seq_len + 1) / 2)
 
 
 def best_seconds(steps: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -71,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products, Newton-Schulz's too"
     )
-    parser.add_argument("--compile", default="auto", help="auto, on or off")
+    parser.add_argument("--compile", default="on", help="on or off; auto is on in long runs")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,6 +96,7 @@ def timed(recipe: str, a: argparse.Namespace, device: torch.device) -> tuple[Run
         },
         steps=1000,
     )
+    config = settle(config, Ranks(device=device))
     vocabulary = config.model.vocab_size
     plain = GPT(config.model)
     plain.load_state_dict(initial_weights(config.model, config.init, seed=1))

@@ -15,6 +15,7 @@ from evalkit.model.config import ModelConfig
 from evalkit.plumbing.settings import require, typed_fields
 
 Precision = Literal["bfloat16", "float32"]
+AutoPrecision = Literal["auto", "bfloat16", "float32"]
 AverageKind = Literal["raw", "ema", "swa"]
 
 
@@ -49,12 +50,13 @@ class TrainConfig:
         seq_len: window length in tokens.
         steps: last step at the latest.
         max_seconds: training clock at the end, in seconds, without validation and warm-up; 0 has no limit.
-        warmup_steps: steps that compile and warm the kernels and are then undone; left out where nothing is
-            compiled.
+        warmup_steps: steps that compile and warm the kernels and are then undone; on a CPU one for each graph, and none
+            where nothing is compiled.
         seed: seed of the initial weights.
-        precision: dtype of matrices and activations in the forward pass; masters are float32.
+        precision: dtype of matrices and activations in the forward pass; masters are float32. ``auto`` takes bfloat16
+            on GPUs, and on CPUs that multiply faster in it (:mod:`evalkit.train.automatic`).
         table_precision: dtype of the masters (and Adam moments) of embedding tables.
-        compile: ``auto`` compiles on GPUs only.
+        compile: ``auto`` compiles on GPUs, and on CPUs where the run is so long that it pays.
         device: ``auto`` takes a GPU if there is one.
         threads: CPU threads of each rank; 0 leaves torch's choice.
         validate_every: steps between validations; 0 validates at the end only.
@@ -74,7 +76,7 @@ class TrainConfig:
     max_seconds: float = 600.0
     warmup_steps: int = 20
     seed: int = 1337
-    precision: Precision = "bfloat16"
+    precision: AutoPrecision = "auto"
     table_precision: Precision = "float32"
     compile: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
@@ -123,7 +125,7 @@ class OptimizerConfig:
             of 9 steps at least (unless it is shorter): gradients of 100 steps ago say little in a run of 300.
         nesterov: update from G + momentum M in place of M.
         ns_steps: Newton-Schulz iterations.
-        ns_precision: dtype of their products.
+        ns_precision: dtype of their products; ``auto`` as for ``train.precision``.
         ns_coefficients: their polynomials: ``jordan`` repeats one; ``polar_express`` has one for each iteration.
         row_normalise: give the rows of an update length 1 before Newton-Schulz (MuonEq-R).
         matrix_weight_decay: decoupled decay of Muon's matrices, times the scheduled learning rate.
@@ -151,7 +153,7 @@ class OptimizerConfig:
     stretch_momentum: bool = False
     nesterov: bool = True
     ns_steps: int = 5
-    ns_precision: Precision = "bfloat16"
+    ns_precision: AutoPrecision = "auto"
     ns_coefficients: Literal["jordan", "polar_express"] = "jordan"
     row_normalise: bool = False
     matrix_weight_decay: float = 0.04

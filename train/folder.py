@@ -58,11 +58,22 @@ class TrainingFolder:
         Raises:
             InputError: it holds none.
         """
-        if not self.config.exists():
+        known = self.settings()
+        if known is None:
             raise InputError(f"{self.path} holds no run to go on with; start one with --recipe")
+        sections = known.to_dict()
+        return Recipe(name=known.recipe, model=sections["model"], sections=sections)
+
+    def settings(self) -> RunConfig | None:
+        """Return the settings of the run that the folder holds; None where it holds none.
+
+        Raises:
+            InputError: the run is another version's.
+        """
+        if not self.config.exists():
+            return None
         known = self._identity()
-        sections = RunConfig.from_dict(known["recipe"], known["sections"]).to_dict()
-        return Recipe(name=known["recipe"], model=sections["model"], sections=sections)
+        return RunConfig.from_dict(known["recipe"], known["sections"])
 
     def _identity(self) -> dict[str, Any]:
         known: dict[str, Any] = read_json(self.config)
@@ -155,11 +166,12 @@ def load_run(path: Path, kind: str | None = None) -> TrainedModel:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return in words what changed; runs of older versions may have left a setting at ``auto``."""
     found = []
     for section in {**old, **new}:
         before, after = old.get(section, {}), new.get(section, {})
         for key in {**before, **after}:
             name = f"{section}.{key}"
-            if name not in _MAY_CHANGE and before.get(key) != after.get(key):
+            if name not in _MAY_CHANGE and before.get(key) not in (after.get(key), "auto"):
                 found.append(f"{name} was {before.get(key)}, now {after.get(key)}")
     return found

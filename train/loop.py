@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +76,25 @@ class LoopStart:
     ruled_by: str
 
 
+@contextmanager
+def _tensor_float(device: torch.device) -> Iterator[None]:
+    """Have a GPU multiply float32 matrices (the head's) in its shorter format, and leave the setting as it was."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Trainer:
     """One run on one rank.
 
     Args:
-        config: the resolved recipe.
+        config: the resolved recipe, in which :func:`evalkit.train.automatic.settle` has left nothing at ``auto``.
         stream: training tokens.
         validator: scores the validation stream, or None.
         ranks: the processes that train together.
@@ -103,10 +118,7 @@ class Trainer:
         stream.require(train.span_tokens)
         self.config, self._stream, self._validator = config, stream, validator
         self._ranks, self._folder, self._now = ranks, folder, now
-        compiled = train.compile == "on" or (train.compile == "auto" and ranks.device.type == "cuda")
-        self._objective = Objective(config, ranks.device, compiled=compiled)
-        if ranks.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        self._objective = Objective(config, ranks.device, compiled=train.compile == "on")
         packed = pack(
             config.model,
             initial_weights(config.model, config.init, seed=train.seed),
@@ -139,7 +151,7 @@ class Trainer:
         announced_since = time.perf_counter() if self._announces else None
         self._announces = False
         mine = train.spans // self._ranks.count
-        sharpness = torch.tensor(alpha, device=self._ranks.device)
+        sharpness = torch.full((), alpha, device=self._ranks.device)  # by a kernel: a copy would wait for the GPU
         total = torch.zeros((), device=self._ranks.device)
         for turn in range(mine):
             ids, targets = self._stream.span(
@@ -149,15 +161,16 @@ class Trainer:
                 span_tokens=train.span_tokens,
                 seq_len=train.seq_len,
             )
-            nats, penalty = self._objective(
-                self.masters,
-                self._sent(ids),
-                self._sent(targets),
-                quantised=quantised,
-                alpha=sharpness,
-                looped=looped,
-            )
-            ((nats + penalty) / mine).backward()
+            with _tensor_float(self._ranks.device):
+                nats, penalty = self._objective(
+                    self.masters,
+                    self._sent(ids),
+                    self._sent(targets),
+                    quantised=quantised,
+                    alpha=sharpness,
+                    looped=looped,
+                )
+                ((nats + penalty) / mine).backward()
             total += nats.detach() / mine
             if announced_since is not None and turn == 0:
                 float(total)  # a GPU has done the work only then
@@ -206,6 +219,14 @@ class Trainer:
         self._load_masters(masters)
         self.optimizer.load_state_dict(state)
         self.optimizer.zero_grad()
+
+    def _warm_up_steps(self) -> int:
+        """Return how many steps are taken and undone at first: a CPU has graphs to compile, but no kernels to warm."""
+        wanted = self.config.train.warmup_steps
+        if self._ranks.device.type != "cpu":
+            return wanted
+        graphs = 2 if self._loops_late or self.config.qat.enabled else 1
+        return min(wanted, graphs) if self._objective.compiled else 0
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """Take one step; return this rank's loss in nats and the gradient norm."""
@@ -270,13 +291,8 @@ class Trainer:
         self._log = MetricsLog(path, resumed_step=self.step)
         if resume:
             self._log.write(step=self.step, event="resume")
-        warmup = self.config.train.warmup_steps
-        # Eager CPU kernels have nothing to compile, so there is nothing to warm.
-        if (
-            warmup
-            and not self.clock.over(self.step)
-            and (self._objective.compiled or self._ranks.device.type == "cuda")
-        ):
+        warmup = self._warm_up_steps()
+        if warmup and not self.clock.over(self.step):
             self.warm_up(warmup)
         self._announces = self._ranks.is_first and not self.clock.over(self.step)
         with self._signals:

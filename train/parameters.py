@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from evalkit.model.config import ModelConfig
-from evalkit.train.config import Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Role = Literal["attention", "mlp", "projection", "table", "head", "vector"]
 """``attention`` and ``mlp`` matrices of the blocks; ``projection`` of hash and value embeddings; embedding

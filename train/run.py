@@ -19,6 +19,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
+from evalkit.train.automatic import settle
 from evalkit.train.config import RunConfig
 from evalkit.train.data import ByteCounter, TrainingTokens, find_shards, load_validation
 from evalkit.train.folder import TrainingFolder
@@ -83,6 +84,7 @@ def train_model(
     tokens = load_validation(val_shards, vocab_size=vocab_size, limit=config.train.val_tokens)
     with ranks.joined(_device(config.train.device, ranks)) as ranks:
         folder = TrainingFolder(path=out)
+        config = settle(config, ranks, folder.settings() if resume else None)
         validator = None
         if tokens is not None:
             validator = Validator(

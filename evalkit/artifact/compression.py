@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import lzma
 import zlib
+from collections.abc import Iterator
 
 import brotli
 import numpy as np
@@ -39,10 +40,10 @@ def compression_of(data: bytes) -> str:
     return "none"
 
 
-def unwrap(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> tuple[bytes, str]:
+def unwrap(data: bytes) -> tuple[bytes, str]:
     """Return a file's content, inflated and with its bytes in order, and what was done to it in words.
 
-    The output is produced in pieces and abandoned once it passes ``max_bytes``, so that a small file cannot claim an
+    The output is produced in pieces and abandoned once it passes the bound, so that a small file cannot claim an
     unbounded amount of memory. What is not compressed in any known way is returned as it is, as ``none``.
 
     Raises:
@@ -50,26 +51,33 @@ def unwrap(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> tuple[bytes, 
     """
     kind, content = compression_of(data), data
     if kind != "none":
-        content = _inflate(data, kind, max_bytes)
+        content = _inflate(data, kind)
     elif data[:4] not in (_SHUFFLED, _TORCH_FILE) and _is_brotli(data):
-        kind, content = "brotli", _inflate(data, "brotli", max_bytes)
+        kind, content = "brotli", _inflate(data, "brotli")
     if content[:4] == _SHUFFLED:
         content, stride = _unshuffle(content)
         kind = f"{kind}, bytes shuffled by {stride}"
     return content, kind
 
 
-def inflate(data: bytes, *, max_bytes: int = MAX_INFLATED_BYTES) -> bytes:
+def inflate(data: bytes) -> bytes:
     """Return the content alone; see :func:`unwrap`."""
-    return unwrap(data, max_bytes=max_bytes)[0]
+    return unwrap(data)[0]
 
 
-def _inflate(data: bytes, kind: str, max_bytes: int) -> bytes:
-    read = {"zstd": _inflate_zstd, "xz": _inflate_xz, "zlib": _inflate_zlib, "brotli": _inflate_brotli}[kind]
+def _inflate(data: bytes, kind: str) -> bytes:
+    pieces = {"zstd": _zstd_pieces, "xz": _xz_pieces, "zlib": _zlib_pieces, "brotli": _brotli_pieces}[kind](data)
+    output = bytearray()
     try:
-        return read(data, max_bytes)
+        for piece in pieces:
+            output += piece
+            if len(output) > MAX_INFLATED_BYTES:
+                raise ArtifactError(
+                    f"the {kind} stream inflates past {MAX_INFLATED_BYTES:,} bytes, the most that evalkit accepts"
+                )
     except (zstandard.ZstdError, lzma.LZMAError, zlib.error, brotli.error, EOFError, MemoryError) as error:
         raise ArtifactError(f"the {kind} stream is damaged ({error}); expected a complete {kind} file") from None
+    return bytes(output)
 
 
 def _is_brotli(data: bytes) -> bool:
@@ -82,18 +90,15 @@ def _is_brotli(data: bytes) -> bool:
     return first[:4] in (_SHUFFLED, _TORCH_FILE)
 
 
-def _inflate_brotli(data: bytes, max_bytes: int) -> bytes:
+def _brotli_pieces(data: bytes) -> Iterator[bytes]:
     decompressor = brotli.Decompressor()
-    output = bytearray(decompressor.process(data, output_buffer_limit=_CHUNK))
+    yield decompressor.process(data, output_buffer_limit=_CHUNK)
     while not decompressor.is_finished():
-        _check_bound(len(output), max_bytes, "brotli")
         piece = decompressor.process(b"", output_buffer_limit=_CHUNK)
         if not piece and decompressor.can_accept_more_data():
             break
-        output += piece
-    _check_bound(len(output), max_bytes, "brotli")
+        yield piece
     _check_end(decompressor.is_finished(), 0, "brotli")
-    return bytes(output)
 
 
 def _unshuffle(data: bytes) -> tuple[bytes, int]:
@@ -112,43 +117,31 @@ def _unshuffle(data: bytes) -> tuple[bytes, int]:
     return content.tobytes(), stride
 
 
-def _inflate_zstd(data: bytes, max_bytes: int) -> bytes:
+def _zstd_pieces(data: bytes) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
-    output = bytearray()
     fed = 0
     while fed < len(data) and not decompressor.eof:
         # The smallest block, four bytes, inflates to 128 KiB: small pieces keep each step's output small.
         piece = data[fed : fed + _ZSTD_PIECE]
-        output += decompressor.decompress(piece)
         fed += len(piece)
-        _check_bound(len(output), max_bytes, "zstd")
+        yield decompressor.decompress(piece)
     _check_end(decompressor.eof, len(decompressor.unused_data) + len(data) - fed, "zstd")
-    return bytes(output)
 
 
-def _inflate_xz(data: bytes, max_bytes: int) -> bytes:
+def _xz_pieces(data: bytes) -> Iterator[bytes]:
     decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MAX_XZ_MEMORY)
-    output = bytearray(decompressor.decompress(data, max_length=_CHUNK))
+    yield decompressor.decompress(data, max_length=_CHUNK)
     while not decompressor.eof and not decompressor.needs_input:
-        output += decompressor.decompress(b"", max_length=_CHUNK)
-        _check_bound(len(output), max_bytes, "xz")
+        yield decompressor.decompress(b"", max_length=_CHUNK)
     _check_end(decompressor.eof, len(decompressor.unused_data), "xz")
-    return bytes(output)
 
 
-def _inflate_zlib(data: bytes, max_bytes: int) -> bytes:
+def _zlib_pieces(data: bytes) -> Iterator[bytes]:
     decompressor = zlib.decompressobj()
-    output = bytearray(decompressor.decompress(data, _CHUNK))
+    yield decompressor.decompress(data, _CHUNK)
     while not decompressor.eof and decompressor.unconsumed_tail:
-        output += decompressor.decompress(decompressor.unconsumed_tail, _CHUNK)
-        _check_bound(len(output), max_bytes, "zlib")
+        yield decompressor.decompress(decompressor.unconsumed_tail, _CHUNK)
     _check_end(decompressor.eof, len(decompressor.unused_data), "zlib")
-    return bytes(output)
-
-
-def _check_bound(size: int, max_bytes: int, kind: str) -> None:
-    if size > max_bytes:
-        raise ArtifactError(f"the {kind} stream inflates past {max_bytes:,} bytes, the most that evalkit accepts")
 
 
 def _check_end(reached: bool, unused: int, kind: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from evalkit.model.config import ModelConfig, coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, resolve_layers
+
+if TYPE_CHECKING:
+    from evalkit.source.reading import Found
 
 NOT_INFERABLE = (
     "activation",
@@ -32,10 +35,8 @@ NOT_INFERABLE = (
 )
 """Settings that no tensor reveals; a recipe supplies them."""
 
-_WINDOW_GATES = {
-    "window": "blocks.0.attn.attn_gate_w",
-    "window_doubled": "blocks.0.attn.attn_gate_proj.weight",
-}
+WINDOW_GATES = {"window": "attn_gate_w", "window_doubled": "attn_gate_proj.weight"}
+"""Tensor of an attention layer that makes its gate a window's, by the kind of gate."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -55,18 +56,6 @@ class ResolvedConfig:
     seq_len: int = 0
 
 
-class Told(Protocol):
-    """A value and where it is written."""
-
-    @property
-    def value(self) -> Any:
-        """The value."""
-
-    @property
-    def origin(self) -> str:
-        """Such as ``train_gpt.py:123``."""
-
-
 def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
     """Return every setting that tensor names and shapes reveal.
 
@@ -84,34 +73,46 @@ def infer_from_shapes(shapes: Shapes) -> dict[str, Any]:
     head_dim = model_dim // heads
     if kv_dim % head_dim:
         raise ArtifactError(f"the artifact's keys are {kv_dim} wide; expected a multiple of the head width {head_dim}")
-    found: dict[str, Any] = {
+    return {
         "vocab_size": vocab_size,
         "model_dim": model_dim,
         "num_layers": len(layers),
         "num_heads": heads,
         "num_kv_heads": kv_dim // head_dim,
         "mlp_hidden": _matrix(shapes, "blocks.0.mlp.fc.weight")[0],
+        **parts_from_shapes(shapes),
+    }
+
+
+def parts_from_shapes(shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Any]:
+    """Return which parts a model has besides its blocks, by the names of its tensors, and their sizes where known.
+
+    Raises:
+        ArtifactError: a tensor has not the shape that it has in a model that evalkit knows.
+    """
+    sized = {name: shape for name, shape in shapes.items() if shape is not None}
+    found: dict[str, Any] = {
         "tie_embeddings": "lm_head.weight" not in shapes,
         "smear_gate": "smear.gate" in shapes,
         "unet_skips": "skip_weights" in shapes,
         "skip_gates": "skip_gates" in shapes,
     }
-    if "skip_weights" in shapes:
-        found["skip_rows"] = _matrix(shapes, "skip_weights")[0]
-    if "smear_gate.weight" in shapes:
-        found["smear_width"] = _matrix(shapes, "smear_gate.weight")[1]
+    if "skip_weights" in sized:
+        found["skip_rows"] = _matrix(sized, "skip_weights")[0]
+    if "smear_gate.weight" in sized:
+        found["smear_width"] = _matrix(sized, "smear_gate.weight")[1]
     for kind in ("bigram", "trigram"):
-        if f"{kind}.embed.weight" in shapes:
-            found[f"{kind}_buckets"], found[f"{kind}_dim"] = _matrix(shapes, f"{kind}.embed.weight")
-    if "ve_shared.embed.weight" in shapes:
-        found["value_embed_dim"] = _matrix(shapes, "ve_shared.embed.weight")[1]
+        if f"{kind}.embed.weight" in sized:
+            found[f"{kind}_buckets"], found[f"{kind}_dim"] = _matrix(sized, f"{kind}.embed.weight")
+    if "ve_shared.embed.weight" in sized:
+        found["value_embed_dim"] = _matrix(sized, "ve_shared.embed.weight")[1]
     if "blocks.0.attn.attn_gate.weight" in shapes:
         found["attention_gate"] = "sigmoid"
     elif "blocks.0.attn.attn_gate" in shapes:
         found["attention_gate"] = "scalar"
-    for kind, name in _WINDOW_GATES.items():
-        if name in shapes:
-            found["attention_gate"], found["attention_gate_width"] = kind, _matrix(shapes, name)[1]
+    for kind, name in WINDOW_GATES.items():
+        if f"blocks.0.attn.{name}" in sized:
+            found |= {"attention_gate": kind, "attention_gate_width": _matrix(sized, f"blocks.0.attn.{name}")[1]}
     if any(name.endswith(".attn.vr_lambda") for name in shapes):
         found["value_residual"] = "first_layer"
     elif "blocks.0.lambda_v" in shapes:
@@ -124,7 +125,7 @@ def resolve_config(
     *,
     recipe: Recipe | None = None,
     stored: Mapping[str, Any] | None = None,
-    source: Mapping[str, Told] | None = None,
+    source: Mapping[str, Found] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ResolvedConfig:
     """Combine what shapes reveal with the artifact's own configuration or a recipe, and with overrides.

@@ -11,13 +11,21 @@ A plain state dict, banked or not, is read as well, wherever in a checkpoint it 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evalkit.artifact.state_dict import plain_name, weights_of
-from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor, float32_to_bfloat16_bits
+from evalkit.artifact.tensors import (
+    INT_BITS,
+    PlainTensor,
+    QuantizedTensor,
+    StoredTensor,
+    bfloat16_bits_to_float32,
+    float32_to_bfloat16_bits,
+)
 from evalkit.artifact.torchfile import RawTensor
 from evalkit.plumbing.errors import ArtifactError
 
@@ -35,7 +43,7 @@ BANKS = {
 """Matrices of all layers in one tensor, and what its halves hold."""
 
 _TABLE = re.compile(r"(^tok_emb|\.embed)\.weight$")
-_LAYOUT_B_BITS = {"int4": 4, "int5": 5, "int6": 6, "int7": 7, "int8": 8}
+_LAYOUT_B_BITS = {f"int{bits}": bits for bits in INT_BITS}
 _PASSTHROUGH = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
 _KIND_IN_WORDS = re.compile(r"(gptq|passthrough) \((int[4-8]|float16|bfloat16|float32)\)")
 _COMPUTED = re.compile(r"(^|[._])(inv_freq|(cos|sin)(_cached|_cache|_table)?|freqs(_cis)?|causal_mask|attn_mask)$")
@@ -65,15 +73,11 @@ def read_layout(content: Any) -> tuple[str, dict[str, StoredTensor]]:
         )
     named = weights_of(content, RawTensor)
     if named is not None:
-        weights = {name: value for name, value in named.items() if not _is_no_parameter(name, value)}
+        # counters, masks and tables that the model computes itself are no parameters
+        weights = {n: value for n, value in named.items() if value.dtype in _FLOATS and not _COMPUTED.search(n)}
         return "state dict", _finish({name: _plain(name, value, None) for name, value in weights.items()})
     keys = ", ".join(sorted(map(str, content))[:6])
     raise ArtifactError(f"the artifact's layout is unknown: its keys are {keys or 'none'}")
-
-
-def _is_no_parameter(name: str, tensor: RawTensor) -> bool:
-    """Whether an entry of a state dict is a counter, a mask or a table that the model computes itself."""
-    return tensor.dtype not in _FLOATS or _COMPUTED.search(name) is not None
 
 
 def _read_layout_a(content: dict[str, Any]) -> dict[str, StoredTensor]:
@@ -172,7 +176,7 @@ def _quantized(name: str, values: Any, scale: Any, bits: Any, dtype: str) -> Qua
     if bits is None:
         peak = int(np.abs(values.values.astype(np.int16)).max(initial=0))
         bits = 5 if peak <= 16 else 6 if peak <= 32 else 8
-    if bits not in _LAYOUT_B_BITS.values():
+    if bits not in INT_BITS:
         raise ArtifactError(f"tensor {name} has {bits!r} bits; expected 4 to 8")
     return QuantizedTensor(values=values.values, scale=scales, bits=bits, dtype=dtype)
 
@@ -228,12 +232,10 @@ def _unbank(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
     parts: list[tuple[str, StoredTensor]] = []
     for i in range(banks):
         part_name = bank_row(name, i, banks)
-        values: npt.NDArray[Any] = tensor.values[i]
-        if isinstance(tensor, QuantizedTensor):
-            scale = tensor.scale if tensor.scale.ndim == 0 else tensor.scale[i]
-            parts.append((part_name, QuantizedTensor(values=values, scale=scale, bits=tensor.bits, dtype=tensor.dtype)))
-        else:
-            parts.append((part_name, PlainTensor(values=values, stored=tensor.stored, dtype=tensor.dtype)))
+        part = replace(tensor, values=tensor.values[i])
+        if isinstance(part, QuantizedTensor) and part.scale.ndim:
+            part = replace(part, scale=part.scale[i])
+        parts.append((part_name, part))
     return parts
 
 
@@ -241,6 +243,5 @@ def held_values(tensor: StoredTensor) -> npt.NDArray[np.float32]:
     """Return a tensor's values as the model holds them: dequantised, rounded to bfloat16 where it is held in that."""
     values = tensor.dequantize()
     if tensor.dtype == "bfloat16":
-        bits = float32_to_bfloat16_bits(values)
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        values = bfloat16_bits_to_float32(float32_to_bfloat16_bits(values))
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,12 @@ from evalkit.artifact.recognition import OpenSettings, candidates, check_recipe,
 from evalkit.artifact.safetensors_file import is_safetensors, read_safetensors
 from evalkit.artifact.tensors import StoredTensor
 from evalkit.artifact.torchfile import is_torch_file, read_torch_file
-from evalkit.model.config import coerce_field
+from evalkit.model.config import ModelConfig, coerce_field
 from evalkit.plumbing.errors import ArtifactError, InputError
 from evalkit.recipes import Recipe, load_recipe, recipe_names
 from evalkit.tokens.shards import is_shard
 
 if TYPE_CHECKING:
-    from evalkit.model.config import ModelConfig
     from evalkit.model.gpt import GPT
     from evalkit.source.reading import Found, SourceReading
 
@@ -167,7 +167,7 @@ class Artifact:
             raise ArtifactError(f"{self.path}: the artifact {what}; its tensors do not fit the model's configuration")
         for name, shape in expected.items():
             # One-element parameters are stored as [] or [1], depending on who wrote them.
-            if shapes[name] != shape and not (_size(shapes[name]) == 1 and _size(shape) == 1):
+            if shapes[name] != shape and not (math.prod(shapes[name]) == 1 and math.prod(shape) == 1):
                 raise ArtifactError(f"{self.path}: tensor {name} has shape {shapes[name]}; expected {shape}")
         state = {
             name: torch.from_numpy(held_values(self.tensors[name]).reshape(shape).copy())
@@ -193,12 +193,8 @@ def load_artifact(path: str | Path) -> Artifact:
             native = read_native(data)
             label, tensors, compression = "evalkit container", native.tensors, "range coder"
             coded_bytes = native.payload_bytes
-            metadata = {
-                "model": dict(native.metadata.config),
-                "recipe": dict(native.metadata.recipe),
-                "tokenizer_sha256": native.metadata.tokenizer_sha256,
-                "evalkit_version": native.metadata.evalkit_version,
-            }
+            about = dict(vars(native.metadata))
+            metadata = {"model": about.pop("config"), **about}
         else:
             content, compression = unwrap(data)
             if is_safetensors(content):
@@ -256,10 +252,3 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

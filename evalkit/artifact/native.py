@@ -136,11 +136,6 @@ class _Entry:
         return self.count * itemsize + 4 * self.scale_count
 
 
-def group_of(name: str) -> str:
-    """Return the name with layer numbers taken out: tensors of one group share their tables."""
-    return re.sub(r"\d+", "#", name)
-
-
 class _Tables:
     """The adaptive tables of a stream, made when a group is first met."""
 
@@ -156,19 +151,20 @@ class _Tables:
             self._integers[key] = integers.make_tables(entry.wide)
         return self._integers[key]
 
-    def for_floats(self, group: str, stored: str) -> floats.FloatTables:
-        key = (group, stored)
+    def for_floats(self, entry: _Entry) -> floats.FloatTables:
+        key = (_float_group(entry), entry.stored)
         if key not in self._floats and len(self._floats) >= _MAX_GROUPS:
-            key = ("", stored)
+            key = ("", entry.stored)
         if key not in self._floats:
             self._floats[key] = floats.make_tables()
         return self._floats[key]
 
 
 def _float_group(entry: _Entry) -> str:
+    """Return the group that shares its tables: of other than matrices, a name with layer numbers taken out."""
     if entry.kind == "q":
         return "scale"
-    return "matrix" if min(entry.matrix_shape) >= 8 else group_of(entry.name)
+    return "matrix" if min(entry.matrix_shape) >= 8 else re.sub(r"\d+", "#", entry.name)
 
 
 def write_native(tensors: Mapping[str, StoredTensor], metadata: NativeMetadata) -> bytes:
@@ -196,11 +192,7 @@ def is_native(data: bytes) -> bool:
 
 
 def read_native(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> NativeArtifact:
-    """Read an artifact's bytes.
-
-    Args:
-        data: the whole file.
-        max_bytes: the most memory that the decoded tensors may take together.
+    """Read an artifact's bytes; the decoded tensors may take ``max_bytes`` of memory together.
 
     Raises:
         ArtifactError: the bytes are not such an artifact, are damaged, or declare more than ``max_bytes``.
@@ -281,13 +273,7 @@ def _coded_size(matrix: npt.NDArray[np.int8], wide: bool) -> int:
 
 
 def _header_bytes(entries: list[_Entry], metadata: NativeMetadata) -> bytes:
-    content = {
-        "config": metadata.config,
-        "evalkit_version": metadata.evalkit_version,
-        "recipe": metadata.recipe,
-        "tensors": [e.to_json() for e in entries],
-        "tokenizer_sha256": metadata.tokenizer_sha256,
-    }
+    content = {**vars(metadata), "tensors": [e.to_json() for e in entries]}
     try:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         raw = text.encode()
@@ -308,8 +294,8 @@ def _values_of(bits: npt.NDArray[np.uint32], stored: str, shape: tuple[int, ...]
     return narrow if stored == "bfloat16" else narrow.view(np.dtype(stored))
 
 
-def _encode_floats(coder: rangecoder.Coder, tables: _Tables, group: str, bits: Any, stored: str) -> None:
-    floats.encode_bits(coder, tables.float_codes, tables.for_floats(group, stored), bits, stored)
+def _encode_floats(coder: rangecoder.Coder, tables: _Tables, entry: _Entry, bits: npt.NDArray[np.uint32]) -> None:
+    floats.encode_bits(coder, tables.float_codes, tables.for_floats(entry), bits, entry.stored)
 
 
 def _encode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry, tensor: StoredTensor) -> None:
@@ -317,21 +303,19 @@ def _encode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry, tens
     if isinstance(tensor, QuantizedTensor):
         if entry.scale_count:
             scale = _bits_of(tensor.scale, entry.stored).reshape(-1, 1)
-            _encode_floats(coder, tables, _float_group(entry), scale, entry.stored)
+            _encode_floats(coder, tables, entry, scale)
         if entry.count:
             values = np.ascontiguousarray(tensor.values).reshape(rows, cols)
             if entry.mode == PREDICTED:
                 values = prediction.residuals(values)
             integers.encode_matrix(coder, tables.codes, tables.for_integers(entry), values, entry.wide)
     elif entry.count:
-        bits = _bits_of(tensor.values, entry.stored).reshape(rows, cols)
-        _encode_floats(coder, tables, _float_group(entry), bits, entry.stored)
+        _encode_floats(coder, tables, entry, _bits_of(tensor.values, entry.stored).reshape(rows, cols))
 
 
 def _decode_tensor(coder: rangecoder.Coder, tables: _Tables, entry: _Entry) -> StoredTensor:
     def decode_floats(shape: tuple[int, int]) -> npt.NDArray[np.uint32]:
-        group = tables.for_floats(_float_group(entry), entry.stored)
-        return floats.decode_bits(coder, tables.float_codes, group, shape, entry.stored)
+        return floats.decode_bits(coder, tables.float_codes, tables.for_floats(entry), shape, entry.stored)
 
     if entry.kind == "p":
         bits = decode_floats(entry.matrix_shape) if entry.count else np.zeros(0, dtype=np.uint32)
@@ -395,13 +379,7 @@ def _parse_header(compressed: bytes) -> tuple[list[_Entry], NativeMetadata]:
     names = [e.name for e in entries]
     if any(a >= b for a, b in pairwise(names)):
         raise ArtifactError("the artifact's tensors are not sorted by name, or a name occurs twice")
-    metadata = NativeMetadata(
-        config=content["config"],
-        recipe=content["recipe"],
-        tokenizer_sha256=content["tokenizer_sha256"],
-        evalkit_version=content["evalkit_version"],
-    )
-    return entries, metadata
+    return entries, NativeMetadata(**{name: content[name] for name in wanted if name != "tensors"})
 
 
 def _parse_entry(line: Any) -> _Entry:

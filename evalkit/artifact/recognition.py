@@ -224,11 +224,7 @@ def refusal(
 ) -> str:
     """Return what is open, whose artifact this may be, and what to do.
 
-    Args:
-        shapes: shape of every tensor.
-        tensors: the tensors.
-        missing: the open settings.
-        problems: what kept a script from telling them; None where no script was given.
+    ``problems`` kept a script from telling the ``missing`` settings; None where no script was given.
     """
     names = ", ".join(f"model.{name}" for name in missing)
     parts = [f"its tensors do not tell {names}"]

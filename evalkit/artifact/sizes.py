@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evalkit.artifact.load import Artifact
 from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
@@ -28,7 +29,7 @@ def group_bytes(artifact: Artifact, *, each: bool) -> list[dict[str, Any]]:
             "name": name,
             "kind": kind,
             "parameters": sum(t.values.size for _, t in members),
-            "stored_bytes": sum(t.values.nbytes + _scale_bytes(t) for _, t in members),
+            "stored_bytes": sum(array.nbytes for _, t in members for array in _arrays(t)),
             "entropy_bytes": round(sum(_entropy_bytes(t) for _, t in members)),
         }
         if coded:
@@ -43,15 +44,14 @@ def _role(name: str) -> str:
     return "blocks.*." + ".".join(parts[2:]) if parts[0] == "blocks" else name
 
 
-def _scale_bytes(tensor: StoredTensor) -> int:
-    return int(tensor.scale.nbytes) if isinstance(tensor, QuantizedTensor) else 0
+def _arrays(tensor: StoredTensor) -> list[npt.NDArray[Any]]:
+    return [tensor.values, tensor.scale] if isinstance(tensor, QuantizedTensor) else [tensor.values]
 
 
 def _entropy_bytes(tensor: StoredTensor) -> float:
-    def entropy(data: bytes) -> float:
+    total = 0.0
+    for data in (array.tobytes() for array in _arrays(tensor)):
         counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
         p = counts[counts > 0] / max(len(data), 1)
-        return float(-(p * np.log2(p)).sum() * len(data) / 8)
-
-    total = entropy(tensor.values.tobytes())
-    return total + (entropy(tensor.scale.tobytes()) if isinstance(tensor, QuantizedTensor) else 0.0)
+        total += float(-(p * np.log2(p)).sum() * len(data) / 8)
+    return total

@@ -9,6 +9,7 @@ containers are let through, and the only names that it may refer to are replaced
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 import zipfile
@@ -127,12 +128,13 @@ def _read_old(data: bytes) -> Any:
         pickles.append(data[start : file.tell()])
         _scan(pickles[-1])
     index, position = pickles[3], file.tell()
-    sizes = _StorageSizes(index).sizes()
+    storages = _StorageSizes(index)
+    storages.load()
     contents: dict[str, bytes] = {}
     for key in _Unpickler(pickles[4], lambda key: b"").load():
         count = int.from_bytes(data[position : position + 8], "little")
-        stop = position + 8 + count * sizes.get(key, 0)
-        if key not in sizes or stop > len(data):
+        stop = position + 8 + count * storages.sizes.get(key, 0)
+        if key not in storages.sizes or stop > len(data):
             raise ArtifactError(f"the torch file ends inside storage {key}; it is cut short or damaged")
         contents[key], position = data[position + 8 : stop], stop
     return _Unpickler(index, contents.__getitem__).load()
@@ -189,12 +191,7 @@ class _StorageSizes(_Unpickler):
 
     def __init__(self, index: bytes) -> None:
         super().__init__(index, lambda key: b"")
-        self._sizes: dict[str, int] = {}
-
-    def sizes(self) -> dict[str, int]:
-        """Return bytes a value, by key."""
-        self.load()
-        return self._sizes
+        self.sizes: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
@@ -204,7 +201,7 @@ class _StorageSizes(_Unpickler):
         _kind, storage_type, key, *_rest = pid
         if not isinstance(storage_type, _StorageType) or not isinstance(key, str):
             raise ArtifactError("the torch file's index refers to something that is not a tensor's storage")
-        self._sizes[key] = _DTYPES[storage_type.name][1].itemsize
+        self.sizes[key] = _DTYPES[storage_type.name][1].itemsize
 
 
 def _rebuild_tensor(
@@ -221,9 +218,7 @@ def _rebuild_tensor(
         raise ArtifactError("the torch file's index describes a tensor that cannot be built")
     if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
         raise ArtifactError(f"a tensor has shape {size}, strides {stride} and offset {offset}; it is damaged")
-    count = 1
-    for n in size:
-        count *= n
+    count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
     if count > len(storage.data) or (count and last >= len(storage.data)):
         raise ArtifactError(f"a tensor of shape {size} does not fit into its storage of {len(storage.data):,} values")

@@ -80,8 +80,7 @@ def command(
         if options["tokenizer"] is None:
             raise InputError("give the artifact's SentencePiece model with --tokenizer")
         report = check_session(open_session(score_options(artifact, options)), how)
-    if json_path:
-        write_json(json_path, report.to_dict())
+    write_json(json_path, report.to_dict())
     click.echo(describe(report))
     return 3 if report.verdict == "illegal" else 0
 

@@ -54,9 +54,8 @@ def command(
     baseline: tuple[str, ...],
     nll: str | None,
     baseline_nll: str | None,
-    tokens: str | None,
-    tokenizer: str | None,
     json_path: str | None,
+    **stream: str | None,
 ) -> None:
     """Compare REPORTS of several seeds with a baseline's, or one run with another token by token.
 
@@ -66,11 +65,12 @@ def command(
     from evalkit.report.load import (
         files_behind,
         find_token_scores,
+        open_report_stream,
         read_report,
         read_token_scores,
         require_same_tokens,
     )
-    from evalkit.report.paired import compare_paired
+    from evalkit.report.paired import compare_tokens
     from evalkit.verbs.compare import as_dict, compare_reports, distinct_runs, is_same_run, mixed_contexts
 
     new = [read_report(path) for path in reports]
@@ -88,9 +88,8 @@ def command(
     if not old:
         runs = [(saved.path, saved.report.val_loss, saved.report.bpb) for saved in new]
         click.echo("\n\n".join([_summary([(path.name, loss, bpb) for path, loss, bpb in runs]), *cautions]))
-        if json_path:
-            listed = [{"path": str(path), "val_loss": loss, "bpb": bpb} for path, loss, bpb in runs]
-            write_json(json_path, {"format": 1, "runs": listed, "repeated": repeated, "cautions": cautions})
+        listed = [{"path": str(path), "val_loss": loss, "bpb": bpb} for path, loss, bpb in runs]
+        write_json(json_path, {"format": 1, "runs": listed, "repeated": repeated, "cautions": cautions})
         return
     comparisons = compare_reports(new, old)
     paired: PairedDifference | None = None
@@ -104,9 +103,10 @@ def command(
         LOG.debug("per-token files: %s and %s", *(file or "none" for file in files))
         if files[0] is not None and files[1] is not None:
             scores, before = read_token_scores(files[0], new[0]), read_token_scores(files[1], old[0])
-            paired = compare_paired(new[0], scores, before, tokens=tokens, tokenizer=tokenizer)
-    if json_path:
-        write_json(json_path, as_dict(comparisons, paired, repeated, cautions))
+            read, model = open_report_stream(new[0], **stream)
+            ids = read.read(0, len(read))
+            paired = compare_tokens(scores, before, ids, bos=model.bos_id, decode=model.decode)
+    write_json(json_path, as_dict(comparisons, paired, repeated, cautions))
     click.echo("\n\n".join([describe(comparisons, paired), *cautions]))
 
 

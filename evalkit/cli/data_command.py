@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,28 +34,11 @@ def command() -> None:
 @click.option("--revision", metavar="COMMIT", help="Commit, tag or branch (default: the one of the first download).")
 @click.option("--endpoint", metavar="URL", help="Address of the hub or of a mirror.")
 @click.option("--offline", is_flag=True, help="Touch no network: check that everything is there and unchanged.")
-def download_command(
-    out: str,
-    variant: str,
-    train_shards: int,
-    repo: str | None,
-    revision: str | None,
-    endpoint: str | None,
-    offline: bool,
-) -> None:
+def download_command(out: str, repo: str | None, **options: Any) -> None:
     """Download shards and tokenizer from the hub: pinned to a commit, resumable, every hash checked."""
     from evalkit.data.download import DEFAULT_REPO, DownloadOptions, download
 
-    options = DownloadOptions(
-        out=Path(out),
-        repo=repo or DEFAULT_REPO,
-        revision=revision,
-        endpoint=endpoint,
-        variant=variant,
-        train_shards=train_shards,
-        offline=offline,
-    )
-    result = download(options)
+    result = download(DownloadOptions(out=Path(out), repo=repo or DEFAULT_REPO, **options))
     size = sum(file.size for file in result.files)
     click.echo(f"{len(result.files)} files, {size:,} bytes, every hash right; pinned to commit {result.commit}")
 
@@ -67,15 +51,12 @@ def download_command(
 @click.option("--shard-tokens", type=int, default=100_000_000, show_default=True, help="Tokens of a shard.")
 @click.option("--prefix", default="fineweb", show_default=True, help="First part of the shards' names.")
 @click.option("--workers", type=int, help="Processes (default: one a core, at most 8); the result is the same.")
-def tokenize_command(
-    documents: tuple[str, ...],
-    tokenizer: str,
-    out: str,
-    val_documents: int,
-    shard_tokens: int,
-    prefix: str,
-    workers: int | None,
-) -> None:
+@click.option(
+    "--keep-unknown",
+    is_flag=True,
+    help="Write the unknown token for text that a tokenizer without byte fallback lacks, as some published shards do.",
+)
+def tokenize_command(documents: tuple[str, ...], tokenizer: str, out: str, workers: int | None, **options: Any) -> None:
     """Turn DOCUMENTS into shards: BOS and tokens of each, in order.
 
     A .jsonl or .json file holds {"text": ...} for each document, any other file one text; .gz and .zst are inflated.
@@ -87,17 +68,16 @@ def tokenize_command(
             documents=tuple(map(Path, documents)),
             tokenizer=Path(tokenizer),
             out=Path(out),
-            val_documents=val_documents,
-            shard_tokens=shard_tokens,
-            prefix=prefix,
             workers=default_workers() if workers is None else workers,
-        ),
+            **options,
+        )
     )
     rows = [
         (
             name,
             f"{split['documents']:,} documents, {split['raw_bytes']:,} bytes, {split['tokens']:,} tokens in "
-            f"{len(split['shards'])} shards",
+            f"{len(split['shards'])} shards"
+            + (f"; {split['unknown_tokens']:,} unknown tokens stand for lost text" if split["unknown_tokens"] else ""),
         )
         for name, split in manifest["splits"].items()
     ]
@@ -116,15 +96,7 @@ def tokenize_command(
 @click.option("--unit", type=click.Choice(["words", "tokens"]), default="words", show_default=True)
 @click.option("--overlap", type=float, default=0.5, show_default=True, help="Share from which a document is a finding.")
 @click.option("--json", "json_path", metavar="FILE", help="Write findings and counts as JSON.")
-def verify_command(
-    shards: tuple[str, ...],
-    tokenizer: str | None,
-    documents: tuple[str, ...],
-    ngram: int,
-    unit: str,
-    overlap: float,
-    json_path: str | None,
-) -> int:
+def verify_command(tokenizer: str | None, documents: tuple[str, ...], json_path: str | None, **options: Any) -> int:
     """Verify SHARDS (files, folders, globs): headers, ids, bytes both ways, sources, overlap. Exit code 2 on findings.
 
     A folder's manifest.json says which shards are validation, else names such as x_val_000000.bin; others are training.
@@ -133,16 +105,10 @@ def verify_command(
 
     result: Verification = verify(
         VerifyOptions(
-            shards=shards,
-            tokenizer=Path(tokenizer) if tokenizer else None,
-            documents=tuple(map(Path, documents)),
-            ngram=ngram,
-            unit=unit,
-            overlap=overlap,
-        ),
+            tokenizer=Path(tokenizer) if tokenizer else None, documents=tuple(map(Path, documents)), **options
+        )
     )
-    if json_path:
-        write_json(json_path, result.as_dict())
+    write_json(json_path, result.as_dict())
     click.echo(format_pairs(_rows(result.counts)))
     for finding in result.findings:
         click.echo(f"FOUND {finding}")

@@ -26,6 +26,5 @@ def command(json_path: str | None) -> int:
     tests = self_tests()
     for test in tests:
         click.echo(f"{'ok    ' if test.passed else 'FAILED'}  {test.name} ({test.seconds:.1f} s): {test.detail}")
-    if json_path:
-        write_json(json_path, {"machine": machine, "tests": [dataclasses.asdict(test) for test in tests]})
+    write_json(json_path, {"machine": machine, "tests": [dataclasses.asdict(test) for test in tests]})
     return 0 if all(test.passed for test in tests) else 1

@@ -43,16 +43,11 @@ def command(
     checkpoint: str,
     output: str,
     weights: str | None,
-    container: Any,
     data: str | None,
-    calibration_tokens: int,
-    force_calibration: bool,
-    refine: int,
-    target_bytes: int,
     code: tuple[str, ...],
-    fit: bool,
     tokenizer: str | None,
     json_path: str | None,
+    **options: Any,
 ) -> None:
     """Turn the run in CHECKPOINT (a folder of evalkit train) into an artifact: quantise, prune, encode."""
     from evalkit.train.export.pipeline import ExportConfig, export_run
@@ -62,20 +57,14 @@ def command(
         load_run(Path(checkpoint), weights),
         Path(output),
         ExportConfig(
-            container=container,
-            calibration_tokens=calibration_tokens,
             calibration_data=Path(data) if data else None,
-            force_calibration=force_calibration,
-            refine=refine,
-            target_bytes=target_bytes,
-            fit=fit,
             code=tuple(map(Path, code)),
             tokenizer=Path(tokenizer) if tokenizer else None,
+            **options,
         ),
     )
-    total = result.file.n_bytes + result.code_bytes
-    if json_path:
-        write_json(json_path, result.to_dict() | {"container": container, "target_bytes": target_bytes})
+    total, target_bytes = result.file.n_bytes + result.code_bytes, options["target_bytes"]
+    write_json(json_path, result.to_dict() | {name: options[name] for name in ("container", "target_bytes")})
     if result.table:
         header = ["tried", "bytes with code", "fits", "nats per token"]
         click.echo(format_table(header, [_cells(row) for row in result.table]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from evalkit.cli.options import log_option, recipe_option, source_option
-from evalkit.cli.score_command import describe_config
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.settings import by_section, split_settings
@@ -53,23 +53,32 @@ def command(
     opened = load_artifact(artifact)
     overrides = by_section(split_settings(settings), ("model",))["model"]
     reading = read_source_of(opened, source, log)
-    known = _Known(opened, recipe, overrides, reading)
+    known, refusal = _known(opened, recipe, overrides, reading)
     rows = group_bytes(opened, each=tensors)
-    if json_path:
-        write_json(json_path, _as_json(opened, known, rows))
+    file = {
+        "path": opened.path,
+        "sha256": opened.sha256,
+        "bytes": opened.size,
+        "cap": SIZE_CAP,
+        "cap_headroom_bytes": SIZE_CAP - opened.size,
+        "format": opened.format,
+        "compression": opened.compression,
+        "parameters": opened.num_parameters,
+    }
+    write_json(json_path, {**file, **known, "groups": rows})
     pairs = [
         ("file", f"{opened.path}, sha256 {opened.sha256}"),
         ("format", f"{opened.format}, {opened.compression}"),
         ("size", f"{opened.size:,} bytes, {SIZE_CAP - opened.size:,} under the cap of {SIZE_CAP:,}"),
         ("parameters", f"{opened.num_parameters:,}, {8 * opened.size / opened.num_parameters:.2f} bits each"),
-        ("system", recipe or known.system or "not recognised"),
-        ("config", describe_config(known.values, known.origins)),
+        ("system", recipe or known["system"] or "not recognised"),
+        ("config", _describe(known["known"])),
     ]
     if reading is not None and reading.seq_len:
         pairs.append(("window", f"{reading.seq_len} tokens ({reading.label})"))
-    pairs += [("script", problem) for problem in known.problems]
-    if known.open:
-        pairs += [("open", ", ".join(known.open)), ("", known.refusal)]
+    pairs += [("script", problem) for problem in known["problems"]]
+    if refusal:
+        pairs += [("open", ", ".join(known["open"])), ("", refusal)]
     click.echo(format_pairs(pairs))
     click.echo()
     columns = {"parameters": "parameters", "stored_bytes": "bytes stored", "entropy_bytes": "entropy bytes"}
@@ -82,51 +91,43 @@ def command(
     click.echo(format_table(["tensor" if tensors else "group", "kind", *columns.values()], table))
 
 
-class _Known:
-    """What is known of an artifact's settings, from where, and what is open.
+def _known(
+    artifact: Artifact, recipe: str | None, overrides: dict[str, str], reading: SourceReading | None
+) -> tuple[dict[str, Any], str]:
+    """Return what is known of an artifact's settings, from where, and what is open, as JSON holds it; and why it is.
 
     Raises:
         InputError: the recipe is another system's, or a setting does not fit.
     """
+    from evalkit.artifact.recognition import OpenSettings, candidates
 
-    def __init__(
-        self, artifact: Artifact, recipe: str | None, overrides: dict[str, str], reading: SourceReading | None
-    ) -> None:
-        from evalkit.artifact.recognition import OpenSettings, candidates
-
-        self.system = artifact.recognise()
-        self.problems = list(reading.problems) if reading is not None else []
-        self.open: list[str] = []
-        self.refusal = ""
-        self.whole = True
-        try:
-            resolved = artifact.resolve(recipe, overrides, reading)
-            self.values, self.origins = resolved.config.to_dict(), resolved.origins
-        except OpenSettings as error:
-            known = artifact.known(overrides, reading)
-            self.values = {name: list(v) if isinstance(v, tuple) else v for name, (v, _) in known.items()}
-            self.origins = {name: origin for name, (_, origin) in known.items()}
-            self.open, self.refusal, self.whole = list(error.names), str(error), False
-        exact = [] if artifact.metadata.get("model") else candidates(artifact.shapes, artifact.tensors)
-        self.candidates = [system.name for system in exact]
-
-
-def _as_json(artifact: Artifact, known: _Known, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    left_open: list[str] = []
+    refusal = ""
+    try:
+        resolved = artifact.resolve(recipe, overrides, reading)
+        values, origins = resolved.config.to_dict(), resolved.origins
+    except OpenSettings as error:
+        known = artifact.known(overrides, reading)
+        values = {name: list(v) if isinstance(v, tuple) else v for name, (v, _) in known.items()}
+        origins = {name: origin for name, (_, origin) in known.items()}
+        left_open, refusal = list(error.names), str(error)
+    exact = [] if artifact.metadata.get("model") else candidates(artifact.shapes, artifact.tensors)
     return {
-        "path": artifact.path,
-        "sha256": artifact.sha256,
-        "bytes": artifact.size,
-        "cap": SIZE_CAP,
-        "cap_headroom_bytes": SIZE_CAP - artifact.size,
-        "format": artifact.format,
-        "compression": artifact.compression,
-        "parameters": artifact.num_parameters,
-        "system": known.system,
-        "candidates": known.candidates,
-        "config": known.values if known.whole else None,
-        "config_origins": known.origins if known.whole else {},
-        "known": {name: {"value": value, "origin": known.origins[name]} for name, value in known.values.items()},
-        "open": known.open,
-        "problems": known.problems,
-        "groups": rows,
-    }
+        "system": artifact.recognise(),
+        "candidates": [system.name for system in exact],
+        "config": None if refusal else values,
+        "config_origins": {} if refusal else origins,
+        "known": {name: {"value": value, "origin": origins[name]} for name, value in values.items()},
+        "open": left_open,
+        "problems": list(reading.problems) if reading is not None else [],
+    }, refusal
+
+
+def _describe(known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the settings that something other than a default decided, grouped by what decided them."""
+    groups: dict[str, list[str]] = {}
+    for name, told in known.items():
+        if told["origin"] != "default":
+            text = ",".join(map(str, told["value"])) if isinstance(told["value"], list) else str(told["value"])
+            groups.setdefault(told["origin"], []).append(f"{name}={text}")
+    return "\n" + "\n".join(f"    from {origin}: {' '.join(items)}" for origin, items in groups.items())

@@ -134,23 +134,17 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("evalkit: interrupted", file=sys.stderr)
         return 130
-    except EvalkitError as error:
-        if shows_tracebacks():
-            traceback.print_exc()
-        print(f"evalkit: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # The reader of our output has gone; point stdout elsewhere so that Python's own flush stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if shows_tracebacks():
-            traceback.print_exc()
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"evalkit: error: {place}{error.strerror or error}", file=sys.stderr)
-        return 2
     except Exception as error:
         if shows_tracebacks():
             traceback.print_exc()
-        print(f"evalkit: internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-        return 1
+        said = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+        if isinstance(error, EvalkitError):
+            said = f"error: {error}"
+        elif isinstance(error, OSError):
+            said = f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+        print(f"evalkit: {said}", file=sys.stderr)
+        return 2 if isinstance(error, EvalkitError | OSError) else 1

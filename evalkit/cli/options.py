@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -58,28 +59,24 @@ ttt_option = click.option("--ttt", is_flag=True, help="Train on what has been sc
 TOKENIZER_HELP = "SentencePiece .model, Hugging Face tokenizer.json, or the word bytes."
 
 
-def module_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--module`` and ``--weights``."""
-    decorators = [
-        click.option(
-            "--module",
-            metavar="FILE.py:FACTORY",
-            help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
-        ),
-        click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
-    ]
-    return _apply(command, decorators)
+def all_of(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the decorator that adds several options, in their order."""
+    return lambda command: functools.reduce(lambda made, decorate: decorate(made), reversed(decorators), command)
 
 
-def scored_stream_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--tokens`` and ``--tokenizer`` of commands that read the stream behind a report."""
-    decorators = [
-        click.option(
-            "--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them)."
-        ),
-        click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it)."),
-    ]
-    return _apply(command, decorators)
+module_options = all_of(
+    click.option(
+        "--module",
+        metavar="FILE.py:FACTORY",
+        help="Your own model in place of ARTIFACT: FACTORY() returns it, and model(ids) returns logits.",
+    ),
+    click.option("--weights", metavar="FILE", help="File or folder that FACTORY is called with."),
+)
+scored_stream_options = all_of(
+    click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them)."),
+    click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it)."),
+)
+"""Of commands that read the stream behind a report."""
 
 
 def _none_one_or_several(
@@ -88,33 +85,25 @@ def _none_one_or_several(
     return values[0] if len(values) == 1 else values or None
 
 
-def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--tokens``, ``--text`` and ``--token-bytes``."""
-    decorators = [
-        click.option(
-            "--tokens",
-            metavar="GLOB",
-            multiple=True,
-            callback=_none_one_or_several,
-            help="Token shards to score (quote the glob); may be given several times.",
-        ),
-        click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
-        token_bytes_option,
-        limit_tokens_option,
-    ]
-    return _apply(command, decorators)
+text_options = all_of(
+    click.option(
+        "--tokens",
+        metavar="GLOB",
+        multiple=True,
+        callback=_none_one_or_several,
+        help="Token shards to score (quote the glob); may be given several times.",
+    ),
+    click.option("--text", metavar="FILE", help="Text, or documents as JSON lines, to tokenise and score."),
+    token_bytes_option,
+    limit_tokens_option,
+)
 
 
-def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def model_options(*, tokenizer_required: bool) -> Callable[..., Any]:
     """Return a decorator that adds the options that say how an artifact is scored."""
-    decorators = [
+    return all_of(
         module_options,
-        click.option(
-            "--tokenizer",
-            metavar="MODEL",
-            required=tokenizer_required,
-            help=TOKENIZER_HELP,
-        ),
+        click.option("--tokenizer", metavar="MODEL", required=tokenizer_required, help=TOKENIZER_HELP),
         recipe_option,
         source_option,
         log_option,
@@ -155,14 +144,13 @@ def model_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]],
         ),
         click.option("--batch-windows", type=int, default=0, help="Windows at a time on a GPU (default: fill it)."),
         click.option("--threads", type=int, default=0, help="CPU threads (default: all)."),
-    ]
-    return lambda command: _apply(command, decorators)
+    )
 
 
-def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def training_options(*, tokenizer_required: bool) -> Callable[..., Any]:
     """Return a decorator that adds the options that say what to train, on what and for how long."""
     use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
-    decorators = [
+    return all_of(
         click.option(
             "--recipe", metavar="NAME", help="What to train, or a recipe.toml of an earlier run (--resume knows)."
         ),
@@ -180,14 +168,7 @@ def training_options(*, tokenizer_required: bool) -> Callable[[Callable[..., Any
         click.option("--steps", type=int, help="Stop after so many steps (no clock then, unless --max-seconds says)."),
         click.option("--max-seconds", type=float, help="Stop after this many seconds of training."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
-    ]
-    return lambda command: _apply(command, decorators)
-
-
-def _apply(command: Callable[..., Any], decorators: list[Callable[..., Any]]) -> Callable[..., Any]:
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+    )
 
 
 def given_among(names: Iterable[str]) -> str:

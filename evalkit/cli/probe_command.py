@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from evalkit.plumbing.files import write_json
@@ -29,23 +31,13 @@ def command() -> None:
 @click.option("--multiple", type=int, default=2048, show_default=True, help="Sequence length of the program.")
 @click.option("--like", metavar="GLOB", help="Shards whose token pairs the ngram source takes.")
 @click.option("--seed", type=int, help="Repeat a stream; by default it is drawn anew, and nobody can know it.")
-def emit_command(
-    kind: str, tokens_count: int, out: str, vocab_size: int, multiple: int, like: str | None, seed: int | None
-) -> None:
+def emit_command(kind: Any, tokens_count: int, out: str, like: str | None, **options: Any) -> None:
     """Write challenge-format shards drawn from a known source: DIR/whole, and DIR/prefix, which it begins with."""
     from evalkit.legality.probe import emit
     from evalkit.tokens.stream import open_shards
 
     stream = open_shards(like) if like else None
-    emitted = emit(
-        kind,  # type: ignore[arg-type]
-        tokens_count,
-        out,
-        seed=seed,
-        vocab_size=vocab_size,
-        multiple=multiple,
-        like=stream.read(0, len(stream)) if stream else None,
-    )
+    emitted = emit(kind, tokens_count, out, like=stream.read(0, len(stream)) if stream else None, **options)
     click.echo(f"{emitted.whole}: {emitted.tokens:,} tokens, {emitted.prefix}: {emitted.prefix_tokens:,}")
     click.echo(f"no legal program can expect to report less than {emitted.entropy_nats:.6f} nats per token")
     click.echo(f"commitment {emitted.commitment}")
@@ -57,14 +49,11 @@ def emit_command(
 @click.option("--prefix-loss", metavar="NATS", help="The same on DIR/prefix; together they give the suffix.")
 @click.option("--nll", metavar="FILE", help="Nats of every position (npz with nll) in place of the losses.")
 @click.option("--json", "json_path", metavar="FILE", help="Write verdict and findings as JSON.")
-def judge_command(
-    folder: str, val_loss: str | None, prefix_loss: str | None, nll: str | None, json_path: str | None
-) -> int:
+def judge_command(folder: str, json_path: str | None, **reported: Any) -> int:
     """Judge what a program reported on the probe in FOLDER."""
     from evalkit.legality.probe import judge
 
-    report = judge(folder, val_loss=val_loss, prefix_loss=prefix_loss, nll=nll)
-    if json_path:
-        write_json(json_path, report.to_dict())
+    report = judge(folder, **reported)
+    write_json(json_path, report.to_dict())
     click.echo(report.summary())
     return 3 if report.verdict == "illegal" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,22 +27,14 @@ EXAMPLE = """Examples:
 @click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @scored_stream_options
 @click.option("--title", help="Title of the page (default: the artifact's name, or those of the two reports).")
-def command(
-    reports: tuple[str, ...],
-    nll: tuple[str, ...],
-    check: str | None,
-    output: str,
-    tokens: str | None,
-    tokenizer: str | None,
-    title: str | None,
-) -> None:
+def command(reports: tuple[str, ...], nll: tuple[str, ...], check: str | None, output: str, **options: Any) -> None:
     """Render a report (the JSON of evalkit score) as one HTML page that needs no network.
 
     With two reports of the same tokens: where do they differ, by document and by token.
     """
     from evalkit.report.load import files_behind, find_token_scores, read_report, read_token_scores
     from evalkit.report.page import PageOptions, build_page
-    from evalkit.report.pair import build_pair_page, require_scores
+    from evalkit.report.pair import build_pair_page
 
     if len(reports) > 2:
         raise InputError(f"{len(reports)} reports; a page is about one, or about the difference of two")
@@ -56,19 +49,16 @@ def command(
     scores = [read_token_scores(path, saved) if path else None for path, saved in zip(paths, opened, strict=True)]
     left_out: list[str] = []
     if len(opened) == 2:
-        runs = [require_scores(*pair) for pair in zip(opened, scores, strict=True)]
-        page = build_pair_page(runs[0], runs[1], tokens=tokens, tokenizer=tokenizer, title=title)
+        runs = [(saved, held) for saved, held in zip(opened, scores, strict=True) if held is not None]
+        if missing := [saved.path for saved, held in zip(opened, scores, strict=True) if held is None]:
+            raise InputError(
+                f"{missing[0]} has no per-token file beside it; comparing two runs needs --dump-nll of both "
+                f"(name the files with --nll A.npz --nll B.npz)"
+            )
+        page = build_pair_page(*runs, **options)
     else:
-        page, left_out = build_page(
-            opened[0],
-            PageOptions(
-                scores=scores[0],
-                check=Path(check) if check else None,
-                tokens=tokens,
-                tokenizer=tokenizer,
-                title=title,
-            ),
-        )
+        found = Path(check) if check else None
+        page, left_out = build_page(opened[0], PageOptions(scores=scores[0], check=found, **options))
     content = page.encode()
     write_atomically(output, content)
     click.echo(f"{output}: {len(content):,} bytes")

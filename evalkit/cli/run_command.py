@@ -36,6 +36,8 @@ FOR_TRAINING = (
 FOR_MODULE = ("weights", "text", "token_bytes", "seq_len", "device", "dtype")
 """Options that say how a module is scored."""
 
+FOR_BOTH = ("limit_tokens", "stride")
+
 EXAMPLE = """Examples:
 
   evalkit run --recipe tiny --data data/sp1024 --tokenizer fineweb_1024_bpe.model --out runs/tiny --max-seconds 120
@@ -96,8 +98,6 @@ def command(
     submission: str | None,
     author: str,
     name: str,
-    limit_tokens: int,
-    stride: int,
     mixer: str,
     ttt: bool,
     budget: float,
@@ -117,7 +117,8 @@ def command(
 
     if (module is not None) + (recipe is not None) != 1 and not (options["resume"] and module is None):
         raise InputError("name what to train with --recipe, or your own model with --module FILE.py:FACTORY")
-    _refuse_given(("recipe", *FOR_TRAINING) if module is not None else FOR_MODULE, module)
+    if idle := given_among(("recipe", *FOR_TRAINING) if module is not None else FOR_MODULE):
+        raise InputError(f"{idle}: {'a module is not trained' if module is not None else 'for --module'}; leave it out")
     check = CheckOptions(budget_seconds=budget, decode_tokens=decode) if budget else None
     submitted = _submit_options(submission, name or recipe or Path(out).name, author, code)
     try:
@@ -127,12 +128,10 @@ def command(
                 tokenizer=tokenizer,
                 tokens=tokens or (None if options["text"] else validation_shards(Path(data))),
                 settings=by_section(split_settings(settings), ("mixer", "ttt")),
-                stride=stride,
-                limit_tokens=limit_tokens,
                 mixer=mixer,
                 ttt=ttt,
                 code=code,
-                **{name: options[name] for name in FOR_MODULE},
+                **{name: options[name] for name in (*FOR_MODULE, *FOR_BOTH)},
             )
             report = run_module(score, Path(out), check, submitted)
         else:
@@ -144,13 +143,11 @@ def command(
                     out=Path(out),
                     tokens=tokens,
                     settings=split_settings(settings),
-                    limit_tokens=limit_tokens,
                     variants=tuple(dict.fromkeys([("none", False), (mixer, ttt)])),
                     check=check,
                     code=tuple(map(Path, code)),
                     submission=submitted,
-                    stride=stride,
-                    **{name: options[name] for name in FOR_TRAINING},
+                    **{name: options[name] for name in (*FOR_TRAINING, *FOR_BOTH)},
                 ),
             )
     except Interrupted as error:
@@ -171,10 +168,3 @@ def _submit_options(folder: str | None, name: str, author: str, code: tuple[str,
         raise InputError("--submission names its author: add --author NAME")
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return SubmitOptions(folder=Path(folder), name=name, author=author, date=date, code=tuple(map(Path, code)))
-
-
-def _refuse_given(names: tuple[str, ...], module: str | None) -> None:
-    """Refuse options that would change nothing."""
-    if given := given_among(names):
-        why = "a module is not trained" if module is not None else "for --module"
-        raise InputError(f"{given}: {why}; leave it out")

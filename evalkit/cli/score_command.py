@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +82,7 @@ def command(
         )
     if ranks.rank > 0:
         return 0  # rank 0 reports
-    if json_path:
-        write_json(json_path, report.to_dict())
+    write_json(json_path, report.to_dict())
     if nll_path:
         report.save_nll(nll_path)
     click.echo(describe(report))
@@ -151,13 +149,3 @@ def _describe_window(report: ScoreReport) -> str:
     because = [reason for reason in reasons if reason and reason != "--dtype"]
     why = f" ({'; '.join(because)})" if because else ""
     return f"{report.seq_len} tokens, {how}, {dtype} on {report.device}{why}"
-
-
-def describe_config(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """Return the settings that something other than a default decided, grouped by what decided them."""
-    groups: dict[str, list[str]] = {}
-    for name, value in config.items():
-        if origins[name] != "default":
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            groups.setdefault(origins[name], []).append(f"{name}={text}")
-    return "\n" + "\n".join(f"    from {origin}: {' '.join(items)}" for origin, items in groups.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,19 +27,7 @@ EXAMPLE = """Example:
 @click.option("--github-id", default="", help="Their account.")
 @click.option("--blurb", default="", help="One sentence (default: generated from the report).")
 @click.option("--date", metavar="DATE", help="ISO date (default: now, UTC).")
-def command(
-    folder: str,
-    reports: tuple[str, ...],
-    checks: tuple[str, ...],
-    artifacts: tuple[str, ...],
-    code: tuple[str, ...],
-    logs: tuple[str, ...],
-    name: str,
-    author: str,
-    github_id: str,
-    blurb: str,
-    date: str | None,
-) -> None:
+def command(folder: str, reports: tuple[str, ...], date: str | None, **options: Any) -> None:
     """Make the submission folder DIR from reports: submission.json, README.md, log, code, sizes; then verify it."""
     from datetime import UTC, datetime
 
@@ -47,21 +36,9 @@ def command(
     from evalkit.verify.text import as_text
     from evalkit.verify.verify import verify_folder
 
-    values = submit(
-        [read_report(path) for path in reports],
-        SubmitOptions(
-            folder=Path(folder),
-            name=name,
-            author=author,
-            github_id=github_id,
-            blurb=blurb,
-            date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            code=tuple(map(Path, code)),
-            logs=tuple(map(Path, logs)),
-            checks=tuple(map(Path, checks)),
-            artifacts=tuple(map(Path, artifacts)),
-        ),
-    )
+    options |= {name: tuple(map(Path, options[name])) for name in ("code", "logs", "checks", "artifacts")}
+    date = date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    values = submit([read_report(path) for path in reports], SubmitOptions(folder=Path(folder), date=date, **options))
     spread = f" (sd {values['val_bpb_sd']:.6f} over {len(values['runs'])} runs)" if values["val_bpb_sd"] else ""
     click.echo(
         format_pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,30 +29,13 @@ Recipes: {", ".join(recipe_names())}, or a .toml file.
 @click.command("train", epilog=EXAMPLE)
 @training_options(tokenizer_required=False)
 def command(
-    recipe: str | None,
-    data: str,
-    tokenizer: str | None,
-    out: str,
-    settings: tuple[str, ...],
-    scale: str | None,
-    steps: int | None,
-    max_seconds: float | None,
-    resume: bool,
+    recipe: str | None, data: str, tokenizer: str | None, out: str, settings: tuple[str, ...], **options: Any
 ) -> int:
     """Train a base model: shards in, weights out, interruptible and resumable to the same bits."""
     from evalkit.train.run import run_training
 
-    result = run_training(
-        recipe,
-        Path(data),
-        Path(tokenizer) if tokenizer else None,
-        Path(out),
-        split_settings(settings),
-        scale=scale,
-        steps=steps,
-        max_seconds=max_seconds,
-        resume=resume,
-    )
+    model = Path(tokenizer) if tokenizer else None
+    result = run_training(recipe, Path(data), model, Path(out), split_settings(settings), **options)
     rows = [
         ("run", f"{result.folder.path}: {result.status}"),
         ("steps", f"{result.steps:,}, {result.tokens:,} tokens in {format_seconds(result.seconds)}"),

@@ -25,8 +25,7 @@ def command(folder: str, json_path: str | None, html_path: str | None) -> int:
     from evalkit.verify.verify import verify_folder
 
     report = verify_folder(folder)
-    if json_path:
-        write_json(json_path, report.to_dict())
+    write_json(json_path, report.to_dict())
     if html_path:
         write_atomically(html_path, page(report).encode())
     click.echo(as_text(report))

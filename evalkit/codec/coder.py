@@ -20,6 +20,7 @@ from evalkit.codec.container import Header, digest, pack, unpack
 from evalkit.codec.fixed import PRECISION, frequencies
 from evalkit.plumbing.errors import InputError
 from evalkit.prequential.forecaster import (
+    DistributionForecaster,
     Forecaster,
     next_boundary_of,
     next_distribution_of,
@@ -51,45 +52,40 @@ class Coded:
     tokens: int
 
 
-class _Walk:
-    """Takes a forecaster through a stream token by token, the same way for encoder and decoder."""
+def _walk(forecaster: Forecaster, span: int, tokens: Ids, code: Coder) -> tuple[float, float]:
+    """Take a forecaster through a stream token by token, the same way for encoder and decoder.
 
-    def __init__(self, forecaster: Forecaster, span: int) -> None:
-        self.forecaster = require_distribution(forecaster, "coding")
-        self.span = span
-        self.ledger_nats = 0.0
-        self.fixed_bits: list[float] = []
+    Fills ``tokens[1:]`` with what ``code(position, probabilities)`` returns; token 0 is given. Returns the nats that
+    the ledger charges, and the bits that the integer frequencies charge.
+    """
+    stating = require_distribution(forecaster, "coding")
+    nats: list[float] = []
+    fixed_bits: list[float] = []
+    for start, stop in spans(len(tokens), span, next_boundary_of(stating)):
+        for position in range(start, stop):
+            counts = frequencies(_row(stating, tokens[:position], start), position)
+            token = code(position, counts / float(1 << PRECISION))
+            tokens[position] = token
+            fixed_bits.append(PRECISION - math.log2(float(counts[token])))
+        # both sides know these tokens now, so both can ask for the ledger's own numbers
+        nats.extend(np.asarray(stating.score(tokens[:stop].copy(), start, stop)).tolist())
+        stating.observe(tokens[:stop].copy(), start, stop)
+    return math.fsum(nats), math.fsum(fixed_bits)
 
-    def run(self, tokens: Ids, code: Coder) -> None:
-        """Fill ``tokens[1:]`` with what ``code(position, probabilities)`` returns; token 0 is given."""
-        nats: list[float] = []
-        for start, stop in spans(len(tokens), self.span, next_boundary_of(self.forecaster)):
-            for position in range(start, stop):
-                row = self.row(tokens[:position], start)
-                counts = frequencies(row, position)
-                token = code(position, counts / float(1 << PRECISION))
-                tokens[position] = token
-                self.fixed_bits.append(PRECISION - math.log2(float(counts[token])))
-            # both sides know these tokens now, so both can ask for the ledger's own numbers
-            nats.extend(np.asarray(self.forecaster.score(tokens[:stop].copy(), start, stop)).tolist())
-            self.forecaster.observe(tokens[:stop].copy(), start, stop)
-        self.ledger_nats = math.fsum(nats)
 
-    def row(self, prefix: Ids, start: int) -> npt.NDArray[np.float64]:
-        """Return the log-probabilities after ``prefix``, ``[V]`` in nats; ``start`` is where the span began."""
-        position = len(prefix)
-        if (quick := next_distribution_of(self.forecaster)) is not None:
-            row = np.asarray(quick(prefix.copy()), dtype=np.float64)
-        else:
-            tokens = np.append(prefix, 0)  # the decoder does not know this one, so the encoder does not say it
-            rows = self.forecaster.distribution(tokens, start, position + 1)
-            row = np.asarray(rows, dtype=np.float64)[-1]
-        if row.shape != (self.forecaster.vocab_size,):
-            raise InputError(
-                f"the distribution at position {position} has shape {list(row.shape)}, expected "
-                f"[{self.forecaster.vocab_size}]"
-            )
-        return row
+def _row(forecaster: DistributionForecaster, prefix: Ids, start: int) -> npt.NDArray[np.float64]:
+    """Return the log-probabilities after ``prefix``, ``[V]`` in nats; ``start`` is where the span began."""
+    position = len(prefix)
+    if (quick := next_distribution_of(forecaster)) is not None:
+        row = np.asarray(quick(prefix.copy()), dtype=np.float64)
+    else:
+        tokens = np.append(prefix, 0)  # the decoder does not know this one, so the encoder does not say it
+        row = np.asarray(forecaster.distribution(tokens, start, position + 1), dtype=np.float64)[-1]
+    if row.shape != (forecaster.vocab_size,):
+        raise InputError(
+            f"the distribution at position {position} has shape {list(row.shape)}, expected [{forecaster.vocab_size}]"
+        )
+    return row
 
 
 def _model(probabilities: npt.NDArray[np.float64]) -> Any:
@@ -141,10 +137,9 @@ def compress(
         encoder.encode(token, _model(probabilities))
         return token
 
-    walk = _Walk(forecaster, span)
     visible = np.zeros_like(stream)
     visible[:1] = stream[:1]
-    walk.run(visible, code)
+    ledger_nats, fixed_bits = _walk(forecaster, span, visible, code)
     words = np.asarray(encoder.get_compressed(), dtype="<u4").tobytes() if len(stream) > 1 else b""
     header = Header(
         artifact_sha256=artifact_sha256,
@@ -161,8 +156,8 @@ def compress(
     return Coded(
         data=pack(header, words, extra),
         words_bits=8 * len(words),
-        ledger_bits=walk.ledger_nats / math.log(2),
-        fixed_bits=math.fsum(walk.fixed_bits),
+        ledger_bits=ledger_nats / math.log(2),
+        fixed_bits=fixed_bits,
         tokens=max(len(stream) - 1, 0),
     )
 
@@ -196,7 +191,7 @@ def decompress(make: Callable[[], Forecaster], data: bytes, *, artifact_sha256: 
         except (ValueError, AssertionError) as error:
             raise InputError(f"the code ends in nonsense ({error}): the forecaster is not the encoder's") from None
 
-    _Walk(forecaster, header.span).run(tokens, code)
+    _walk(forecaster, header.span, tokens, code)
     if digest(tokens) != header.tokens_sha256:
         raise InputError(
             "the decoded tokens fail their checksum: the forecaster computes other numbers here than it did when "

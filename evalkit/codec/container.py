@@ -102,15 +102,12 @@ def unpack(data: bytes) -> tuple[Header, bytes, bytes]:
 def _check_types(header: Header) -> None:
     """Refuse a header whose fields are of other types or beyond all bounds: its author may be anyone."""
     problem = ""
-    for name in ("tokens", "first", "vocab_size", "span", "words_bytes", "extra_bytes"):
+    kinds: dict[str, type] = dict.fromkeys(("tokens", "first", "vocab_size", "span", "words_bytes", "extra_bytes"), int)
+    kinds |= {"artifact_sha256": str, "tokens_sha256": str, "options": dict, "text": dict}
+    for name, kind in kinds.items():
         value = getattr(header, name)
-        if not (type(value) is int and 0 <= value < 1 << 48) and not (name == "first" and value is None):
-            problem = name
-    for name in ("artifact_sha256", "tokens_sha256"):
-        if not isinstance(getattr(header, name), str):
-            problem = name
-    for name in ("options", "text"):
-        if not isinstance(getattr(header, name), dict):
+        fits = type(value) is kind and (kind is not int or 0 <= value < 1 << 48)
+        if not fits and not (name == "first" and value is None):
             problem = name
     if problem:
         raise InputError(

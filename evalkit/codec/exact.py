@@ -50,15 +50,12 @@ class TextCoded:
         return self.coded.data
 
 
-def _parameters(size: int) -> zstandard.ZstdCompressionParameters:
-    window = min(30, max(10, int(size).bit_length() + 1))
-    return zstandard.ZstdCompressionParameters.from_level(19, window_log=window, enable_ldm=size > 1 << 20)
-
-
 def _squeeze(raw: bytes, known: bytes) -> bytes:
     """Return a zstd frame of ``raw`` that leans on ``known``."""
     dictionary = zstandard.ZstdCompressionDict(known, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if known else None
-    parameters = _parameters(len(raw) + len(known))
+    size = len(raw) + len(known)
+    window = min(30, max(10, size.bit_length() + 1))
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=window, enable_ldm=size > 1 << 20)
     return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(raw)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,6 @@ _BLOCK = 2**20
 MAX_DOCUMENT = 2**22
 """Longer documents (streams without BOS, above all) are handed out in pieces of this many tokens."""
 
-_MAX_WORDS = 500_000
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, bits well spread (Knuth, TAOCP 6.4)
 
 
@@ -45,33 +46,22 @@ def iterate_documents(stream: TokenStream, bos: int) -> Iterator[tuple[int, Ids]
 
 
 class WordHasher:
-    """Hashes of word n-grams: words are runs of letters and digits, case folded.
-
-    Args:
-        n: words in an n-gram.
-    """
+    """Hashes of n-grams of words, which are runs of letters and digits, case folded."""
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._known: dict[str, int] = {}
 
     def ngrams(self, text: str) -> Hashes:
         """Return the hash of every n-gram of a text, in order, uint64."""
         words = re.findall(r"\w+", text.casefold())
         if len(words) < self._n:
             return np.empty(0, dtype=np.uint64)
-        if len(self._known) > _MAX_WORDS:
-            self._known.clear()
-        return combine(np.array([self._hash(word) for word in words], dtype=np.uint64), self._n)
+        return combine(np.array([_word_hash(word) for word in words], dtype=np.uint64), self._n)
 
-    def _hash(self, word: str) -> int:
-        value = self._known.get(word)
-        if value is None:
-            import hashlib
 
-            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            self._known[word] = value
-        return value
+@functools.lru_cache(maxsize=500_000)
+def _word_hash(word: str) -> int:
+    return _hash_of(word.encode())
 
 
 def token_ngrams(tokens: Ids, n: int) -> Hashes:
@@ -100,6 +90,8 @@ def mix(values: Hashes) -> Hashes:
 
 def document_hash(tokens: Ids) -> int:
     """Return a 64-bit hash of a document's tokens, BOS included or not."""
-    import hashlib
+    return _hash_of(tokens.astype("<u4").tobytes())
 
-    return int.from_bytes(hashlib.blake2b(tokens.astype("<u4").tobytes(), digest_size=8).digest(), "little")
+
+def _hash_of(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

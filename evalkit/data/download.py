@@ -20,6 +20,7 @@ from typing import Any
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.log import LOG
+from evalkit.plumbing.settings import require
 
 DEFAULT_REPO = "willdepueoai/parameter-golf"
 MANIFEST = "manifest.json"
@@ -51,12 +52,10 @@ class DownloadOptions:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        if self.train_shards < 0:
-            raise InputError(f"--train-shards is {self.train_shards}; expected 0 or more")
-        if not re.fullmatch(r"[A-Za-z]+\d+", self.variant):
-            raise InputError(f"--variant is {self.variant!r}; expected a name such as sp1024")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise InputError(f"--repo is {self.repo!r}; expected OWNER/NAME")
+        require(self.train_shards >= 0, "--train-shards", self.train_shards, "0 or more")
+        named = re.fullmatch(r"[A-Za-z]+\d+", self.variant) is not None
+        require(named, "--variant", repr(self.variant), "a name such as sp1024")
+        require(re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo) is not None, "--repo", repr(self.repo), "OWNER/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.files import sha256_of, write_json
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.progress import Progress
+from evalkit.plumbing.settings import require
 from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.texts import read_documents
 from evalkit.tokens.tokenizer import TextTokenizer
@@ -43,6 +44,8 @@ class TokenizeOptions:
         shard_tokens: tokens of a shard.
         prefix: first part of the shards' names.
         workers: processes; the shards are the same for any number.
+        keep_unknown: write the unknown token for text that a tokenizer without byte fallback lacks, and count it; such
+            text is an error otherwise.
     """
 
     documents: tuple[Path, ...]
@@ -52,20 +55,17 @@ class TokenizeOptions:
     shard_tokens: int = 100_000_000
     prefix: str = "fineweb"
     workers: int = 1
+    keep_unknown: bool = False
 
     def __post_init__(self) -> None:
         if not self.documents:
             raise InputError("name the documents to tokenise: .jsonl, .json or .txt files")
-        if self.val_documents < 0:
-            raise InputError(f"--val-documents is {self.val_documents}; expected 0 or more")
-        if not 2 <= self.shard_tokens < 2**31:
-            raise InputError(f"--shard-tokens is {self.shard_tokens}; expected 2 to 2,147,483,647")
-        if self.workers < 1:
-            raise InputError(f"--workers is {self.workers}; expected 1 or more")
-        if not re.fullmatch(r"[\w.-]+", self.prefix):
-            raise InputError(
-                f"--prefix is {self.prefix!r}; expected the first part of a file name: letters, digits, '_', '-', '.'"
-            )
+        require(self.val_documents >= 0, "--val-documents", self.val_documents, "0 or more")
+        require(2 <= self.shard_tokens < 2**31, "--shard-tokens", self.shard_tokens, "2 to 2,147,483,647")
+        require(self.workers >= 1, "--workers", self.workers, "1 or more")
+        named = re.fullmatch(r"[\w.-]+", self.prefix) is not None
+        expected = "the first part of a file name: letters, digits, '_', '-', '.'"
+        require(named, "--prefix", repr(self.prefix), expected)
 
 
 def tokenize_documents(options: TokenizeOptions) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
         split: ShardWriter(folder, f"{options.prefix}_{split}", options.shard_tokens, tokenizer.vocab_size)
         for split in ("val", "train")
     }
-    counts = {split: {"documents": 0, "raw_bytes": 0} for split in writers}
+    counts = {split: {"documents": 0, "raw_bytes": 0, "unknown_tokens": 0} for split in writers}
     total = sum(path.stat().st_size for path in options.documents if str(path) != "-")
     LOG.debug("%d processes, %s bytes of input", options.workers, f"{total:,}")
     progress = Progress("tokenise", total, unit="bytes of input")
@@ -109,12 +109,13 @@ def _write(options: TokenizeOptions, tokenizer: TextTokenizer, folder: Path) -> 
     documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
     done = 0
     try:
-        for texts, rows in _encoded(_batches(documents), tokenizer, options.workers):
+        for texts, rows in _encoded(_batches(documents), tokenizer, options):
             for size, tokens in zip(texts, rows, strict=True):
                 split = "val" if done < options.val_documents else "train"
                 writers[split].write(tokens)
                 counts[split]["documents"] += 1
                 counts[split]["raw_bytes"] += size
+                counts[split]["unknown_tokens"] += int((tokens == tokenizer.unk_id).sum())
                 done += 1
                 read += size
             progress.update(min(read, total), f"{done:,} documents")
@@ -156,10 +157,11 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: int) -> Iterator[Encoded]:
+def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, options: TokenizeOptions) -> Iterator[Encoded]:
     """Yield raw sizes and tokens of each batch, in order."""
+    workers, keep_unknown = options.workers, options.keep_unknown
     if workers == 1:
-        yield from (_encode(tokenizer, batch) for batch in batches)
+        yield from (_encode(tokenizer, batch, keep_unknown) for batch in batches)
         return
     import multiprocessing
 
@@ -169,7 +171,7 @@ def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: in
     waiting: deque[Future[Encoded]] = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, tokenizer.path, batch))
+            waiting.append(pool.submit(_encode_in_worker, tokenizer.path, batch, keep_unknown))
             if len(waiting) > 2 * workers:  # bounds what lies in memory
                 yield waiting.popleft().result()
         while waiting:
@@ -180,9 +182,9 @@ def _encoded(batches: Iterable[list[str]], tokenizer: TextTokenizer, workers: in
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(tokenizer: TextTokenizer, texts: list[str]) -> Encoded:
+def _encode(tokenizer: TextTokenizer, texts: list[str], keep_unknown: bool) -> Encoded:
     sizes = [len(text.encode("utf-8")) for text in texts]
-    return sizes, [tokenizer.encode_document(text) for text in texts]
+    return sizes, [tokenizer.encode_document(text, keep_unknown=keep_unknown) for text in texts]
 
 
 @functools.lru_cache(maxsize=1)
@@ -190,8 +192,8 @@ def _worker_tokenizer(path: str) -> TextTokenizer:
     return open_tokenizer(path)
 
 
-def _encode_in_worker(path: str, texts: list[str]) -> Encoded:
-    return _encode(_worker_tokenizer(path), texts)
+def _encode_in_worker(path: str, texts: list[str], keep_unknown: bool) -> Encoded:
+    return _encode(_worker_tokenizer(path), texts, keep_unknown)
 
 
 def default_workers() -> int:

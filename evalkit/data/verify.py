@@ -19,6 +19,7 @@ from evalkit.data.documents import Hashes, Ids, WordHasher, document_hash, itera
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import timed
 from evalkit.plumbing.progress import Progress
+from evalkit.plumbing.settings import require
 from evalkit.tokens.kinds import open_tokenizer
 from evalkit.tokens.shards import find_shards, open_shard, split_of
 from evalkit.tokens.stream import TokenStream
@@ -53,12 +54,9 @@ class VerifyOptions:
     max_ngrams: int = 50_000_000
 
     def __post_init__(self) -> None:
-        if self.ngram < 0:
-            raise InputError(f"--ngram is {self.ngram}; expected 0 (no overlap test) or more")
-        if self.unit not in ("words", "tokens"):
-            raise InputError(f"--unit is {self.unit!r}; expected words or tokens")
-        if not 0 < self.overlap <= 1:
-            raise InputError(f"--overlap is {self.overlap}; expected a share above 0, at most 1")
+        require(self.ngram >= 0, "--ngram", self.ngram, "0 (no overlap test) or more")
+        require(self.unit in ("words", "tokens"), "--unit", repr(self.unit), "words or tokens")
+        require(0 < self.overlap <= 1, "--overlap", self.overlap, "a share above 0, at most 1")
         if self.documents and self.tokenizer is None:
             raise InputError("--documents needs --tokenizer, which turns them into tokens")
 

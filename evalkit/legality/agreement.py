@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evalkit.legality.driver import advance, spans
+from evalkit.legality.driver import walk
 from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, HALF, P_SYSTEMATIC, Grid, NoiseProfile, difference, lies_on, step
-from evalkit.legality.outcome import Notes
+from evalkit.legality.outcome import Notes, Outcome
 from evalkit.legality.subject import Repeatability, Subject
-from evalkit.legality.substitution import SumsTaken
 from evalkit.legality.suffix import replacement
 
 AUDIT = "distribution"
@@ -49,12 +48,8 @@ class Rows:
     """Compares scores with the rows that are stated for them, and keeps the largest differences.
 
     Rows may be shown in half precision beside finer scores: the tolerance follows the coarser of the two. On which grid
-    they lie is known once all have been seen.
-
-    Args:
-        subject: What is audited.
-        allowed: Nats (and total probability) by which two ways to ask for one thing may differ, the rounding of rows
-            left aside.
+    they lie is known once all have been seen. ``allowed`` are the nats (and total probability) by which two ways to ask
+    for one thing may differ, the rounding of rows left aside.
     """
 
     def __init__(self, subject: Subject, allowed: float) -> None:
@@ -96,26 +91,30 @@ class Rows:
     def _find(self, grid: Grid | None) -> tuple[float, float, float]:
         """Note findings; return the largest excess of a sum, gap of a score and change of a row beyond rounding."""
         most_excess = most_gap = most_change = 0.0
+
+        def worst_of(sizes: Floats, slack: Floats | None) -> tuple[int, float, float]:
+            """Return where a size exceeds its rounding most, what is allowed there, and by how much it exceeds."""
+            slack = np.zeros(len(sizes)) if slack is None else slack
+            worst = int(np.argmax(sizes - slack))
+            return worst, self.allowed + float(slack[worst]), float(sizes[worst] - slack[worst])
+
         for seen in self._compared:
             apart = np.abs(difference(seen.scores, seen.stated))
             apart = np.where(np.isfinite(apart), apart, np.inf)
-            coarse = 2 * step(seen.stated, grid) if grid else np.zeros(len(apart))
-            worst = int(np.argmax(apart - coarse))
-            most_gap = max(most_gap, float(apart[worst] - coarse[worst]))
-            if apart[worst] > self.allowed + coarse[worst]:
+            worst, allowed, beyond = worst_of(apart, 2 * step(seen.stated, grid) if grid else None)
+            most_gap = max(most_gap, beyond)
+            if apart[worst] > allowed:
                 score, stated = float(seen.scores[worst]), float(seen.stated[worst])
                 self.notes.find(
                     "normalisation",
                     seen.start + worst,
-                    {**self._size(stated - score), "stated": stated, "tolerance": self.allowed + float(coarse[worst])},
+                    {**self._size(stated - score), "stated": stated, "tolerance": allowed},
                     f"The score is {score:.6g} nats, its own distribution says {stated:.6g}.",
                 )
-            slack = seen.slack[grid] if grid else np.zeros(len(apart))
-            worst = int(np.argmax(seen.excess - slack))
+            worst, allowed, beyond = worst_of(seen.excess, seen.slack[grid] if grid else None)
+            most_excess = max(most_excess, beyond)
             excess = float(seen.excess[worst])
-            most_excess = max(most_excess, excess - float(slack[worst]))
-            if excess > self.allowed + slack[worst]:
-                allowed = self.allowed + float(slack[worst])
+            if excess > allowed:
                 self.notes.find(
                     "normalisation",
                     seen.start + worst,
@@ -123,11 +122,9 @@ class Rows:
                     f"The row of the distribution sums to {excess + 1.0:.6g}.",
                 )
         for start, changed, slacks in self._changed:
-            slack = slacks[grid] if grid else np.zeros(len(changed))
-            worst = int(np.argmax(changed - slack))
-            most_change = max(most_change, float(changed[worst] - slack[worst]))
-            if changed[worst] > self.allowed + slack[worst]:
-                allowed = self.allowed + float(slack[worst])
+            worst, allowed, beyond = worst_of(changed, slacks[grid] if grid else None)
+            most_change = max(most_change, beyond)
+            if changed[worst] > allowed:
                 self.notes.find(
                     "causality",
                     start + worst,
@@ -137,7 +134,7 @@ class Rows:
                 )
         return most_excess, most_gap, most_change
 
-    def conclude(self, noise: NoiseProfile) -> SumsTaken:
+    def conclude(self, noise: NoiseProfile) -> Outcome:
         """Find what breaks an axiom, and what every single comparison is too noisy for.
 
         The latter are scores that are better than their rows throughout.
@@ -168,7 +165,7 @@ class Rows:
                     f"The scores are better than their own distributions by {mean:.4g} nats on average over "
                     f"{len(better)} positions, more than noise explains.",
                 )
-        return SumsTaken(outcome=self.notes.outcome(), positions=len(better))
+        return self.notes.outcome()
 
 
 def audit(
@@ -178,7 +175,7 @@ def audit(
     noise: NoiseProfile,
     seconds: float,
     rng: np.random.Generator,
-) -> SumsTaken:
+) -> Outcome:
     """Compare ``distribution`` with the ledger at every position that the time allows.
 
     In each span: rows sum to at most 1; ``-row[token]`` is the score, on the real tokens (the ledger's score, not what
@@ -191,8 +188,7 @@ def audit(
     planned = len(subject.base.nats)
     most = max(LARGEST_ROWS // subject.vocab_size, 1)
     try:
-        host.fresh(int(subject.tokens[0]))
-        for start, stop in spans(host, len(subject.tokens), subject.options.span):
+        for start, stop in walk(host, subject.tokens, subject.options.span):
             if time.monotonic() > deadline:
                 break
             real = subject.tokens[start : min(stop, start + most)]
@@ -209,7 +205,6 @@ def audit(
             seen.compare_continuations(start, rows[:, : offset + 1])
             seen.better.extend((-rows[0, np.arange(len(real)), real] - scores[0]).tolist())
             seen.weights += np.exp(np.minimum(rows[0], 0.0)).sum(axis=0)
-            advance(host, subject.tokens[start:stop])
     except Fault as fault:
         seen.notes.failed(fault, real=False)
     seen.notes.cut(len(seen.better), planned)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
 from evalkit.legality.childhost import ChildFactory, ChildHost
 from evalkit.legality.hosts import Fault, Host, Ids, LocalHost, out_of_time
+from evalkit.legality.noise import NoiseProfile
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.outcome import LISTED, Outcome
 from evalkit.legality.report import AXIOMS, Finding, LegalityReport
@@ -46,10 +47,10 @@ def audit(make: Make, tokens: np.ndarray[Any, Any], options: AuditOptions | None
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
-    with _hosts(make, options, began + options.budget_seconds) as hosts:
+    with _Hosts(make, options, began + options.budget_seconds) as hosts:
         audits = _Audits(hosts, stream.astype(np.int64), options)
-        outcomes, gaps = list(audits.run()), audits.gaps
-    return _report(make, options, len(stream), outcomes, gaps, time.monotonic() - began)
+        audits.run()
+    return _report(make, options, len(stream), audits.outcomes, audits.gaps, time.monotonic() - began)
 
 
 def _report(
@@ -90,17 +91,17 @@ def _report(
     return LegalityReport(findings=tuple(findings), covered=covered, uncovered=tuple(uncovered), seconds=seconds)
 
 
-class _Hosts:
-    """Where the forecasters of an audit run.
+class _Hosts(ExitStack):
+    """Where the forecasters of an audit run, whose processes end with the ``with`` block.
 
     Hosts are kept from one bundle of audits to the next: importing a stranger's code may take longer than an audit, and
     every fresh forecaster is a copy of what was imported, whatever earlier ones did.
     """
 
     def __init__(self, make: Make, options: AuditOptions, deadline: float) -> None:
+        super().__init__()
         self.make, self.options, self.deadline = make, options, deadline
         self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
-        self.started: list[Host] = []
         self._idle: list[Host] = []
 
     def together(self, *bundles: Callable[[Host], T]) -> list[T]:
@@ -129,81 +130,61 @@ class _Hosts:
             )
         else:
             host = LocalHost(self.make, deadline=self.deadline)
-        self.started.append(host)
-        return host
-
-
-@contextmanager
-def _hosts(make: Make, options: AuditOptions, deadline: float) -> Iterator[_Hosts]:
-    """Provide hosts, and end every process of theirs."""
-    hosts = _Hosts(make, options, deadline)
-    try:
-        yield hosts
-    finally:
-        for host in hosts.started:
-            host.close()
+        return self.enter_context(host)
 
 
 class _Audits:
     """The audits of one forecaster in their order: each gets by name what it needs of those before.
 
     Attributes:
+        outcomes: What each audit says, as far as the budget reached.
         gaps: What no single audit can say was not covered.
     """
 
     def __init__(self, hosts: _Hosts, stream: Ids, options: AuditOptions) -> None:
         self.hosts, self.stream, self.options = hosts, stream, options
+        self.outcomes: list[Outcome] = []
         self.gaps: list[str] = []
 
-    def run(self) -> Iterator[Outcome]:
-        """Yield what each audit says, as far as the budget reaches."""
+    def run(self) -> None:
+        """Run the audits, as far as the budget reaches."""
         try:
-            yield from self._in_turn()
+            self._in_turn()
         except Fault as fault:
             if fault.kind != "budget":
                 raise
             self.gaps.append(f"the budget of {self.options.budget_seconds:g} s ended before all audits had begun")
 
-    def _in_turn(self) -> Iterator[Outcome]:
-        """Yield what each audit says; where the first pass fails, no other makes sense."""
+    def _in_turn(self) -> None:
+        """Run one audit after another; where the first pass fails, no other makes sense."""
         if not isinstance(self.hosts.make, str | ChildFactory):
             host = LocalHost(self.hosts.make, deadline=self.hosts.deadline)
             late = known.after_warm_up(host, self.stream, self.options)
             if late is not None:
-                yield late
+                self.outcomes.append(late)
                 if late.findings:
                     return  # convicted: nothing that the other audits could find would change the verdict
-        first, later = self.hosts.alone(self._first_pass)
-        yield first.outcome
-        subject = first.subject
+        first, subject, later = self.hosts.alone(self._first_pass)
+        self.outcomes.append(first)
         if subject is None:
-            if not first.outcome.findings:
+            if not first.findings:
                 self.gaps.append("the first pass over the stream did not succeed")
             return
-        outcomes = [first.outcome]
-        yield later.outcome
+        self.outcomes.append(later.outcome)
         repetition, passes = self._passes(subject, later)
-        yield from passes
-        outcomes.extend([later.outcome, *passes])
-        suffixes = self.hosts.alone(
-            lambda host: suffix.audit(
-                subject,
-                host,
-                repetition,
-                0.4 * _left(subject),
-                self._rng(4),
-                brief=_settled(subject, repetition, outcomes),
-            )
+        self.outcomes += passes
+        brief = self._settled(subject, repetition)
+        outcome, noise, leaking = self.hosts.alone(
+            lambda host: suffix.audit(subject, host, repetition, 0.4 * subject.left(), self._rng(4), brief=brief)
         )
-        yield suffixes.outcome
-        outcomes.append(suffixes.outcome)
-        yield from self._sums(subject, repetition, suffixes, outcomes)
+        self.outcomes.append(outcome)
+        self._sums(subject, repetition, noise, leaking)
 
-    def _first_pass(self, host: Host) -> tuple[ledger.FirstPass, replay.LaterForecasters]:
-        first = ledger.first_pass(host, self.stream, self.options, self.hosts.deadline)
-        if first.subject is None or not host.remote:
-            return first, replay.LaterForecasters(outcome=Outcome(audit=replay.SAME_PROCESS))
-        return first, replay.later_forecasters(first.subject, host)
+    def _first_pass(self, host: Host) -> tuple[Outcome, Subject | None, replay.LaterForecasters]:
+        first, subject = ledger.first_pass(host, self.stream, self.options, self.hosts.deadline)
+        if subject is None or not host.remote:
+            return first, subject, replay.LaterForecasters(outcome=Outcome(audit=replay.SAME_PROCESS))
+        return first, subject, replay.later_forecasters(subject, host)
 
     def _passes(self, subject: Subject, later: replay.LaterForecasters) -> tuple[Repeatability, list[Outcome]]:
         """Make further passes over the stream, and over streams from known sources."""
@@ -221,12 +202,12 @@ class _Audits:
             return Repeatability(), outcomes
 
         def repetitions(host: Host) -> tuple[Repeatability, list[Outcome]]:
-            fresh = replay.fresh(subject, host, later)
-            calls = replay.repeated_calls(subject, host, fresh.repeatability, self._rng(0))
-            outcomes = [*fresh.outcomes, *calls.outcomes]
+            outcomes, drifts = replay.fresh(subject, host, later)
+            calls, repetition = replay.repeated_calls(subject, host, drifts, self._rng(0))
+            outcomes.append(calls)
             if host.remote:
-                outcomes.append(replay.beside_bait(subject, host, fresh.repeatability))
-            return calls.repeatability, outcomes
+                outcomes.append(replay.beside_bait(subject, host, drifts))
+            return repetition, outcomes
 
         # the sources take the host of the first pass, so that the repetitions get a process that imports anew
         (_, outcomes), (repetition, repeated) = self.hosts.together(sources, repetitions)
@@ -234,77 +215,64 @@ class _Audits:
         if len(subject.tokens) < len(subject.stream):
             # where the budget broke off the first pass, the others show even less
             cut = len(subject.tokens) < min(self.options.max_tokens, len(subject.stream))
-            seconds = (0.5 if cut and not subject.states_rows else 0.2) * _left(subject)
+            seconds = (0.5 if cut and not subject.states_rows else 0.2) * subject.left()
             deep = self.hosts.alone(lambda host: known.salted_stream(subject, host, self._rng(9), deep_seconds=seconds))
             outcomes.append(deep)
         return repetition, outcomes
 
-    def _sums(
-        self, subject: Subject, repetition: Repeatability, suffixes: suffix.Suffix, before: Iterable[Outcome]
-    ) -> Iterator[Outcome]:
+    def _sums(self, subject: Subject, repetition: Repeatability, noise: NoiseProfile, leaking: frozenset[int]) -> None:
         """Add up probabilities at single positions."""
-        outcomes = list(before)
         suspects = np.zeros(0, np.int64)
 
-        def salted(rows: int, share: float) -> known.SaltedRows:
+        def salted(rows: int, share: float) -> tuple[Outcome, Ids]:
             return self.hosts.alone(
-                lambda host: known.salted_rows(subject, host, repetition, rows, share * _left(subject), self._rng(8))
+                lambda host: known.salted_rows(subject, host, repetition, rows, share * subject.left(), self._rng(8))
             )
 
-        if not subject.states_rows and not _settled(subject, repetition, outcomes):
-            rows = salted(known.EVERY, 0.15)
-            yield rows.outcome
-            outcomes.append(rows.outcome)
-            suspects = rows.suspects
+        if not subject.states_rows and not self._settled(subject, repetition):
+            outcome, suspects = salted(known.EVERY, 0.15)
+            self.outcomes.append(outcome)
         asked = substitution.SumsAsked(
             known=repetition,
-            noise=suffixes.noise,
+            noise=noise,
             suspects=suspects,
-            leaking=suffixes.leaking,
-            brief=_settled(subject, repetition, outcomes),
+            leaking=leaking,
+            brief=self._settled(subject, repetition),
         )
         side_by_side = self.hosts.workers == 2
 
-        def single(host: Host) -> list[substitution.SumsTaken]:
-            return [substitution.audit(subject, host, "single", asked, 0.9 * _left(subject), self._rng(5))]
+        def single(host: Host) -> list[Outcome]:
+            return [substitution.audit(subject, host, "single", asked, 0.9 * subject.left(), self._rng(5))]
 
-        def in_span(host: Host) -> list[substitution.SumsTaken]:
+        def in_span(host: Host) -> list[Outcome]:
             taken = []
             if subject.states_rows:
-                seconds = (0.4 if side_by_side else 0.8) * _left(subject)
-                taken.append(agreement.audit(subject, host, repetition, suffixes.noise, seconds, self._rng(6)))
-            seconds = (0.9 if side_by_side else 0.4) * _left(subject)
-            mine = replace(asked, brief=_settled(subject, repetition, [*outcomes, *(t.outcome for t in taken)]))
+                seconds = (0.4 if side_by_side else 0.8) * subject.left()
+                taken.append(agreement.audit(subject, host, repetition, noise, seconds, self._rng(6)))
+            seconds = (0.9 if side_by_side else 0.4) * subject.left()
+            mine = replace(asked, brief=self._settled(subject, repetition, *taken))
             return [*taken, substitution.audit(subject, host, "span", mine, seconds, self._rng(7))]
 
-        def in_turn(host: Host) -> list[substitution.SumsTaken]:
+        def in_turn(host: Host) -> list[Outcome]:
             # the stated distribution comes first: it covers most where a call is costly
             return in_span(host) + single(host)
 
         bundles = (single, in_span) if side_by_side else (in_turn,)
         taken = [one for bundle in self.hosts.together(*bundles) for one in bundle]
-        for one in taken:
-            yield one.outcome
-        outcomes.extend(one.outcome for one in taken)
-        stated = sum(one.positions for one in taken if one.outcome.audit == agreement.AUDIT)
-        sums = sum(one.positions for one in taken) - stated
+        self.outcomes += taken
+        stated = sum(one.covered["positions"] for one in taken if one.audit == agreement.AUDIT)
+        sums = sum(one.covered["positions"] for one in taken) - stated
         positions = len(subject.base.nats)
         needed = min(substitution.RUN, positions)
-        unsettled = not subject.states_rows and not _settled(subject, repetition, outcomes)
+        unsettled = not subject.states_rows and not self._settled(subject, repetition)
         if sums < needed and unsettled and subject.left() > 1.0:
-            yield salted(5 * known.EVERY, 0.9).outcome
+            self.outcomes.append(salted(5 * known.EVERY, 0.9)[0])
         if sums < needed and stated < positions // 2:
             self.gaps.append(f"substitution: sums were made at {sums} positions of {positions}; {needed} are needed")
 
+    def _settled(self, subject: Subject, repetition: Repeatability, *more: Outcome) -> bool:
+        """Return whether an audit has convicted already, and what further ones could add takes many calls."""
+        return (subject.costly or not repetition.in_place) and any(one.findings for one in (*self.outcomes, *more))
+
     def _rng(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.options.seed, number])
-
-
-def _left(subject: Subject) -> float:
-    """Return the seconds that are left, or one."""
-    return max(subject.left(), 1.0)
-
-
-def _settled(subject: Subject, repetition: Repeatability, outcomes: Iterable[Outcome]) -> bool:
-    """Return whether an audit has convicted already, and what further ones could add takes many calls."""
-    return (subject.costly or not repetition.in_place) and any(outcome.findings for outcome in outcomes)

@@ -92,11 +92,9 @@ def recount_stream(stream: TokenStream, tokenizer: TextTokenizer) -> tuple[list[
         Findings, what was covered, and sentences that say what is unproven.
     """
     witness = ByteWitness(tokenizer)
-    tokens = stream.read(0, min(len(stream), _RECOUNT_TOKENS)).astype(np.int64)
-    claimed = tokenizer.byte_table.count(tokens[:-1], tokens[1:])
-    findings, covered = recount(tokens, claimed, witness.text_of, bos=tokenizer.bos_id)
-    total = int(claimed.sum())
-    if not findings and stream.text_bytes is not None and len(tokens) == len(stream) and total > stream.text_bytes:
+    findings, covered = _recount_head(stream, tokenizer, witness, _RECOUNT_TOKENS)
+    total, whole = covered["bytes_claimed"], len(stream) <= _RECOUNT_TOKENS
+    if not findings and stream.text_bytes is not None and whole and total > stream.text_bytes:
         evidence = {**covered, "text_bytes": stream.text_bytes, "ratio": total / stream.text_bytes, "bpb": None}
         message = f"The score divides by {total:,} bytes; the text has {stream.text_bytes:,} as the tokenizer sees it."
         findings = [Finding(axiom="bytes", position=None, evidence=evidence, message=message)]
@@ -110,6 +108,15 @@ def recount_stream(stream: TokenStream, tokenizer: TextTokenizer) -> tuple[list[
             f"{first.text!r} with {first.counted} for {first.size}; the stream's own text is not at hand (--text)"
         )
     return findings, covered, doubts
+
+
+def _recount_head(
+    stream: TokenStream, tokenizer: TextTokenizer, witness: ByteWitness, most: int
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Count the bytes of the first ``most`` tokens again; see :func:`recount`."""
+    tokens = stream.read(0, min(len(stream), most)).astype(np.int64)
+    claimed = tokenizer.byte_table.count(tokens[:-1], tokens[1:])
+    return recount(tokens, claimed, witness.text_of, bos=tokenizer.bos_id)
 
 
 def require_honest_bytes(stream: TokenStream, tokenizer: TextTokenizer) -> None:
@@ -126,11 +133,9 @@ def require_honest_bytes(stream: TokenStream, tokenizer: TextTokenizer) -> None:
         total, right, what = stream.num_bytes(tokenizer), stream.text_bytes, "the text"
     else:
         witness = ByteWitness(tokenizer)
-        head = stream.read(0, min(len(stream), _LOOK_TOKENS)).astype(np.int64)
-        claimed = tokenizer.byte_table.count(head[:-1], head[1:])
-        _, covered = recount(head, claimed, witness.text_of, bos=tokenizer.bos_id)
+        _, covered = _recount_head(stream, tokenizer, witness, _LOOK_TOKENS)
         total, right = covered["bytes_claimed"], covered["bytes_counted"]
-        what = f"the text of the first {len(head):,} tokens"
+        what = f"the text of the first {min(len(stream), _LOOK_TOKENS):,} tokens"
         if total <= right and witness.mark_is_space and (at := stream.find(tokenizer.mark_ids)) is not None:
             raise TokenError(f"{_MISCOUNTED.format(tokenizer=tokenizer.path)}; token {at:,} of the stream begins one")
     if total > right:
@@ -163,14 +168,8 @@ def budget(files: Iterable[str | Path], *, cap: int = SIZE_CAP) -> tuple[list[Fi
             sizes[str(part)] = part.stat().st_size
     total = sum(sizes.values())
     covered: dict[str, Any] = {"files": sizes, "bytes": total, "cap": cap}
-    findings = []
-    if total > cap:
-        findings.append(
-            Finding(
-                axiom="budget",
-                position=None,
-                evidence={"bytes": total, "cap": cap, "over": total - cap},
-                message=f"What ships is {total:,} bytes, {total - cap:,} over the cap of {cap:,} (decimal).",
-            )
-        )
-    return findings, covered
+    if total <= cap:
+        return [], covered
+    evidence = {"bytes": total, "cap": cap, "over": total - cap}
+    message = f"What ships is {total:,} bytes, {total - cap:,} over the cap of {cap:,} (decimal)."
+    return [Finding(axiom="budget", position=None, evidence=evidence, message=message)], covered

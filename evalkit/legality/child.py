@@ -40,13 +40,12 @@ DECOYS: dict[str, Any] = {}
 class StrangerFault(Exception):
     """Something that the stranger's code did wrong, to be reported and judged by the parent."""
 
-    def __init__(self, kind: str, message: str, row: int = 0) -> None:
+    def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        self.row = row
 
 
-def receive_exactly(link: socket.socket, count: int, deadline: float = math.inf) -> bytes:
+def receive_exactly(link: socket.socket, count: int, deadline: float) -> bytes:
     """Return exactly ``count`` bytes; EOFError when the other side has gone, TimeoutError at the deadline."""
     parts: list[bytes] = []
     while count:
@@ -242,13 +241,8 @@ class Stranger:
         one = self.forked if isolated else self.numbers
         for index, row in enumerate(rows):
             if time.monotonic() > deadline:
-                raise StrangerFault("budget", "no time was left", index)
-            try:
-                values[index] = one(method, row, shape)
-            except StrangerFault as fault:
-                raise StrangerFault(fault.kind, str(fault), index) from None
-            except Exception as error:
-                raise StrangerFault("crash", describe(error), index) from None
+                raise StrangerFault("budget", "no time was left")
+            values[index] = one(method, row, shape)
         return values
 
     def forked(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -320,30 +314,26 @@ def serve(link: socket.socket, spec: str) -> None:
             header, array = receive(link)
         except (EOFError, OSError):
             os._exit(0)
+        reply: dict[str, Any] = {}
+        values: np.ndarray | None = None
         try:
             if header["do"] == "load":
                 stranger = Stranger(spec, header["sealed"], header["arguments"])
-                reply: dict[str, Any] = {}
-                values = None
             elif header["do"] == "push":
                 child = os.fork()
-                if child:
-                    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                    reply, values = {}, None
-                    if status != POPPED:
-                        kind = "died" if status >= 0 else "killed in a copy"
-                        reply = {"fault": kind, "message": f"the process of the forecaster {ending(status)}", "row": 0}
-                else:
-                    reply, values = {}, None
+                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else POPPED
+                if status != POPPED:
+                    kind = "died" if status >= 0 else "killed in a copy"
+                    reply = {"fault": kind, "message": f"the process of the forecaster {ending(status)}"}
             elif header["do"] == "pop":
                 os._exit(POPPED)
             else:
                 assert stranger is not None
                 reply, values = stranger.answer(header, array)
         except StrangerFault as fault:
-            reply, values = {"fault": fault.kind, "message": str(fault), "row": fault.row}, None
+            reply = {"fault": fault.kind, "message": str(fault)}
         except BaseException as error:
-            reply, values = {"fault": "crash", "message": describe(error), "row": 0}, None
+            reply = {"fault": "crash", "message": describe(error)}
         with contextlib.suppress(BrokenPipeError):
             send(link, reply, values)
 

@@ -13,13 +13,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from evalkit.legality import child
-from evalkit.legality.hosts import Fault, Floats, Ids, out_of_time
+from evalkit.legality.hosts import Fault, Floats, Host, Ids, out_of_time
 from evalkit.plumbing.errors import InputError
 
 BATCH_SECONDS = 0.1
@@ -37,7 +36,7 @@ class ChildFactory:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ChildHost:
+class ChildHost(Host):
     """A stranger's forecaster in a child process that is only sent what it may see.
 
     The process imports the stranger's module once; every fresh forecaster lives in a forked copy of that state, so
@@ -65,11 +64,8 @@ class ChildHost:
     ) -> None:
         if isinstance(factory, str):
             factory = ChildFactory(factory)
-        spec = self.spec = factory.spec
+        super().__init__(deadline)
         self.call_seconds = call_seconds
-        self.deadline = deadline
-        self.vocab_size = 0
-        self.offers: frozenset[str] = frozenset()
         self.length = 0
         self._depth = 0
         self._end: Fault | None = None
@@ -80,7 +76,7 @@ class ChildHost:
         one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(one_thread, "1"), "PYTHONHASHSEED": "0"}
         self._process = subprocess.Popen(
-            [sys.executable, child.__file__, str(theirs.fileno()), spec],
+            [sys.executable, child.__file__, str(theirs.fileno()), factory.spec],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=self._noise,
@@ -98,7 +94,7 @@ class ChildHost:
             self.close()
             if fault.kind == "budget":
                 raise
-            raise InputError(f"the forecaster {spec} cannot be loaded: {fault}") from None
+            raise InputError(f"the forecaster {factory.spec} cannot be loaded: {fault}") from None
 
     @property
     def alive(self) -> bool:
@@ -139,7 +135,7 @@ class ChildHost:
             kind = str(reply["fault"])
             if kind in ("died", "killed in a copy"):
                 kind, self._depth = ("crash" if kind == "died" else "killed"), self._depth - 1
-            raise Fault(kind, str(reply["message"]), row=int(reply.get("row", 0)), start=self.length)
+            raise Fault(kind, str(reply["message"]), start=self.length)
         return reply, values
 
     def _exit_status(self) -> int | None:
@@ -179,19 +175,8 @@ class ChildHost:
         self._ask({"do": "begin"}, np.array([first], np.int64))
         self.length = 1
 
-    def score(self, rows: Ids, *, isolated: bool = False) -> Floats:
-        """See :class:`Host`."""
-        return self._values("score", rows, isolated)
-
-    def distribution(self, rows: Ids, *, isolated: bool = False) -> Floats:
-        """See :class:`Host`."""
-        return self._values("distribution", rows, isolated)
-
-    def _values(self, method: str, rows: Ids, isolated: bool) -> Floats:
+    def _values(self, method: str, rows: Ids, shape: tuple[int, ...], isolated: bool) -> Floats:
         """Ask for rows in batches so small that a batch of slow calls is not taken for one that hangs."""
-        shape: tuple[int, ...] = (rows.shape[1],)
-        if method == "distribution":
-            shape = (rows.shape[1], self.vocab_size)
         kind = (method, isolated, rows.shape[1])
         values = np.empty((len(rows), *shape))
         first = 0
@@ -228,11 +213,3 @@ class ChildHost:
             self._process.wait(timeout=5)
         self._link.close()
         self._noise.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
+from evalkit.legality.options import AuditOptions
+from evalkit.legality.outcome import Notes
 from evalkit.plumbing.errors import ForecasterError
-from evalkit.prequential import spans as walk
+from evalkit.prequential import spans as pattern
 
 AFFORDED = 256
 """Positions that a call may always ask for, however long it takes."""
@@ -33,11 +35,6 @@ class Run:
     score_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
 
-    @property
-    def call_seconds(self) -> float:
-        """What a call of ``score`` takes; the median, since a first call may compile or load what the others use."""
-        return float(np.median(self.score_seconds)) if self.score_seconds else 0.0
-
     def seconds_from(self, start: int) -> float:
         """Return what the calls of ``score`` took together from the span that begins at ``start``."""
         return sum(took for (first, _), took in zip(self.spans, self.score_seconds, strict=True) if first >= start)
@@ -52,15 +49,21 @@ def spans(host: Host, end: int, span: int, cuts: Ids | None = None) -> Iterator[
         Fault: the forecaster named a boundary that is no later position.
     """
     try:
-        yield from walk.spans(end, span, lambda _: host.boundary(), cuts=() if cuts is None else cuts.tolist())
+        yield from pattern.spans(end, span, lambda _: host.boundary(), cuts=() if cuts is None else cuts.tolist())
     except ForecasterError as error:
         raise Fault("protocol", str(error)) from error
 
 
-def advance(host: Host, span: Ids) -> None:
-    """Do with a span what the ledger does: score it as it is, then let it be observed."""
-    host.score(span[None, :])
-    host.observe(span)
+def walk(host: Host, tokens: Ids, span: int, cuts: Ids | None = None) -> Iterator[tuple[int, int]]:
+    """Start a forecaster and yield the spans of ``tokens``, each in the state that the ledger's own call met.
+
+    When the caller asks for the next one, the span is done with as the ledger does: scored as it is, then observed.
+    """
+    host.fresh(int(tokens[0]))
+    for start, stop in spans(host, len(tokens), span, cuts):
+        yield start, stop
+        host.score(tokens[None, start:stop])
+        host.observe(tokens[start:stop])
 
 
 def affordable(host: Host, span: Ids, seconds: float) -> int:
@@ -131,3 +134,25 @@ def run_stream(
         if fault.kind != "budget" or scored == 1:
             raise
     return Run(nats=nats[: scored - 1], spans=tuple(done), score_seconds=tuple(took), seconds=time.monotonic() - began)
+
+
+def scores_afresh(
+    notes: Notes,
+    host: Host,
+    tokens: Ids,
+    options: AuditOptions,
+    deadline: float,
+    *,
+    real: bool = False,
+    bait: Ids | None = None,
+) -> Floats:
+    """Return what a fresh forecaster scores in one pass over ``tokens``; nothing, and a note, where it failed.
+
+    ``real`` says that these are the tokens of the stream itself; for the bait see :meth:`Host.fresh`.
+    """
+    try:
+        host.fresh(int(tokens[0]), bait=bait)
+        return run_stream(host, tokens, options.span, deadline=deadline).nats
+    except Fault as fault:
+        notes.failed(fault, real=real)
+        return np.zeros(0)

@@ -19,18 +19,21 @@ class Evidence:
     """The largest value that a test martingale took.
 
     Attributes:
-        log_e: Its natural logarithm.
+        log_e: Its natural logarithm, at least 0.
         at: Index at which it was reached.
-        p_value: ``min(1, exp(-log_e))``, valid although the best moment was picked (Ville).
         start: Index of the restart that explains most of it.
         nats: Nats by which the code beat the source from ``start`` to ``at``.
     """
 
-    log_e: float
-    at: int
-    p_value: float
-    start: int
-    nats: float
+    log_e: float = 0.0
+    at: int = 0
+    start: int = 0
+    nats: float = 0.0
+
+    @property
+    def p_value(self) -> float:
+        """``exp(-log_e)``, valid although the best moment was picked (Ville)."""
+        return math.exp(-self.log_e)
 
 
 def restarted(log_ratios: Floats) -> Evidence:
@@ -41,7 +44,7 @@ def restarted(log_ratios: Floats) -> Evidence:
     """
     n = len(log_ratios)
     if n == 0:
-        return Evidence(log_e=0.0, at=0, p_value=1.0, start=0, nats=0.0)
+        return Evidence()
     log_weight = -math.log(n)
     started = -math.inf
     best, at = 0.0, 0
@@ -53,7 +56,7 @@ def restarted(log_ratios: Floats) -> Evidence:
             best, at = value, index
     sums = np.cumsum(log_ratios[: at + 1][::-1])[::-1] if best > 0 else np.zeros(1)
     start = int(np.argmax(sums)) if best > 0 else 0
-    return Evidence(log_e=best, at=at, p_value=min(1.0, math.exp(-best)), start=start, nats=float(sums[start]))
+    return Evidence(log_e=best, at=at, start=start, nats=float(sums[start]))
 
 
 def symmetric_bets(values: Floats) -> Evidence:
@@ -65,12 +68,9 @@ def symmetric_bets(values: Floats) -> Evidence:
     """
     bets = 2.0 ** np.arange(21)[:, None]
     if len(values) == 0:
-        return Evidence(log_e=0.0, at=0, p_value=1.0, start=0, nats=0.0)
+        return Evidence()
     wealth = np.cumsum(bets * values - 0.5 * (bets * values) ** 2, axis=1)
-    mixture = np.logaddexp.reduce(wealth, axis=0) - math.log(len(bets))
-    at = int(np.argmax(mixture))
-    best = max(0.0, float(mixture[at]))
-    return Evidence(log_e=best, at=at, p_value=math.exp(-best), start=0, nats=float(np.mean(values)))
+    return _averaged(wealth, float(np.mean(values)))
 
 
 def bounded_bets(ratios: Floats) -> Evidence:
@@ -82,15 +82,13 @@ def bounded_bets(ratios: Floats) -> Evidence:
     fractions = np.array([0.01, 0.03, 0.1, 0.3, 0.6, 0.9])
     wealth = np.cumsum(np.log1p(fractions[:, None] * (ratios[None, :] - 1.0)), axis=1)
     if wealth.size == 0:
-        return Evidence(log_e=0.0, at=0, p_value=1.0, start=0, nats=0.0)
-    mixture = np.logaddexp.reduce(wealth, axis=0) - math.log(len(fractions))
-    at = int(np.argmax(mixture))
-    best = max(0.0, float(mixture[at]))
+        return Evidence()
     mean = float(np.mean(ratios))
-    return Evidence(
-        log_e=best,
-        at=at,
-        p_value=min(1.0, math.exp(-best)),
-        start=0,
-        nats=math.log(mean) if mean > 0 else -math.inf,
-    )
+    return _averaged(wealth, math.log(mean) if mean > 0 else -math.inf)
+
+
+def _averaged(wealth: Floats, nats: float) -> Evidence:
+    """Return the evidence of the mean of several bets, whose log wealth after each value is ``[bets, values]``."""
+    mixture = np.logaddexp.reduce(wealth, axis=0) - math.log(len(wealth))
+    at = int(np.argmax(mixture))
+    return Evidence(log_e=max(0.0, float(mixture[at])), at=at, nats=nats)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +26,12 @@ class Fault(EvalkitError):
     Attributes:
         kind: "crash", "killed" (a signal ended its process), "hang", "budget" (no time was left for the call), "file"
             (it opened one that holds the stream), "shape", "dtype", "rewrite", "import" or "protocol".
-        row: Which row of the batch it happened in.
         start: First position of the span of the call.
     """
 
-    def __init__(self, kind: str, message: str, *, row: int = 0, start: int = 0) -> None:
+    def __init__(self, kind: str, message: str, *, start: int = 0) -> None:
         super().__init__(message)
         self.kind = kind
-        self.row = row
         self.start = start
 
 
@@ -40,7 +40,7 @@ def out_of_time(start: int = 0) -> Fault:
     return Fault("budget", "no time was left", start=start)
 
 
-class Host(Protocol):
+class Host(AbstractContextManager["Host"]):
     """One forecaster at a time with a prefix that it has observed.
 
     ``score`` and ``distribution`` take rows of alternative continuations of the prefix, ``[rows, length]``, and
@@ -48,67 +48,75 @@ class Host(Protocol):
     the prefix. Once the deadline has passed no call is made any more: each raises a :class:`Fault`, "budget".
 
     Attributes:
+        remote: Whether it runs in a process of its own.
+        deadline: On the monotonic clock; no call begins later.
         vocab_size: Of the forecaster that was started last.
         offers: Names of the protocol's optional methods that it has.
-        remote: Whether it runs in a process of its own.
     """
 
-    vocab_size: int
-    offers: frozenset[str]
-    remote: bool
+    remote: ClassVar[bool]
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.vocab_size = 0
+        self.offers: frozenset[str] = frozenset()
 
     @property
     def alive(self) -> bool:
         """Whether the process can still be asked."""
-        ...
+        return True
 
+    @abstractmethod
     def fresh(self, first: int, *, bait: Ids | None = None) -> None:
         """Start a forecaster with no memory of any other; ``first`` is the given token at position 0.
 
         With ``bait`` a remote host lays a longer array into the process before the forecaster is made.
         """
-        ...
 
     def another(self, first: int) -> None:
         """Start another forecaster where the last one ran: same process, same modules."""
-        ...
+        self.fresh(first)
 
     def score(self, rows: Ids, *, isolated: bool = False) -> Floats:
         """Return nats, ``[rows, length]``."""
-        ...
+        return self._values("score", rows, (rows.shape[1],), isolated)
 
     def distribution(self, rows: Ids, *, isolated: bool = False) -> Floats:
         """Return log-probabilities in nats, ``[rows, length, vocab_size]``."""
-        ...
+        return self._values("distribution", rows, (rows.shape[1], self.vocab_size), isolated)
 
+    @abstractmethod
+    def _values(self, method: str, rows: Ids, shape: tuple[int, ...], isolated: bool) -> Floats:
+        """Return what ``method`` answers to every row, of this shape each."""
+
+    @abstractmethod
     def observe(self, span: Ids) -> None:
         """Let the forecaster learn from a span, and make it part of the prefix."""
-        ...
 
+    @abstractmethod
     def boundary(self) -> int | None:
         """Return the largest stop of a span that starts after the prefix, if the forecaster says so."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End the processes."""
-        ...
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-class LocalHost:
+class LocalHost(Host):
     """A trusted forecaster in this process, made by a closure.
 
     There is no way to save its state, so ``isolated`` calls replay the prefix in a fresh forecaster.
     """
 
     remote = False
-    alive = True
 
     def __init__(self, make: Callable[[], Forecaster], *, deadline: float = math.inf) -> None:
+        super().__init__(deadline)
         self.make = make
-        self.deadline = deadline
         self.instance: Forecaster | None = None
-        self.vocab_size = 0
-        self.offers: frozenset[str] = frozenset()
         self.warm_up_tokens = 0
         self._boundary: Callable[[int], int] | None = None
         self._prefix = np.zeros(0, np.int64)
@@ -131,10 +139,6 @@ class LocalHost:
         self._prefix = np.array([first], np.int64)
         self._spans = []
 
-    def another(self, first: int) -> None:
-        """See :class:`Host`."""
-        self.fresh(first)
-
     def _call(self, instance: Forecaster, method: str, prefix: Ids, span: Ids) -> Any:
         tokens = np.concatenate([prefix, span])
         sent = tokens.copy()
@@ -151,26 +155,15 @@ class LocalHost:
             raise Fault("rewrite", f"{method}({start}, {stop}) wrote to the tokens it was handed", start=start)
         return result
 
-    def score(self, rows: Ids, *, isolated: bool = False) -> Floats:
-        """See :class:`Host`."""
-        return self._values("score", rows, isolated)
-
-    def distribution(self, rows: Ids, *, isolated: bool = False) -> Floats:
-        """See :class:`Host`."""
-        return self._values("distribution", rows, isolated)
-
-    def _values(self, method: str, rows: Ids, isolated: bool) -> Floats:
+    def _values(self, method: str, rows: Ids, shape: tuple[int, ...], isolated: bool) -> Floats:
         assert self.instance is not None
-        shape: tuple[int, ...] = (rows.shape[1],)
-        if method == "distribution":
-            shape = (rows.shape[1], self.vocab_size)
         values = np.empty((len(rows), *shape))
         for index, row in enumerate(rows):
             instance = self._replayed() if isolated else self.instance
             try:
                 values[index] = checked(self._call(instance, method, self._prefix, row), method, shape)
             except StrangerFault as fault:
-                raise Fault(fault.kind, str(fault), row=index, start=self.length) from None
+                raise Fault(fault.kind, str(fault), start=self.length) from None
         return values
 
     def _replayed(self) -> Forecaster:

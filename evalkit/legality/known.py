@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from evalkit.legality.driver import advance, run_stream, spans
+from evalkit.legality.driver import scores_afresh, spans, walk
 from evalkit.legality.evalue import Evidence, bounded_bets, restarted
 from evalkit.legality.hosts import Fault, Floats, Host, Ids, LocalHost
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
@@ -54,15 +53,11 @@ def whole_stream(subject: Subject, host: Host, kind: str, rng: np.random.Generat
     else:
         source = BigramSource.fitted(subject.tokens, subject.vocab_size)
     tokens, log_q = source.sample(len(subject.tokens), int(subject.tokens[0]), rng)
-    try:
-        host.fresh(int(tokens[0]))
-        nats = run_stream(host, tokens, subject.options.span, deadline=subject.deadline).nats
-    except Fault as fault:
-        notes.failed(fault, real=False)
-        notes.cut(0, len(tokens) - 1)
-        return notes.outcome()
+    nats = scores_afresh(notes, host, tokens, subject.options, subject.deadline)
     count = len(nats)
     notes.cut(count, len(tokens) - 1)
+    if not count:
+        return notes.outcome()
     if np.isnan(nats).any():
         where = int(np.flatnonzero(np.isnan(nats))[0]) + 1
         notes.find("ledger", where, {}, "The score of a valid token is not a number.")
@@ -137,40 +132,24 @@ def salted_stream(
     source = BigramSource.fitted(tokens, subject.vocab_size)
     places = np.arange(int(rng.integers(every)), len(tokens) - 1, every)
     q = salt(tokens[1:], int(tokens[0]), source, places, rng)
-    try:
-        host.fresh(int(tokens[0]))
-        nats = run_stream(host, tokens, subject.options.span, deadline=deadline).nats
-    except Fault as fault:
-        notes.failed(fault, real=False)
-        notes.cut(0, len(tokens) - 1)
-        return notes.outcome()
+    nats = scores_afresh(notes, host, tokens, subject.options, deadline)
     notes.cut(len(nats), len(tokens) - 1)
     ratios, places = ratios_of(nats, places, q)
     weigh(notes, subject.options, ratios, places + 1)
     return notes.outcome()
 
 
-@dataclass(frozen=True, kw_only=True)
-class SaltedRows:
-    """What salted rows say.
-
-    Attributes:
-        outcome: Of the audit.
-        suspects: Positions where tokens that did not occur were given much, the most suspect first.
-    """
-
-    outcome: Outcome
-    suspects: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
 def salted_rows(
     subject: Subject, host: Host, known: Repeatability, most: int, seconds: float, rng: np.random.Generator
-) -> SaltedRows:
+) -> tuple[Outcome, Ids]:
     """Salt one token in twelve, other ones in every row, in up to ``most`` rows of each span that are otherwise real.
 
     One call gives a draw of ``p(v)/q(v)`` at every salted position of its span, where a full sum takes a call for
     every token; twelve rows give one at every position. The contexts stay close to the real ones, so a fiction shows
     at its real size. Where p(v) is far above q(v) the full sums are asked for first.
+
+    Returns:
+        What the audit says, and positions where tokens that did not occur were given much, the most suspect first.
     """
     notes = Notes("salted rows")
     deadline = time.monotonic() + seconds
@@ -179,8 +158,7 @@ def salted_rows(
     places: list[Ids] = []
     done = 0  # rows times positions
     try:
-        host.fresh(int(subject.tokens[0]))
-        for start, stop in spans(host, len(subject.tokens), subject.options.span):
+        for start, stop in walk(host, subject.tokens, subject.options.span):
             left = deadline - time.monotonic()
             if left < 0:
                 break
@@ -196,17 +174,16 @@ def salted_rows(
                 ratios.append(found)
                 places.append(start + where)
             done += count * len(real)
-            advance(host, real)
     except Fault as fault:
         notes.failed(fault, real=False)
     notes.cut(done // most, len(subject.base.nats))
     if not ratios:
-        return SaltedRows(outcome=notes.outcome())
+        return notes.outcome(), np.zeros(0, np.int64)
     every_ratio, every_place = np.concatenate(ratios), np.concatenate(places)
     weigh(notes, subject.options, every_ratio, every_place)
     ranked = every_place[np.argsort(-every_ratio, kind="stable")]
     first = np.sort(np.unique(ranked, return_index=True)[1])
-    return SaltedRows(outcome=notes.outcome(), suspects=ranked[first])
+    return notes.outcome(), ranked[first]
 
 
 def after_warm_up(host: LocalHost, stream: Ids, options: AuditOptions) -> Outcome | None:

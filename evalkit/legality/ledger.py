@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from evalkit.legality.driver import Run, run_stream
@@ -20,26 +18,18 @@ FIRST_PASS = 0.05
 """Share of the budget that one pass over the stream may take: some ten passes come before the substitutions."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstPass:
-    """What the first pass says; without a subject no further audit makes sense."""
-
-    outcome: Outcome
-    subject: Subject | None = None
-
-
-def first_pass(host: Host, stream: Ids, options: AuditOptions, deadline: float) -> FirstPass:
+def first_pass(host: Host, stream: Ids, options: AuditOptions, deadline: float) -> tuple[Outcome, Subject | None]:
     """Score the stream up to ``max_tokens``, or as far as its share of the budget reaches.
 
     Shape, dtype and untouched tokens are checked in every call of every audit; here the numbers are checked too:
-    finite, and no probability above 1.
+    finite, and no probability above 1. Without a subject no further audit makes sense.
     """
     notes = Notes(AUDIT)
     planned = min(options.max_tokens, len(stream)) - 1
     run = _run(notes, host, stream, options)
     if run is None:
         notes.cut(0, planned, needed=1)
-        return FirstPass(outcome=notes.outcome())
+        return notes.outcome(), None
     nats = run.nats
     notes.cut(len(nats), planned)
     for index in np.flatnonzero(~np.isfinite(nats)):
@@ -67,7 +57,7 @@ def first_pass(host: Host, stream: Ids, options: AuditOptions, deadline: float) 
         grid=subject.grid,
         vocab_size=host.vocab_size,
     )
-    return FirstPass(outcome=notes.outcome(), subject=subject if np.all(np.isfinite(nats)) else None)
+    return notes.outcome(), subject if np.all(np.isfinite(nats)) else None
 
 
 def _run(notes: Notes, host: Host, stream: Ids, options: AuditOptions) -> Run | None:

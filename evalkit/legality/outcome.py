@@ -37,11 +37,7 @@ class Outcome:
 
 
 class Notes:
-    """What an audit writes down while it runs.
-
-    Args:
-        audit: Its name.
-    """
+    """What an audit writes down while it runs."""
 
     def __init__(self, audit: str) -> None:
         self.audit = audit

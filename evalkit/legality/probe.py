@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import secrets
 import time
 import zipfile
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,25 +122,16 @@ def emit(
     (folder / SEALED).parent.mkdir(parents=True, exist_ok=True)
     np.savez(folder / SEALED, log_q=log_q, salt=np.frombuffer(salt, np.uint8))
     commitment = hashlib.sha256(salt + log_q.astype("<f8").tobytes()).hexdigest()
-    record = {
-        "kind": kind,
-        "vocab_size": vocab_size,
+    facts: dict[str, Any] = {
         "tokens": count,
         "prefix_tokens": first,
         "entropy_nats": float(-np.mean(log_q)),
         "commitment": commitment,
-        "sha256": {name: sha256_of(folder / name / SHARD) for name in (WHOLE, PREFIX)},
     }
+    hashes = {name: sha256_of(folder / name / SHARD) for name in (WHOLE, PREFIX)}
+    record = {"kind": kind, "vocab_size": vocab_size, **facts, "sha256": hashes}
     write_atomically(folder / RECORD, json.dumps(record, indent=1).encode())
-    return Emitted(
-        folder=folder,
-        whole=folder / WHOLE,
-        prefix=folder / PREFIX,
-        tokens=count,
-        prefix_tokens=first,
-        entropy_nats=record["entropy_nats"],  # type: ignore[arg-type]
-        commitment=commitment,
-    )
+    return Emitted(folder=folder, whole=folder / WHOLE, prefix=folder / PREFIX, **facts)
 
 
 def _record(folder: Path) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
@@ -171,10 +162,7 @@ def reported(loss: float | str) -> tuple[float, float]:
         raise InputError(f"the loss is {text!r}; a number of nats per token is needed") from None
     if not math.isfinite(value):
         raise InputError(f"the loss is {text!r}; a finite number of nats per token is needed")
-    digits = re.fullmatch(r"[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?", text)
-    decimals = len(digits.group(1) or "") if digits else 0
-    exponent = int(digits.group(2) or 0) if digits else 0
-    return value, 0.5 * 10.0 ** (exponent - decimals)
+    return value, 0.5 * 10.0 ** int(Decimal(text).as_tuple().exponent)
 
 
 def judge(

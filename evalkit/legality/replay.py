@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from evalkit.legality.driver import Run, run_stream, spans
+from evalkit.legality.driver import Run, run_stream, scores_afresh, spans
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import (
     FLOAT32,
@@ -63,14 +63,6 @@ class LaterForecasters:
     number: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repetition:
-    """What an audit of repetitions found, and what is known of the forecaster's repeatability then."""
-
-    outcomes: tuple[Outcome, ...]
-    repeatability: Repeatability
-
-
 def span_means(base: Run, values: Floats) -> Floats:
     """Return the mean of ``values`` (one per scored position) over each span of the first pass."""
     edges = [(start - 1, stop - 1) for start, stop in base.spans if stop - 1 <= len(values)]
@@ -124,7 +116,7 @@ def later_forecasters(subject: Subject, host: Host) -> LaterForecasters:
     return LaterForecasters(outcome=notes.outcome())
 
 
-def fresh(subject: Subject, host: Host, later: LaterForecasters) -> Repetition:
+def fresh(subject: Subject, host: Host, later: LaterForecasters) -> tuple[list[Outcome], Repeatability]:
     """Run a fresh forecaster in a fresh process: the same scores, or the ledger cannot be reproduced.
 
     A memory that outlives its forecaster knows the tokens after t when t is scored again. What tells it from mere
@@ -132,9 +124,9 @@ def fresh(subject: Subject, host: Host, later: LaterForecasters) -> Repetition:
     """
     notes, later_notes = Notes(REPLAY), Notes(SAME_PROCESS)
     known = Repeatability()
-    scores = _run_once(notes, subject, host)
-    notes.cut(0 if scores is None else len(scores), len(subject.base.nats), needed=1)
-    if scores is not None:
+    scores = scores_afresh(notes, host, subject.tokens, subject.options, subject.deadline, real=True)
+    notes.cut(len(scores), len(subject.base.nats), needed=1)
+    if len(scores):
         seen = compare(subject, scores)
         notes.cover(positions=len(scores), difference=seen.kind, **seen.numbers)
         drift = 0.0
@@ -146,8 +138,8 @@ def fresh(subject: Subject, host: Host, later: LaterForecasters) -> Repetition:
         known = Repeatability(drift=drift, exact=seen.kind == "none", unstable=seen.kind == "breach")
         remembers = False
         if seen.kind == "breach":
-            third = _run_once(notes, subject, host)
-            remembers = third is not None and not moved(scores, third[: len(scores)]).any()
+            third = scores_afresh(notes, host, subject.tokens, subject.options, subject.deadline, real=True)
+            remembers = bool(len(third)) and not moved(scores, third[: len(scores)]).any()
             _accuse(notes, subject, "a later fresh process", seen, remembers=remembers)
         if later.differs is not None:
             breach = later.differs.kind == "breach"
@@ -156,7 +148,7 @@ def fresh(subject: Subject, host: Host, later: LaterForecasters) -> Repetition:
             if breach or (remembers and not known.unstable):
                 where = f"pass {later.number} in one process"
                 _accuse(later_notes, subject, where, later.differs, remembers=remembers)
-    return Repetition(outcomes=(notes.outcome(), later_notes.outcome()), repeatability=known)
+    return [notes.outcome(), later_notes.outcome()], known
 
 
 def _remembers(notes: Notes, subject: Subject, host: Host, later: LaterForecasters) -> bool:
@@ -182,16 +174,6 @@ def _remembers(notes: Notes, subject: Subject, host: Host, later: LaterForecaste
     return bool(count and np.max(np.abs(np.where(np.isfinite(gap), gap, np.inf))) > FLOAT32)
 
 
-def _run_once(notes: Notes, subject: Subject, host: Host) -> Floats | None:
-    """Return the scores of one more fresh forecaster; None where it failed."""
-    try:
-        host.fresh(int(subject.tokens[0]))
-        return run_from(subject, host)
-    except Fault as fault:
-        notes.failed(fault, real=True)
-        return None
-
-
 def _accuse(notes: Notes, subject: Subject, where: str, seen: Comparison, *, remembers: bool) -> None:
     """Note that a later forecaster differs from the first; and, where it remembers, that it saw the future."""
     evidence = {**seen.numbers, **subject.options.size(seen.numbers["largest_nats"])}
@@ -212,14 +194,12 @@ def beside_bait(subject: Subject, host: Host, known: Repeatability) -> Outcome:
     strangers are baited: our own code shares this process with the stream, and is read instead.
     """
     notes = Notes(BAIT)
-    try:
-        host.fresh(int(subject.tokens[0]), bait=subject.tokens)
-        seen = compare(subject, run_from(subject, host), known.drift)
-    except Fault as fault:
-        notes.failed(fault, real=True)
-        notes.cut(0, len(subject.base.nats), needed=1)
+    tokens = subject.tokens
+    scores = scores_afresh(notes, host, tokens, subject.options, subject.deadline, real=True, bait=tokens)
+    notes.cut(len(scores), len(subject.base.nats), needed=1)
+    if not len(scores):
         return notes.outcome()
-    notes.cut(len(seen.scores), len(subject.base.nats))
+    seen = compare(subject, scores, known.drift)
     notes.cover(positions=len(seen.scores), difference=seen.kind, **seen.numbers)
     # where a fresh process repeats the scores to the bit, the bait is the only difference
     if (seen.kind == "breach" or (seen.kind == "drift" and known.exact)) and not known.unstable:
@@ -234,7 +214,9 @@ def beside_bait(subject: Subject, host: Host, known: Repeatability) -> Outcome:
     return notes.outcome()
 
 
-def repeated_calls(subject: Subject, host: Host, known: Repeatability, rng: np.random.Generator) -> Repetition:
+def repeated_calls(
+    subject: Subject, host: Host, known: Repeatability, rng: np.random.Generator
+) -> tuple[Outcome, Repeatability]:
     """Score random tokens before the real ones in every span: the real scores stay what they were.
 
     Where they do not, ``score`` is not a function of the prefix, and the other audits make every call the first.
@@ -273,4 +255,4 @@ def repeated_calls(subject: Subject, host: Host, known: Repeatability, rng: np.r
     if noise > LOUD:
         notes.gap(f"two equal calls differ by {noise:.3g} nats rms, so smaller fictions cannot be seen")
     notes.cover(positions=count, largest_nats=size, repeatable=in_place, noise_of_equal_calls=noise)
-    return Repetition(outcomes=(notes.outcome(),), repeatability=replace(known, in_place=in_place, call_noise=noise))
+    return notes.outcome(), replace(known, in_place=in_place, call_noise=noise)

@@ -77,12 +77,6 @@ class LegalityReport:
             seconds=self.seconds + seconds,
         )
 
-    def merged(self, other: LegalityReport) -> LegalityReport:
-        """Return one report of both: illegal where one is, legal only where both are."""
-        return self.with_(
-            findings=other.findings, covered=other.covered, uncovered=other.uncovered, seconds=other.seconds
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return the report of ``evalkit check --json``."""
         result: dict[str, Any] = to_json(self)

@@ -37,9 +37,6 @@ class BigramSource:
 
     ``q(x | y) = 0.85 c(y, x) / c(y) + 0.15 ((1 - e) c(x) / n + e / V)`` with ``e`` = 0.05; the unigram part alone
     where ``y`` was never seen.
-
-    Args:
-        counts: ``[V, V]`` bigram counts, or a stream to count (see :meth:`fitted`).
     """
 
     def __init__(self, followers: dict[int, Ids], unigram: Floats) -> None:

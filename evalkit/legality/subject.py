@@ -39,8 +39,8 @@ class Subject:
     states_rows: bool
 
     def left(self) -> float:
-        """Return the seconds that are left of the budget."""
-        return self.deadline - time.monotonic()
+        """Return the seconds that are left of the budget, or one."""
+        return max(self.deadline - time.monotonic(), 1.0)
 
     @property
     def costly(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from evalkit.legality.driver import advance, spans
+from evalkit.legality.driver import walk
 from evalkit.legality.evalue import symmetric_bets
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import FLOAT32, P_SYSTEMATIC, NoiseProfile, step
@@ -21,7 +21,6 @@ from evalkit.legality.outcome import Notes, Outcome
 from evalkit.legality.subject import Repeatability, Subject
 
 Mode = Literal["single", "span"]
-NAMES: dict[Mode, str] = {"single": "substitution (single)", "span": "substitution (span)"}
 RUN = 128
 """Length of the unbroken runs of positions: a leak that comes back every 128 tokens or sooner cannot hide in one."""
 
@@ -39,19 +38,6 @@ SCORES_STATED: dict[Mode, int] = {"single": 1 << 11, "span": 1 << 17}
 
 SCORES_OURS: dict[Mode, int] = {"single": 1 << 9, "span": 1 << 15}
 """The same for our own forecasters that state rows, whose calls are whole windows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SumsTaken:
-    """What an audit of probability sums says.
-
-    Attributes:
-        outcome: Of the audit.
-        positions: How many positions it covered.
-    """
-
-    outcome: Outcome
-    positions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +73,11 @@ def tolerance(scores: Floats, noise: NoiseProfile, drift: float = 0.0) -> float:
 
 
 class Sums:
-    """Probability sums by position, with the tolerance of each.
-
-    Args:
-        subject: What is audited.
-        mode: How each position is asked for.
-        asked: What is wanted.
-    """
+    """Probability sums by position, with the tolerance of each."""
 
     def __init__(self, subject: Subject, mode: Mode, asked: SumsAsked) -> None:
         self.subject, self.mode, self.asked = subject, mode, asked
-        self.notes = Notes(NAMES[mode])
+        self.notes = Notes(f"substitution ({mode})")
         self.position: list[int] = []  # no position twice
         self.total: list[float] = []  # sum of the probabilities there
         self.tolerance: list[float] = []  # how far above 1 that sum may lie
@@ -153,10 +133,9 @@ class Sums:
         otherwise where it is asked again gains nothing by it.
         """
         began, tokens = time.monotonic(), self.subject.tokens
-        host.fresh(int(tokens[0]))
         wanted = set(positions.tolist())
         cuts = np.unique(np.concatenate([positions, positions + 1])) if self.mode == "single" else None
-        for start, stop in spans(host, len(tokens), self.subject.options.span, cuts):
+        for start, stop in walk(host, tokens, self.subject.options.span, cuts):
             for position in sorted(wanted.intersection(range(start, stop))):
                 if time.monotonic() > deadline or self.enough:
                     wanted.clear()
@@ -165,7 +144,6 @@ class Sums:
                 wanted.discard(position)
             if not wanted:
                 break
-            advance(host, tokens[start:stop])
         self.seconds += time.monotonic() - began
 
     def measure(self, host: Host, start: int, stop: int, position: int) -> None:
@@ -278,7 +256,7 @@ def plan_positions(subject: Subject, mode: Mode, *, ours: bool) -> int:
 
 def audit(
     subject: Subject, host: Host, mode: Mode, asked: SumsAsked, seconds: float, rng: np.random.Generator
-) -> SumsTaken:
+) -> Outcome:
     """Run the audit in one mode, at as many positions as :func:`plan_positions` says, and for ``seconds`` at most."""
     sums = Sums(subject, mode, asked)
     deadline = time.monotonic() + seconds
@@ -301,4 +279,4 @@ def audit(
         sums.notes.cut(len(sums.position), planned)
     if sums.position:
         sums.conclude()
-    return SumsTaken(outcome=sums.notes.outcome(), positions=len(sums.position))
+    return sums.notes.outcome()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from evalkit.legality.driver import advance, spans
+from evalkit.legality.driver import walk
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
 from evalkit.legality.noise import (
     BFLOAT16,
@@ -80,21 +80,6 @@ class Moves:
     squares: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Suffix:
-    """What the suffix audit says.
-
-    Attributes:
-        outcome: Of the audit.
-        noise: What is known of the forecaster's noise.
-        leaking: Positions whose scores move with later tokens, once that is proven to be a leak.
-    """
-
-    outcome: Outcome
-    noise: NoiseProfile
-    leaking: frozenset[int]
-
-
 def replacement(subject: Subject, real: Ids, rng: np.random.Generator) -> Ids:
     """Return tokens that differ from ``real`` everywhere: random ones, some of the stream, some document starts."""
     size = len(real)
@@ -147,11 +132,10 @@ class _Audit:
         """Pass over the stream once, perturbing every span at up to ``most`` offsets; stop where the time is up."""
         subject, deadline = self.subject, time.monotonic() + seconds
         self.planned += sum(min(most, stop - start - 1) for start, stop in subject.base.spans)
-        self.host.fresh(int(subject.tokens[0]))
         # few long spans get as many rows as the verdict needs, even where the time is short
         least = math.ceil(TESTED_OURS / len(subject.base.spans))
         slower = 1.0  # calls in a process of their own take longer than those of the first pass
-        for start, stop in spans(self.host, len(subject.tokens), subject.options.span):
+        for start, stop in walk(self.host, subject.tokens, subject.options.span):
             real = subject.tokens[start:stop]
             if stop - start > 1:
                 left = deadline - time.monotonic()
@@ -168,7 +152,6 @@ class _Audit:
                 self.done += len(rows)
                 self.compare_with_ledger(start, values[0])
                 self.watch(start, stop, offsets, rows, values[1:])
-            advance(self.host, real)
 
     def compare_with_ledger(self, start: int, scores: Floats) -> None:
         """Compare the real span, asked for in the state that the ledger's own call met, with the ledger.
@@ -280,15 +263,12 @@ class _Audit:
         by_start: dict[int, list[int]] = {}
         for index in chosen:
             by_start.setdefault(self.moves.bounds[index][0], []).append(index)
-        self.host.fresh(int(self.subject.tokens[0]))
-        for start, stop in spans(self.host, len(self.subject.tokens), self.subject.options.span):
-            real = self.subject.tokens[start:stop]
+        for start, stop in walk(self.host, self.subject.tokens, self.subject.options.span):
             for index in by_start.pop(start, []):
-                pair = np.stack([real, self.moves.rows[index]])
+                pair = np.stack([self.subject.tokens[start:stop], self.moves.rows[index]])
                 verdicts[index] = self.examine_one(pair, index + 1 - start, noise)
             if not by_start:
                 break
-            advance(self.host, real)
         return verdicts
 
     def examine_one(self, pair: Ids, offset: int, noise: NoiseProfile) -> dict[str, float]:
@@ -371,8 +351,13 @@ def audit(
     rng: np.random.Generator,
     *,
     brief: bool,
-) -> Suffix:
-    """Run the suffix audit: up to three sweeps, ``seconds`` at most; one of few offsets where ``brief``."""
+) -> tuple[Outcome, NoiseProfile, frozenset[int]]:
+    """Run the suffix audit: up to three sweeps, ``seconds`` at most; one of few offsets where ``brief``.
+
+    Returns:
+        What the audit says, what is known of the forecaster's noise, and the positions whose scores move with later
+        tokens, once that is proven to be a leak.
+    """
     run = _Audit(subject, host, known, rng)
     try:
         most = SCORES if host.remote else SCORES_OURS
@@ -397,4 +382,4 @@ def audit(
     needed = min(TESTED if host.remote else TESTED_OURS, 0.5 * count)
     if any(stop - start > 1 for start, stop in subject.base.spans) and nearest < needed:
         run.notes.gap(f"suffix: only {nearest} of {count} positions were tested ({nearest / count:.0%})")
-    return Suffix(outcome=run.notes.outcome(), noise=noise, leaking=leaking)
+    return run.notes.outcome(), noise, leaking

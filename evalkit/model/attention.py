@@ -81,17 +81,10 @@ class Attention(nn.Module):
         first_query: int = 0,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Attend from rows ``first_query ..`` of ``n`` to all rows up to each of them.
+        """Attend from rows ``first_query ..`` of normed inputs ``n``, ``[B, T, d]``, to all rows up to each of them.
 
-        Args:
-            n: normed input, ``[B, T, d]``.
-            context: what the layers share.
-            value_embedding_scale: factor of the value embedding in this layer, or None if it has none.
-            first_query: rows before it serve as keys and values only.
-            cache: keys and values of earlier rows; the new rows are appended.
-
-        Returns:
-            ``[B, T - first_query, d]``.
+        The other arguments are those of :class:`evalkit.model.block.Visit`; new rows are appended to the cache. Returns
+        ``[B, T - first_query, d]``.
         """
         config = self.config
         batch, rows, _ = n.shape

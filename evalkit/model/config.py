@@ -119,55 +119,28 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(
-            self.model_dim % self.num_heads == 0,
-            "num_heads",
-            self.num_heads,
-            f"a divisor of model_dim {self.model_dim}",
-        )
-        _require(
-            self.num_heads % self.num_kv_heads == 0,
-            "num_kv_heads",
-            self.num_kv_heads,
-            f"a divisor of num_heads {self.num_heads}",
-        )
-        _require(
-            0 <= self.rope_dims <= self.head_dim and self.rope_dims % 2 == 0,
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        divides = self.model_dim % self.num_heads == 0
+        self._require("num_heads", divides, f"a divisor of model_dim {self.model_dim}")
+        divides = self.num_heads % self.num_kv_heads == 0
+        self._require("num_kv_heads", divides, f"a divisor of num_heads {self.num_heads}")
+        fits = 0 <= self.rope_dims <= self.head_dim and self.rope_dims % 2 == 0
+        self._require("rope_dims", fits, f"an even number from 0 to the head width {self.head_dim}")
+        self._require("rope_dims", self.rotated_dims % 2 == 0, "an even number of rotated dimensions")
+        self._require("rope_base", self.rope_base > 1.0, "above 1")
+        self._require("rope_train_len", self.rope_train_len >= 0, "0 (no NTK) or a length in tokens")
+        self._require(
             "rope_dims",
-            self.rope_dims,
-            f"an even number from 0 to the head width {self.head_dim}",
-        )
-        _require(self.rotated_dims % 2 == 0, "rope_dims", self.rope_dims, "an even number of rotated dimensions")
-        _require(self.rope_base > 1.0, "rope_base", self.rope_base, "above 1")
-        _require(
-            self.rope_train_len >= 0,
-            "rope_train_len",
-            self.rope_train_len,
-            "0 (no NTK) or a length in tokens",
-        )
-        _require(
             not (self.rope_train_len and self.rotated_dims == 2),
-            "rope_dims",
-            self.rope_dims,
             "more than 2 when rope_train_len is set, since the NTK exponent is dims / (dims - 2)",
         )
-        _require(self.logit_softcap >= 0.0, "logit_softcap", self.logit_softcap, "0 (off) or positive")
-        _require(self.xsa_last_n >= 0, "xsa_last_n", self.xsa_last_n, "0 or more")
+        self._require("logit_softcap", self.logit_softcap >= 0.0, "0 (off) or positive")
+        self._require("xsa_last_n", self.xsa_last_n >= 0, "0 or more")
         for name in ("bigram_buckets", "trigram_buckets"):
-            _require(
-                getattr(self, name) != 1 and getattr(self, name) >= 0,
-                name,
-                getattr(self, name),
-                "0 or at least 2",
-            )
+            self._require(name, getattr(self, name) != 1 and getattr(self, name) >= 0, "0 or at least 2")
         layers = self.value_embed_layers
-        _require(
-            len(set(layers)) == len(layers) and all(0 <= layer < self.num_layers for layer in layers),
-            "value_embed_layers",
-            ",".join(map(str, layers)),
-            f"different layers from 0 to {self.num_layers - 1}",
-        )
+        differ = len(set(layers)) == len(layers) and all(0 <= layer < self.num_layers for layer in layers)
+        self._require("value_embed_layers", differ, f"different layers from 0 to {self.num_layers - 1}")
         self._check_passes()
         self._check_gates()
         require_choices(self, "model")
@@ -216,52 +189,36 @@ class ModelConfig:
         """Whether exclusive self-attention acts in ``layer``."""
         return layer >= self.num_layers - self.xsa_last_n
 
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        value = getattr(self, name)
+        require(condition, f"model.{name}", ",".join(map(str, value)) if isinstance(value, tuple) else value, expected)
+
     def _check_passes(self) -> None:
         """Check the order of the blocks, the skips and the parallel residuals."""
         order, last = self.layer_order, self.num_layers - 1
-        _require(
+        require(
             all(0 <= layer <= last for layer in order) and len(order) <= MAX_PASSES,
-            "layer_order",
+            "model.layer_order",
             ",".join(map(str, order[:64])),
             f"at most {MAX_PASSES} blocks from 0 to {last}; give the order with --set model.layer_order=I,J,...",
         )
-        _require(0 <= self.skip_rows <= MAX_PASSES, "skip_rows", self.skip_rows, f"0 to {MAX_PASSES}")
+        self._require("skip_rows", 0 <= self.skip_rows <= MAX_PASSES, f"0 to {MAX_PASSES}")
         if self.parallel_form != "none":
-            _require(
-                0 <= self.parallel_start <= last,
-                "parallel_start",
-                self.parallel_start,
-                f"a block from 0 to {last}; give the first one with --set model.parallel_start=I",
-            )
-            _require(
-                self.value_residual != "x0",
-                "parallel_form",
-                self.parallel_form,
-                "none where value_residual is x0: no published system has both",
-            )
+            expected = f"a block from 0 to {last}; give the first one with --set model.parallel_start=I"
+            self._require("parallel_start", 0 <= self.parallel_start <= last, expected)
+            expected = "none where value_residual is x0: no published system has both"
+            self._require("parallel_form", self.value_residual != "x0", expected)
 
     def _check_gates(self) -> None:
         """Check the windows of gates, and the table of token pairs."""
-        windowed = self.attention_gate.startswith("window")
-        _require(
-            (1 if windowed else 0) <= self.attention_gate_width <= self.model_dim,
-            "attention_gate_width",
-            self.attention_gate_width,
-            f"{1 if windowed else 0} to model_dim {self.model_dim}",
-        )
-        _require(
-            0 <= self.smear_width <= self.model_dim and not (self.smear_width and self.smear_gate),
-            "smear_width",
-            self.smear_width,
-            f"0 to model_dim {self.model_dim}, and 0 where smear_gate is on",
-        )
-        _require(
-            -1 <= self.smear_reset_token < self.vocab_size,
-            "smear_reset_token",
-            self.smear_reset_token,
-            f"a token below {self.vocab_size}, or -1 for none",
-        )
-        _require(self.pair_buckets >= 0, "pair_buckets", self.pair_buckets, "0 or more")
+        least = 1 if self.attention_gate.startswith("window") else 0
+        fits = least <= self.attention_gate_width <= self.model_dim
+        self._require("attention_gate_width", fits, f"{least} to model_dim {self.model_dim}")
+        fits = 0 <= self.smear_width <= self.model_dim and not (self.smear_width and self.smear_gate)
+        self._require("smear_width", fits, f"0 to model_dim {self.model_dim}, and 0 where smear_gate is on")
+        fits = -1 <= self.smear_reset_token < self.vocab_size
+        self._require("smear_reset_token", fits, f"a token below {self.vocab_size}, or -1 for none")
+        self._require("pair_buckets", self.pair_buckets >= 0, "0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON can hold it."""
@@ -292,7 +249,3 @@ def coerce_field(name: str, value: Any) -> Any:
         InputError: there is no such field, or the value does not fit it.
     """
     return typed_fields(ModelConfig, {name: value}, "model")[name]
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    require(condition, f"model.{name}", value, expected)

@@ -7,18 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class HashEmbedding(nn.Module):
-    """A table indexed by a hash of the last tokens, projected to the model's width and scaled."""
+class ScaledEmbedding(nn.Module):
+    """A table, projected to another width and scaled: hash features (by a hash of the last tokens), value embeddings.
 
-    def __init__(self, buckets: int, dim: int, model_dim: int, scale: float) -> None:
+    The value table is shared by the layers that add it to their values.
+    """
+
+    def __init__(self, entries: int, dim: int, width: int, scale: float) -> None:
         super().__init__()
-        self.buckets = buckets
-        self.embed = nn.Embedding(buckets, dim)
-        self.proj = nn.Linear(dim, model_dim, bias=False)
+        self.embed = nn.Embedding(entries, dim)
+        self.proj = nn.Linear(dim, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return ``[B, T, model_dim]`` for table rows ``[B, T]``."""
+        """Return ``[B, T, width]`` for table rows ``[B, T]``."""
         projected: Tensor = self.proj(self.embed(rows).to(self.proj.weight.dtype))
         return self.scale.to(self.proj.weight.dtype) * projected
 
@@ -49,18 +51,3 @@ class WindowSmear(nn.Module):
         gate = factor.to(x.dtype) * torch.sigmoid(F.linear(x[..., : self.weight.shape[1]], self.weight.to(x.dtype)))
         gate = gate.masked_fill((ids == self.reset_token).unsqueeze(-1), 0.0)
         return x + gate * F.pad(x, (0, 0, 1, -1))
-
-
-class ValueEmbedding(nn.Module):
-    """One token table, shared by the layers that add it to their values."""
-
-    def __init__(self, vocab_size: int, dim: int, kv_dim: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(vocab_size, dim)
-        self.proj = nn.Linear(dim, kv_dim, bias=False)
-        self.scale = nn.Parameter(torch.tensor(0.1))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return ``[B, T, K * D]`` for token ids ``[B, T]``."""
-        projected: Tensor = self.proj(self.embed(ids).to(self.proj.weight.dtype))
-        return self.scale.to(self.proj.weight.dtype) * projected

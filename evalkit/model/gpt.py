@@ -29,8 +29,8 @@ from evalkit.model.attention import AttentionContext, has_flash, rms_norm
 from evalkit.model.block import Block, Lanes, Routes, Visit
 from evalkit.model.cache import Cache, KVCache
 from evalkit.model.config import ModelConfig
-from evalkit.model.embedding import HashEmbedding, SmearGate, ValueEmbedding, WindowSmear
-from evalkit.model.hashing import bigram_rows, pair_rows, trigram_rows
+from evalkit.model.embedding import ScaledEmbedding, SmearGate, WindowSmear
+from evalkit.model.hashing import ngram_rows, pair_rows
 from evalkit.model.regions import EAGER, Regions
 from evalkit.model.rope import rotary_tables
 
@@ -101,9 +101,9 @@ class GPT(nn.Module):
         d = config.model_dim
         self.tok_emb = nn.Embedding(config.vocab_size, d)
         if config.bigram_buckets:
-            self.bigram = HashEmbedding(config.bigram_buckets, config.bigram_dim, d, scale=0.05)
+            self.bigram = ScaledEmbedding(config.bigram_buckets, config.bigram_dim, d, scale=0.05)
         if config.trigram_buckets:
-            self.trigram = HashEmbedding(config.trigram_buckets, config.trigram_dim, d, scale=0.03)
+            self.trigram = ScaledEmbedding(config.trigram_buckets, config.trigram_dim, d, scale=0.03)
         if config.smear_gate:
             self.smear = SmearGate(d)
         if config.smear_width:
@@ -112,7 +112,7 @@ class GPT(nn.Module):
         if config.pair_buckets:
             self.pair = nn.Embedding(config.pair_buckets, d, _weight=torch.zeros(config.pair_buckets, d))
         if config.value_embed_layers:
-            self.ve_shared = ValueEmbedding(config.vocab_size, config.value_embed_dim, config.kv_dim)
+            self.ve_shared = ScaledEmbedding(config.vocab_size, config.value_embed_dim, config.kv_dim, scale=0.1)
             self.ve_layer_scales = nn.ParameterList(torch.ones(1) for _ in config.value_embed_layers)
         if config.num_skips:
             self.skip_weights = nn.Parameter(torch.ones(config.num_skips, d))
@@ -279,9 +279,9 @@ class GPT(nn.Module):
         ids = ids[:, left:]
         e = self.tok_emb(ids).to(self.compute_dtype)
         if config.bigram_buckets:
-            e = e + self.bigram(bigram_rows(ids, config.bigram_buckets))
+            e = e + self.bigram(ngram_rows(ids, 2, config.bigram_buckets))
         if config.trigram_buckets:
-            e = e + self.trigram(trigram_rows(ids, config.trigram_buckets))
+            e = e + self.trigram(ngram_rows(ids, 3, config.trigram_buckets))
         if config.smear_width:
             e = self.smear_gate(e, ids, self.smear_lambda)
         x = rms_norm(e)

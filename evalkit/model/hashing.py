@@ -9,15 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CURRENT, _PREVIOUS, _BEFORE_PREVIOUS = 36313, 27191, 51497
+_MULTIPLIERS = (36313, 27191, 51497)
+"""Of the current token and of those before it."""
+
 _PAIR = 2039
 
 
-def bigram_rows(ids: Tensor, buckets: int) -> Tensor:
-    """Return the bigram table row of every position.
+def ngram_rows(ids: Tensor, order: int, buckets: int) -> Tensor:
+    """Return the row of every position in the table of bigrams (``order`` 2) or trigrams (3).
 
     Args:
-        ids: token ids, ``[B, T]``. The first position has no predecessor and reads the last row.
+        ids: token ids, ``[B, T]``. The first ``order - 1`` positions lack a predecessor and read the last row.
+        order: tokens that are hashed.
         buckets: rows of the table.
 
     Returns:
@@ -25,37 +28,18 @@ def bigram_rows(ids: Tensor, buckets: int) -> Tensor:
     """
     ids = ids.to(torch.int32)
     rows = torch.full_like(ids, buckets - 1)
-    hashed = torch.bitwise_xor(_CURRENT * ids[:, 1:], _PREVIOUS * ids[:, :-1])
-    rows[:, 1:] = hashed % (buckets - 1)
-    return rows.long()
-
-
-def trigram_rows(ids: Tensor, buckets: int) -> Tensor:
-    """Return the trigram table row of every position; the first two positions read the last row.
-
-    Args:
-        ids: token ids, ``[B, T]``.
-        buckets: rows of the table.
-
-    Returns:
-        int64 ``[B, T]`` in ``[0, buckets)``.
-    """
-    ids = ids.to(torch.int32)
-    rows = torch.full_like(ids, buckets - 1)
-    hashed = torch.bitwise_xor(_CURRENT * ids[:, 2:], _PREVIOUS * ids[:, 1:-1])
-    rows[:, 2:] = torch.bitwise_xor(hashed, _BEFORE_PREVIOUS * ids[:, :-2]) % (buckets - 1)
+    first, length = order - 1, ids.shape[1]
+    hashed = torch.zeros_like(ids[:, first:])
+    for back, multiplier in enumerate(_MULTIPLIERS[:order]):
+        hashed = torch.bitwise_xor(hashed, multiplier * ids[:, first - back : length - back])
+    rows[:, first:] = hashed % (buckets - 1)
     return rows.long()
 
 
 def pair_rows(ids: Tensor, buckets: int) -> Tensor:
     """Return the pair table row of every position: (2039 previous + current) mod buckets (PR1529).
 
-    Args:
-        ids: token ids, ``[B, T]``. The first position's predecessor counts as 0.
-        buckets: rows of the table.
-
-    Returns:
-        int64 ``[B, T]`` in ``[0, buckets)``.
+    Otherwise as :func:`ngram_rows`; the first position's predecessor counts as 0.
     """
     previous = torch.nn.functional.pad(ids, (1, -1))
     rows: Tensor = (_PAIR * previous + ids) % buckets

@@ -63,17 +63,9 @@ class AttentionKernel:
 def fastest_attention(
     config: ModelConfig, *, seq_len: int, device: torch.device, dtype: torch.dtype, training: bool = False
 ) -> AttentionKernel | None:
-    """Return the fastest kernel for a model's causal attention.
+    """Return the fastest kernel for a model's causal attention; ``training`` measures the backward pass as well.
 
-    Args:
-        config: number and width of the heads.
-        seq_len: of the windows.
-        device: where they are computed.
-        dtype: of queries, keys and values.
-        training: measure the backward pass as well.
-
-    Returns:
-        None where there is nothing to choose: on a CPU, or in float32.
+    None where there is nothing to choose: on a CPU, or in float32.
     """
     if device.type != "cuda" or dtype == torch.float32:
         return None
@@ -103,12 +95,8 @@ def measure(
 ) -> list[tuple[SDPBackend, float]]:
     """Return the milliseconds of each kernel that can compute the shape; the best of several repeats.
 
-    Args:
-        candidates: what to try.
-        shape: windows, heads, heads of keys and values, tokens, width of a head.
-        device: where.
-        dtype: of the tensors.
-        training: time the backward pass as well.
+    A shape is windows, heads, heads of keys and values, tokens, width of a head; ``training`` times the backward pass
+    as well.
     """
     batch, heads, kv_heads, rows, width = shape
     q, k, v = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -21,35 +21,21 @@ KINDS = 64
 """Kinds of blocks that one part may be compiled for; torch gives up at 8, which layers of two models reach."""
 
 
-class Regions(Protocol):
-    """Returns the function that is called in place of a part."""
-
-    compiled: bool
-
-    def __call__(self, part: F) -> F:
-        """Return what to call."""
-        ...
-
-
-class Eager:
-    """Every part as it is written."""
+class Regions:
+    """Every part as it is written: what is called in place of a part is the part itself."""
 
     compiled = False
 
     def __call__(self, part: F) -> F:
-        """Return the part itself."""
+        """Return what to call."""
         return part
 
 
-EAGER = Eager()
+EAGER = Regions()
 
 
-class Compiled:
-    """Every part compiled, each for the shapes that it meets.
-
-    Args:
-        backend: of ``torch.compile``.
-    """
+class Compiled(Regions):
+    """Every part compiled, each for the shapes that it meets, by a backend of ``torch.compile``."""
 
     compiled = True
 

@@ -61,12 +61,7 @@ def find_leak(
 ) -> Leak | None:
     """Return the first leak that a few forward passes show, or None.
 
-    Args:
-        network: the model.
-        seq_len: window in tokens.
-        device: of the model.
-        ids_below: ids are drawn below this, where the tokenizer has fewer than the model's logits are wide.
-        seed: of ids and rows.
+    Ids are drawn below ``ids_below``, where the tokenizer has fewer than the model's logits are wide.
 
     Raises:
         InputError: the model fails, or returns no logits.

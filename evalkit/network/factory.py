@@ -46,24 +46,19 @@ class ModuleSource:
     """A user's model: what was run, and the files that it stands on.
 
     Attributes:
-        spec: ``FILE.py:FACTORY`` or ``package.module:FACTORY``.
+        path: ``FILE.py:FACTORY`` or ``package.module:FACTORY``, its name for reports and messages.
         weights: what ``--weights`` named, or None.
         model: what the factory returned.
         files: the file of the factory, then the weights.
     """
 
-    spec: str
+    path: str
     weights: str | None
     model: Any
     files: tuple[SourceFile, ...]
 
     format: ClassVar[str] = "module"
     compression: ClassVar[str] = "none"
-
-    @property
-    def path(self) -> str:
-        """The name of the model, for reports and messages."""
-        return self.spec
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -122,18 +117,19 @@ def open_module(spec: str, weights: str | None = None) -> ModuleSource:
     factory = _load(spec)
     model = _call(factory, spec, weights)
     if not callable(model):
+        returned = "None" if model is None else f"{type(model).__name__}, which cannot be called"
         raise InputError(
-            f"--module {spec}: the factory returned {_kind(model)}; expected a model, which is called with token ids "
-            f"and returns logits"
+            f"--module {spec}: the factory returned {returned}; expected a model, which is called with token ids and "
+            f"returns logits"
         )
     code = inspect.getsourcefile(inspect.unwrap(factory)) or getattr(sys.modules[factory.__module__], "__file__", "")
     paths = [str(code), *([weights] if weights is not None else [])]
-    return ModuleSource(spec=spec, weights=weights, model=model, files=tuple(map(identify, paths)))
+    return ModuleSource(path=spec, weights=weights, model=model, files=tuple(map(identify, paths)))
 
 
-def of_object(model: Any, name: str = "a model object") -> ModuleSource:
+def of_object(model: Any) -> ModuleSource:
     """Return a model that a Python caller has made; it has no files, so no bytes of it are counted."""
-    return ModuleSource(spec=name, weights=None, model=model, files=())
+    return ModuleSource(path="a model object", weights=None, model=model, files=())
 
 
 def identify(path: str) -> SourceFile:
@@ -186,7 +182,3 @@ def _in_one_line(text: str) -> str:
     """Return a message, which may be a list of every weight that does not fit, as the beginning of one sentence."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line) - _LONGEST:,} characters more)"
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__}, which cannot be called"

@@ -17,7 +17,7 @@ def name_cache_folder() -> None:
     Numba keeps compiled functions beside their source or in the user's cache folder. With neither, they go into a
     folder of this user's alone among the temporary files, or into a fresh one if another user holds that name.
     """
-    if VARIABLE in os.environ or os.access(Path(__file__).parents[1], os.W_OK) or _can_be_made(_user_cache()):
+    if VARIABLE in os.environ or os.access(Path(__file__).parents[1], os.W_OK) or _has_user_cache():
         return
     folder = Path(tempfile.gettempdir()) / f"evalkit-{os.getuid()}"
     with suppress(OSError):
@@ -31,11 +31,8 @@ def name_cache_folder() -> None:
         os.environ[VARIABLE] = tempfile.mkdtemp(prefix="evalkit-")
 
 
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "numba"
-
-
-def _can_be_made(folder: Path) -> bool:
+def _has_user_cache() -> bool:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "numba"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -25,11 +25,7 @@ from evalkit.plumbing.errors import InputError
 def write_atomically(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write under a temporary name in the same folder, flush to disk, then rename: the whole file, or the old one.
 
-    What is no regular file (a pipe, ``/dev/stdout``) is written to directly.
-
-    Args:
-        path: the file.
-        content: its bytes, or a function that writes them.
+    What is no regular file (a pipe, ``/dev/stdout``) is written to directly. ``content`` is the bytes, or writes them.
 
     Raises:
         InputError: the folder is missing or not writable, or the disk is full. Nothing is left behind.
@@ -100,9 +96,10 @@ def _own_descriptor(found: os.stat_result) -> int | None:
     return None
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with a stable layout, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def write_json(path: str | Path | None, value: Any) -> None:
+    """Write JSON with a stable layout, atomically; nothing where no file is named (``--json`` was left out)."""
+    if path:
+        write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path] = ()) -> None:

@@ -32,13 +32,7 @@ _REPEATS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSpeed:
-    """How fast a processor multiplies matrices, in GFLOP/s; a CPU on one thread.
-
-    Attributes:
-        processor: its name.
-        float32: the rate in float32.
-        bfloat16: the rate in bfloat16.
-    """
+    """How fast a processor multiplies matrices of each type, in GFLOP/s; a CPU on one thread."""
 
     processor: str
     float32: float
@@ -83,9 +77,6 @@ def matrix_speed(device: str) -> MatrixSpeed:
     """Return how fast a device multiplies matrices, measured once for each processor and version of torch.
 
     Where the folder of :func:`cache_root` cannot be written, it is measured each time, in a fraction of a second.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
     """
     path = cache_root() / "matrix-speed.json"
     processor = _processor(device)

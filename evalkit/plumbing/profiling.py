@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,6 @@ class Profile:
     """A stopwatch with one hand for each phase; exactly one runs at any time.
 
     A phase that starts inside another pauses it: what a mixer takes inside ``score`` counts as ``mix`` alone.
-
-    Args:
-        clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -48,7 +44,7 @@ class Profile:
         """Count the time of an object's methods as a phase; return the object. Methods that it lacks are left out."""
         for method in methods:
             if hasattr(target, method):
-                setattr(target, method, self._timed(getattr(target, method), name))
+                setattr(target, method, self.phase(name)(getattr(target, method)))
         return target
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,14 +56,6 @@ class Profile:
             "seconds": dict(self._seconds),
             "percent": {name: 100.0 * value / wall if wall else 0.0 for name, value in self._seconds.items()},
         }
-
-    def _timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.phase(name):
-                return function(*arguments, **named)
-
-        return timed
 
     def _settle(self) -> None:
         now = self._clock()

@@ -21,12 +21,7 @@ T = TypeVar("T")
 
 
 class StatusLine:
-    """One line of text that changes.
-
-    Args:
-        enabled: False shows nothing.
-        clock: returns seconds.
-    """
+    """One line of text that changes; it shows nothing unless ``enabled``."""
 
     def __init__(self, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = sys.stderr if enabled and LOG.isEnabledFor(logging.INFO) else None
@@ -65,14 +60,7 @@ def _columns(stream: TextIO) -> int:
 
 
 class Progress:
-    """A status line that counts.
-
-    Args:
-        label: what is being done.
-        total: units of work in all.
-        unit: name of a unit, for the rate.
-        done: units that were done before this run; they do not count towards the rate.
-    """
+    """A status line that counts; what was ``done`` before this run does not count towards the rate."""
 
     def __init__(self, label: str, total: int, *, unit: str = "tokens", done: int = 0) -> None:
         self._label, self._total, self._unit, self._first = label, total, unit, done
@@ -94,14 +82,7 @@ class Progress:
 
 
 def tracked(items: Sequence[T], label: str, *, unit: str, size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """Yield the items, showing how far the work on them is.
-
-    Args:
-        items: what is worked on.
-        label: what is being done.
-        unit: name of a unit of work.
-        size: units of work of an item.
-    """
+    """Yield the items, showing how far the work on them is; ``size`` tells the units of work of an item."""
     progress = Progress(label, sum(map(size, items)), unit=unit)
     done = 0
     try:

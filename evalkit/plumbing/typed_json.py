@@ -54,11 +54,7 @@ def to_json(value: Any) -> Any:
 def read_versioned(layout: type[T], value: Any, where: str, advice: str) -> T:
     """Return the report that a file holds, after checking that its ``format`` is the one that ``layout`` has.
 
-    Args:
-        layout: dataclass with a field ``format`` of a literal type.
-        value: what the file holds.
-        where: name of the file, for messages.
-        advice: what to do where the report is of another format.
+    ``where`` names the file in messages, and ``advice`` says what to do where the format is another.
 
     Raises:
         InputError: the format is another, or a field is missing, unknown, of the wrong type or contradicts another.

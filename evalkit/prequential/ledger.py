@@ -44,7 +44,7 @@ class Ledger:
         self.chain = _GENESIS
         self._span_stops: list[int] = []
         self._span_nats: list[float] = []
-        self._span_bytes: list[int] = []
+        self.num_bytes = 0
         self._restore()
         self._nll = (self.folder / "nll.f64").open("ab")
         self._bytes = (self.folder / "bytes.i32").open("ab")
@@ -57,11 +57,6 @@ class Ledger:
     def nats(self) -> float:
         """Sum of all scores in nats."""
         return math.fsum(self._span_nats)
-
-    @property
-    def num_bytes(self) -> int:
-        """Sum of all bytes."""
-        return sum(self._span_bytes)
 
     @property
     def bpb(self) -> float:
@@ -112,8 +107,8 @@ class Ledger:
             )
         keep = stops.index(position)
         self.close()
-        _truncate(self.folder / "nll.f64", 8 * (position - 1))
-        _truncate(self.folder / "bytes.i32", 4 * (position - 1))
+        os.truncate(self.folder / "nll.f64", 8 * (position - 1))
+        os.truncate(self.folder / "bytes.i32", 4 * (position - 1))
         lines = (self.folder / "spans.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (self.folder / "spans.jsonl").write_text("".join(lines[:keep]), encoding="utf-8")
         self._open()
@@ -148,7 +143,7 @@ class Ledger:
         self.next_position, self.chain = stop, chain
         self._span_stops.append(stop)
         self._span_nats.append(math.fsum(nll.tolist()))
-        self._span_bytes.append(int(num_bytes.sum(dtype=np.int64)))
+        self.num_bytes += int(num_bytes.sum(dtype=np.int64))
 
     def _restore(self) -> None:
         """Take up whole spans whose hashes hold, and cut the files behind the last of them."""
@@ -171,7 +166,7 @@ class Ledger:
         for name, size in (("spans.jsonl", good), ("nll.f64", 8 * len(self)), ("bytes.i32", 4 * len(self))):
             path = self.folder / name
             path.touch()
-            _truncate(path, size)
+            os.truncate(path, size)
 
 
 def check_scores(nll: Any, start: int, expected: int) -> None:
@@ -227,7 +222,3 @@ def _map(path: Path, dtype: np.dtype[Any], rows: int) -> npt.NDArray[Any]:
     if rows == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(rows,))
-
-
-def _truncate(path: Path, size: int) -> None:
-    os.truncate(path, size)

@@ -10,8 +10,6 @@ from evalkit.prequential.spans import spans
 from evalkit.tokens.stream import TokenStream, VisibleTokens
 from evalkit.tokens.tokenizer import ByteCounts
 
-AfterSpan = Callable[[Ledger], None]
-
 
 def run_prequential(
     forecaster: Forecaster,
@@ -20,7 +18,7 @@ def run_prequential(
     ledger: Ledger,
     *,
     span: int = 0,
-    after_span: AfterSpan | None = None,
+    after_span: Callable[[Ledger], None] | None = None,
 ) -> Ledger:
     """Score the stream from the ledger's next position to its end.
 

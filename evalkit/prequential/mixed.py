@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evalkit.prequential.buckets import BucketSums
-from evalkit.prequential.forecaster import Nats, Tokens, is_resumable, next_boundary_of, report_of
+from evalkit.prequential.forecaster import Forecaster, Nats, Tokens, is_resumable, next_boundary_of, report_of
 from evalkit.prequential.transfer import HostCopy, one_ahead, to_device
+
+if TYPE_CHECKING:
+    from evalkit.mixers import Mixer
 
 ENTROPY_EXPERT_TEMPERATURE = 0.8
 """Temperature of the entropy expert where the network is certain; 1 where it knows nothing."""
 
 
-class LogitsForecaster(Protocol):
+class LogitsForecaster(Forecaster, Protocol):
     """A forecaster that is a network: it can give its logits."""
-
-    vocab_size: int
 
     def logits(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield ``(first, last, logits)`` for pieces of ``[start, stop)``, in order."""
@@ -28,53 +29,6 @@ class LogitsForecaster(Protocol):
 
     def next_logits(self, prefix: Tokens) -> Tensor:
         """Return the logits of the token after ``prefix``, ``[1, vocab_size]``."""
-        ...
-
-    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
-        """Learn from a span."""
-        ...
-
-
-class OnlineMixer(Protocol):
-    """What a mixer must offer; :class:`mixers.Mixer` does.
-
-    ``network`` is what a network says, if there is one: log-probabilities, those re-tempered, and entropies.
-    """
-
-    def score(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
-        """Return the nats of the mixture at each position, learning inside the span; first undo what was not kept."""
-        ...
-
-    def extend(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
-        """Go on with the span from where its last piece ended."""
-        ...
-
-    def rollback(self) -> None:
-        """Undo what was not kept."""
-        ...
-
-    def distributions(self, tokens: Tokens, start: int, stop: int, *network: Nats | None) -> Nats:
-        """Return the mixture's log-probabilities of every token at each position."""
-        ...
-
-    def distribution(self, tokens: Tokens, position: int, *network: Nats | float | None) -> Nats:
-        """Return the mixture's log-probabilities of every token at one position."""
-        ...
-
-    def commit(self, stop: int) -> None:
-        """Keep what was learned up to ``stop``."""
-        ...
-
-    def report(self) -> dict[str, Any]:
-        """Return what the report shows of the mixer."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything learned."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
         ...
 
 
@@ -90,7 +44,7 @@ class MixedForecaster:
         vocab_size: needed when there is no network.
     """
 
-    def __init__(self, network: LogitsForecaster | None, mixer: OnlineMixer, vocab_size: int) -> None:
+    def __init__(self, network: LogitsForecaster | None, mixer: Mixer, vocab_size: int) -> None:
         self.network = network
         self.mixer = mixer
         self.vocab_size = vocab_size

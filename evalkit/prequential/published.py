@@ -9,21 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evalkit.prequential.forecaster import Nats, Tokens, report_of
+from evalkit.prequential.forecaster import Forecaster, Nats, Tokens, report_of
 from evalkit.prequential.windows import WindowSpan, plan_windows
 
 
-class WindowNetwork(Protocol):
+class WindowNetwork(Forecaster, Protocol):
     """A network that gives the logits of whole windows."""
-
-    vocab_size: int
 
     def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
         """Return ``[len(windows), seq_len, vocab_size]``."""
-        ...
-
-    def observe(self, tokens: Tokens, start: int, stop: int) -> None:
-        """Learn from a span."""
         ...
 
 
@@ -82,24 +76,17 @@ class PublishedMixedForecaster:
 
     def _score_batch(self, tokens: Tokens, windows: list[WindowSpan]) -> npt.NDArray[np.float32]:
         logits = self.network.window_logits(tokens, windows)
-        contexts, targets, nll, entropy, scored = [], [], [], [], []
+        rows = []
         for row_logits, window in zip(logits, windows, strict=True):
             count = window.stop - 1 - window.window_start
             inputs = np.asarray(tokens[window.window_start : window.stop - 1], dtype=np.int64)
             padded = np.concatenate([np.zeros(2, dtype=np.int64), inputs])
-            contexts.append(np.stack([padded[:count], padded[1 : count + 1], inputs], axis=1))
-            target = np.asarray(tokens[window.window_start + 1 : window.stop], dtype=np.int64)
-            targets.append(target)
+            contexts = np.stack([padded[:count], padded[1 : count + 1], inputs], axis=1)
+            targets = np.asarray(tokens[window.window_start + 1 : window.stop], dtype=np.int64)
             log_p = torch.log_softmax(row_logits[:count], dim=-1)
-            index = torch.from_numpy(target).to(log_p.device)[:, None]
-            nll.append(-log_p.gather(1, index)[:, 0].cpu().numpy())
-            entropy.append(-(log_p.exp() * log_p).sum(dim=-1).cpu().numpy())
-            scored.append(np.arange(count) >= window.first_row)
-        batch: npt.NDArray[np.float32] = self.mixer.score_batch(
-            np.concatenate(contexts),
-            np.concatenate(targets),
-            np.concatenate(nll),
-            np.concatenate(entropy),
-            np.concatenate(scored),
-        )
+            index = torch.from_numpy(targets).to(log_p.device)[:, None]
+            nll = -log_p.gather(1, index)[:, 0].cpu().numpy()
+            entropy = -(log_p.exp() * log_p).sum(dim=-1).cpu().numpy()
+            rows.append((contexts, targets, nll, entropy, np.arange(count) >= window.first_row))
+        batch: npt.NDArray[np.float32] = self.mixer.score_batch(*map(np.concatenate, zip(*rows, strict=True)))
         return batch

@@ -44,12 +44,7 @@ class Counts:
 
 
 def count(rows: Nats, targets: Tokens) -> Counts:
-    """Bin every probability.
-
-    Args:
-        rows: log-probabilities in nats, ``[n, vocab_size]``.
-        targets: the tokens that came, ``[n]``.
-    """
+    """Bin every probability of ``rows``, log-probabilities in nats ``[n, vocab_size]``; ``targets`` ``[n]`` came."""
     p = np.exp(rows)
     with np.errstate(divide="ignore"):
         log_odds = rows - np.log(np.maximum(1.0 - p, 0.0))
@@ -127,9 +122,7 @@ class ReliabilityForecaster:
             "reliability": {
                 "positions": self.sampled,
                 "first_log_odds": -LOG_ODDS,
-                "tokens": self._counts.tokens,
-                "expected": self._counts.expected,
-                "occurred": self._counts.occurred,
+                **vars(self._counts),
                 "max_difference": self.max_difference,
             }
         }

@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,6 @@ from evalkit.plumbing.files import user_folder, write_atomically
 from evalkit.prequential.ledger import Ledger
 
 _ARRAY = "__array__"
-
-
-def state_root() -> Path:
-    """Folder that holds interrupted runs: ``$EVALKIT_STATE``, or evalkit's folder in the user's state folder."""
-    return user_folder("EVALKIT_STATE", "XDG_STATE_HOME", "~/.local/state")
 
 
 class StateUnavailableError(InputError):
@@ -40,9 +34,9 @@ class ResumeFolder:
         StateUnavailableError: another process is working on the same run, or the folder cannot be written.
     """
 
-    def __init__(self, identity: dict[str, Any], *, resume: bool, root: Path | None = None) -> None:
+    def __init__(self, identity: dict[str, Any], *, resume: bool) -> None:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-        self.path = (root or state_root()) / key
+        self.path = user_folder("EVALKIT_STATE", "XDG_STATE_HOME", "~/.local/state") / key
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("w")

@@ -23,10 +23,10 @@ from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.model.kernels import AttentionKernel, fastest_attention
 from evalkit.network.network import Network
-from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.hardware import require_device
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
+from evalkit.plumbing.settings import require
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.transfer import HostCopy, mapped_ahead, to_device
 from evalkit.prequential.windows import WindowSpan, document_start, plan_documents, plan_windows, window_of
@@ -82,16 +82,13 @@ class SlidingConfig:
     document_token: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.seq_len <= MAX_SEQ_LEN:
-            raise InputError(f"--seq-len is {self.seq_len}; expected 1 to {MAX_SEQ_LEN} tokens")
-        if not 1 <= self.stride <= self.seq_len:
-            raise InputError(f"--stride is {self.stride}; expected 1 to --seq-len, which is {self.seq_len}")
-        if self.batch_windows < 0:
-            raise InputError(f"--batch-windows is {self.batch_windows}; expected 0 (as many as fit) or more")
-        if self.dtype not in ("float32", "bfloat16", "own"):
-            raise InputError(f"--dtype is {self.dtype!r}; expected float32 or bfloat16")
-        if self.threads < 0:
-            raise InputError(f"--threads is {self.threads}; expected 0 (all) or more")
+        require(1 <= self.seq_len <= MAX_SEQ_LEN, "--seq-len", self.seq_len, f"1 to {MAX_SEQ_LEN} tokens")
+        fits = 1 <= self.stride <= self.seq_len
+        require(fits, "--stride", self.stride, f"1 to --seq-len, which is {self.seq_len}")
+        require(self.batch_windows >= 0, "--batch-windows", self.batch_windows, "0 (as many as fit) or more")
+        known = self.dtype in ("float32", "bfloat16", "own")
+        require(known, "--dtype", repr(self.dtype), "float32 or bfloat16")
+        require(self.threads >= 0, "--threads", self.threads, "0 (all) or more")
         require_device(self.device)
 
 
@@ -120,7 +117,11 @@ class SlidingForecaster:
         self.device = torch.device(config.device)
         self.network = placed(model, config)
         self.vocab_size = self.network.vocab_size
-        self.kernel = _attention_kernel(self.network, config)
+        self.kernel: AttentionKernel | None = None
+        if isinstance(own := self.network.model, GPT):
+            self.kernel = fastest_attention(
+                own.config, seq_len=config.seq_len, device=self.device, dtype=own.compute_dtype
+            )
         self._compiled = self.network.compiled() if config.compile else self.network
         self._stepping: _Stepping | None = None
 
@@ -165,14 +166,12 @@ class SlidingForecaster:
             window = WindowSpan(window_start, position, position + 1, origin)
             with torch.inference_mode(), self._attention():
                 return self._compute(prefix, [window])
-        cached = self._stepping
-        known = cached.inputs if cached is not None and cached.window_start == window_start else inputs[:0]
-        if cached is None or not len(known) or not np.array_equal(known, inputs[: len(known)]):
-            known = inputs[:0]
-        if len(known) == len(inputs):
-            known = inputs[:0]  # a state cannot be taken back by a token
-        state = cached.state if cached is not None and len(known) else None
-        new = torch.from_numpy(inputs[len(known) :])[None].to(self.device)
+        cached, count, state = self._stepping, 0, None
+        if cached is not None and cached.window_start == window_start:
+            known = len(cached.inputs)  # fewer than now: a state cannot be taken back by a token
+            if known < len(inputs) and np.array_equal(cached.inputs, inputs[:known]):
+                count, state = known, cached.state
+        new = torch.from_numpy(inputs[count:])[None].to(self.device)
         with torch.inference_mode(), self._attention(), one_thread_each(self.config.threads):
             logits, state = self.network.step(new, state)
         self._stepping = _Stepping(window_start, inputs, state)
@@ -258,16 +257,16 @@ class SlidingForecaster:
         full = 2 * len(batch) >= size and not alone and seq_len == self.config.seq_len
         network = self._compiled if full else self.network
         fed = batch + [batch[-1]] * (size - len(batch) if network is not self.network else 0)
-        ids = held.windows(fed, seq_len) if held is not None else self._from_host(tokens, fed, seq_len)
+        if held is not None:
+            ids = held.windows(fed, seq_len)
+        else:
+            ids = to_device(gather_windows(tokens, fed, seq_len), self.device)
         logits = network.logits(ids, first_row)
         pieces = [
             logits[b, span.first_row - first_row : span.stop - 1 - span.window_start - first_row]
             for b, span in enumerate(batch)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _from_host(self, tokens: Tokens, windows: list[WindowSpan], seq_len: int) -> Tensor:
-        return to_device(gather_windows(tokens, windows, seq_len), self.device)
 
     def _attention(self) -> AbstractContextManager[object]:
         return nullcontext() if self.kernel is None else self.kernel.active()
@@ -339,14 +338,7 @@ class SlidingForecaster:
 
 
 class HeldTokens:
-    """A piece of a stream on the device, from which windows are gathered there.
-
-    Args:
-        tokens: the stream.
-        first: index of the first token that is held.
-        stop: one past the last.
-        device: where.
-    """
+    """A piece of a stream, ``tokens[first:stop]``, on the device, from which windows are gathered there."""
 
     def __init__(self, tokens: Tokens, first: int, stop: int, device: torch.device) -> None:
         self._first, self._device = first, device
@@ -362,24 +354,9 @@ class HeldTokens:
 
 
 def windows_that_fit(free: int, each: int, seq_len: int) -> int:
-    """Return how many windows to compute at a time.
-
-    Args:
-        free: bytes of memory that are free.
-        each: bytes that a window takes while it is computed.
-        seq_len: tokens of a window.
-    """
+    """Return how many windows to compute at a time in ``free`` bytes of memory, of which each takes ``each``."""
     fitting = min(int(_SHARE_OF_MEMORY * free) // each, _FULL_BATCH_TOKENS // seq_len)
     return max(1, fitting - fitting % 8 if fitting > 8 else fitting)
-
-
-def _attention_kernel(network: Network, config: SlidingConfig) -> AttentionKernel | None:
-    if not isinstance(network.model, GPT):
-        return None
-    model = network.model
-    return fastest_attention(
-        model.config, seq_len=config.seq_len, device=torch.device(config.device), dtype=model.compute_dtype
-    )
 
 
 @contextmanager
@@ -474,12 +451,7 @@ def gather_windows(tokens: Tokens, windows: list[WindowSpan], seq_len: int) -> n
 
 
 def target_nll(logits: Tensor, targets: Tokens) -> Nats:
-    """Return the nats of each target under its row of logits, computed in float64.
-
-    Args:
-        logits: float32 ``[n, vocab_size]``.
-        targets: ``[n]``.
-    """
+    """Return the nats of each target ``[n]`` under its row of logits ``[n, vocab_size]``, computed in float64."""
     nll: Nats = _losses(logits, targets).cpu().numpy()
     return nll
 

@@ -24,7 +24,7 @@ from evalkit.model.attention import AttentionContext, has_flash
 from evalkit.model.cache import Cache
 from evalkit.model.gpt import GPT, LEFT_CONTEXT
 from evalkit.model.rope import rotary_tables, rotate
-from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.settings import require
 from evalkit.prequential.forecaster import Nats, Tokens
 from evalkit.prequential.sliding import nats_of, one_thread_each
 from evalkit.prequential.wavefront import Lane, LaneCache
@@ -52,12 +52,10 @@ class StreamingConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.sinks < 0:
-            raise InputError(f"streaming.sinks is {self.sinks}; expected 0 or more")
-        if not 1 <= self.block <= self.seq_len - self.sinks:
-            raise InputError(
-                f"streaming.block is {self.block}; expected 1 to the window of {self.seq_len} less {self.sinks} sinks"
-            )
+        require(self.sinks >= 0, "streaming.sinks", self.sinks, "0 or more")
+        fits = 1 <= self.block <= self.seq_len - self.sinks
+        expected = f"1 to the window of {self.seq_len} less {self.sinks} sinks"
+        require(fits, "streaming.block", self.block, expected)
 
 
 class StreamingForecaster:

@@ -80,13 +80,8 @@ def plan_documents(
 ) -> Iterator[WindowSpan]:
     """Yield the windows that score positions ``[start, stop)``, in order, none of which holds two documents' tokens.
 
-    Args:
-        tokens: the stream up to ``stop``; of ``tokens[stop - 1]``, which is only ever a target, nothing depends.
-        opening: the token that opens a document.
-        start: first position, at least 1.
-        stop: one past the last position.
-        seq_len: inputs of a window, in tokens.
-        stride: distance between the windows of a document longer than ``seq_len``.
+    ``opening`` is the token that opens a document; each is windowed by :func:`plan_windows`. Of ``tokens[stop - 1]``,
+    which is only ever a target, nothing depends.
     """
     later = start + np.flatnonzero(np.asarray(tokens[start : stop - 1]) == opening)
     origins = [document_start(tokens, opening, start), *later.tolist(), stop - 1]

@@ -31,7 +31,11 @@ def coverage(check: LegalityReport) -> dict[str, Any]:
     """
     audit = check.covered.get("audit", {})
     rows = [
-        {"name": name, "asks": _asks(name), "extent": _extent(name, facts)}
+        {
+            "name": name,
+            "asks": next((asks for begin, asks in _ASKS.items() if name.startswith(begin)), ""),
+            "extent": _extent(name, facts),
+        }
         for name, facts in check.covered.items()
         if name not in ("audit", "subject")
     ]
@@ -46,10 +50,6 @@ def _summary(audit: Any) -> str:
         f"{audited:,} of {stream:,} tokens audited ({audited / stream:.1%}), in spans of {audit.get('span', 0):,}; an "
         f"honest forecaster is accused with probability {audit.get('false_alarm_probability', 0):.0e} at most"
     )
-
-
-def _asks(name: str) -> str:
-    return next((asks for begin, asks in _ASKS.items() if name.startswith(begin)), "")
 
 
 def _extent(name: str, facts: Any) -> str:

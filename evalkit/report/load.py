@@ -160,12 +160,7 @@ def files_behind(saved: SavedReport) -> list[Path]:
 def open_report_stream(
     saved: SavedReport, *, tokens: str | None = None, tokenizer: str | None = None
 ) -> tuple[TokenStream, TextTokenizer]:
-    """Open the stream and the tokenizer that a report names, and check that they are the ones.
-
-    Args:
-        saved: the report.
-        tokens: glob to use in place of the report's paths.
-        tokenizer: model to use in place of the report's.
+    """Open the stream and the tokenizer that a report names, or others in their place; check that they are the ones.
 
     Raises:
         InputError: they are missing, or are others.

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.typed_json import to_json
 from evalkit.report import series
 from evalkit.report.load import SavedReport, TokenScores, open_report_stream, require_same_tokens
 from evalkit.report.page import fill
 from evalkit.report.paired import compare_tokens
-from evalkit.report.passages import PASSAGE_TOKENS, passage_spans
+from evalkit.report.passages import passage_spans, tiles
 from evalkit.report.score_report import ScoreReport
 
 _EXAMPLES = 12
 _COMPARED = ("recipe", "mixer", "ttt", "context", "seq_len", "stride", "dtype", "device")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunScores:
-    """A run and the score of each of its tokens."""
-
-    saved: SavedReport
-    scores: TokenScores
+Run: TypeAlias = tuple[SavedReport, TokenScores]
+"""A run and the score of each of its tokens."""
 
 
 def build_pair_page(
-    one: RunScores,
-    other: RunScores,
+    one: Run,
+    other: Run,
     *,
     tokens: str | None = None,
     tokenizer: str | None = None,
@@ -44,20 +38,21 @@ def build_pair_page(
     Raises:
         InputError: the runs scored different tokens, or the tokens are not where the report says.
     """
-    require_same_tokens([one.saved, other.saved])
-    stream, model = open_report_stream(one.saved, tokens=tokens, tokenizer=tokenizer)
+    (saved, scores), (baseline, before) = one, other
+    require_same_tokens([saved, baseline])
+    stream, model = open_report_stream(saved, tokens=tokens, tokenizer=tokenizer)
     ids = stream.read(0, len(stream))
-    paired = compare_tokens(one.scores, other.scores, ids, bos=model.bos_id, decode=model.decode, examples=_EXAMPLES)
+    paired = compare_tokens(scores, before, ids, bos=model.bos_id, decode=model.decode, examples=_EXAMPLES)
     owner = series.document_index(ids, model.bos_id)
-    difference = one.scores.nll - other.scores.nll
-    change = TokenScores(nll=difference, num_bytes=one.scores.num_bytes)
+    difference = scores.nll - before.nll
+    change = TokenScores(nll=difference, num_bytes=scores.num_bytes)
     data: dict[str, Any] = {
-        "runs": [_run(one, "A"), _run(other, "B")],
-        "differences": _differences(one.saved.report, other.saved.report),
+        "runs": [_run(saved, "A"), _run(baseline, "B")],
+        "differences": _differences(saved.report, baseline.report),
         "paired": to_json(paired),
-        "stream": series.along_both(one.scores, other.scores),
+        "stream": series.along_stream(scores, {"baseline": {"tokens": 1, "nats": before.nll}}),
         "documents": series.thinned(series.by_document(change, owner)),
-        "by_cost": _by_cost(other.scores, difference),
+        "by_cost": _by_cost(before, difference),
         "passages": [
             {
                 "title": name,
@@ -69,28 +64,14 @@ def build_pair_page(
             for name, start, stop in _passages(difference)
         ],
     }
-    return fill(title or f"{one.saved.path.name} and {other.saved.path.name}", "pair.js", data)
+    return fill(title or f"{saved.path.name} and {baseline.path.name}", "pair.js", data)
 
 
-def require_scores(saved: SavedReport, scores: TokenScores | None) -> RunScores:
-    """Return a run with its scores.
-
-    Raises:
-        InputError: there are none.
-    """
-    if scores is None:
-        raise InputError(
-            f"{saved.path} has no per-token file beside it; comparing two runs needs --dump-nll of both "
-            f"(name the files with --nll A.npz --nll B.npz)"
-        )
-    return RunScores(saved=saved, scores=scores)
-
-
-def _run(run: RunScores, name: str) -> dict[str, Any]:
-    report = run.saved.report
+def _run(saved: SavedReport, name: str) -> dict[str, Any]:
+    report = saved.report
     return {
         "name": name,
-        "path": run.saved.path.name,
+        "path": saved.path.name,
         "artifact": report.artifact.path if report.artifact else "online mixer alone",
         "bpb": report.bpb,
         "val_loss": report.val_loss,
@@ -141,9 +122,7 @@ def _by_cost(baseline: TokenScores, difference: npt.NDArray[np.float64]) -> list
 
 def _passages(difference: npt.NDArray[np.float64]) -> list[tuple[str, int, int]]:
     """Return (title, first, last + 1) of the passages where each run gains most on the other, and a typical one."""
-    n = len(difference)
-    size = min(PASSAGE_TOKENS, n)
-    starts = np.arange(0, n - size + 1, size)
+    starts, size = tiles(len(difference))
     sums = np.add.reduceat(difference[: starts[-1] + size], starts)
     order = np.argsort(sums, kind="stable")
     picks = dict.fromkeys([int(starts[order[0]]), int(starts[order[-1]]), int(starts[order[len(order) // 2]])])

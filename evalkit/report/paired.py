@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
 from evalkit.report.intervals import clustered_mean
-from evalkit.report.load import SavedReport, TokenScores, open_report_stream
+from evalkit.report.load import TokenScores
 from evalkit.report.series import document_index
 
 
@@ -122,20 +122,3 @@ def compare_tokens(
             for i in by_position
         ),
     )
-
-
-def compare_paired(
-    saved: SavedReport,
-    scores: TokenScores,
-    baseline: TokenScores,
-    *,
-    tokens: str | None = None,
-    tokenizer: str | None = None,
-) -> PairedDifference:
-    """Compare two runs position by position on the stream that the report names.
-
-    Raises:
-        InputError: stream or tokenizer are missing or are others.
-    """
-    stream, model = open_report_stream(saved, tokens=tokens, tokenizer=tokenizer)
-    return compare_tokens(scores, baseline, stream.read(0, len(stream)), bos=model.bos_id, decode=model.decode)

@@ -19,22 +19,21 @@ def choose_passages(scores: TokenScores) -> list[tuple[str, int, int]]:
 
     Positions count from 0 in the scores. Passages tile the stream; cost is bits per byte.
     """
-    n = len(scores.nll)
-    size = min(PASSAGE_TOKENS, n)
-    starts = np.arange(0, n - size + 1, size)
+    starts, size = tiles(len(scores.nll))
     nats = np.array([scores.nll[s : s + size].sum() for s in starts])
     cost = nats / np.maximum(np.array([scores.num_bytes[s : s + size].sum() for s in starts]), 1)
     order = np.argsort(cost, kind="stable")
-    picks = [("The beginning", 0)]
-    for title, index in (
-        ("The costliest", order[-1]),
-        ("A typical one", order[len(order) // 2]),
-        ("The cheapest", order[0]),
-    ):
-        start = int(starts[index])
-        if start not in [s for _, s in picks]:
-            picks.append((title, start))
-    return [(title, start, start + size) for title, start in picks]
+    picks = {0: "The beginning"}
+    titles = ("The costliest", "A typical one", "The cheapest")
+    for title, index in zip(titles, (order[-1], order[len(order) // 2], order[0]), strict=True):
+        picks.setdefault(int(starts[index]), title)
+    return [(title, start, start + size) for start, title in picks.items()]
+
+
+def tiles(num_tokens: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Return where the passages of a stream start, and their length."""
+    size = min(PASSAGE_TOKENS, num_tokens)
+    return np.arange(0, num_tokens - size + 1, size), size
 
 
 def passage_spans(
@@ -42,19 +41,11 @@ def passage_spans(
 ) -> list[list[Any]]:
     """Return ``[text, nats, tokens]`` for each token of a passage; tokens that share a character are joined.
 
-    Args:
-        scores: of the stream.
-        tokens: the whole stream; score ``i`` belongs to token ``i + 1``.
-        tokenizer: of the tokens.
-        start: first score.
-        stop: last score plus 1.
+    The passage is that of the scores ``[start, stop)``; score ``i`` belongs to token ``i + 1`` of the stream.
     """
     ids = [int(t) for t in tokens[start + 1 : stop + 1]]
     spans: list[list[Any]] = []
-    done = 0
-    shown = ""
-    pending = 0.0
-    waiting = 0
+    done, shown, pending, waiting = 0, "", 0.0, 0
     for i, token in enumerate(ids):
         pending += float(scores.nll[start + i])
         waiting += 1

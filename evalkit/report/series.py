@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ def along_stream(scores: TokenScores, others: Mapping[str, Mapping[str, Any]] | 
     sizes = [int(other["tokens"]) for other in (others or {}).values()]
     step = math.lcm(*sizes) if sizes else 1
     step *= max(1, math.ceil(n / step / _BINS))
-    edges = np.unique(np.append(np.arange(0, n, step), n)) if sizes else _equal_edges(n)
+    equal = np.linspace(0, n, min(_BINS, n) + 1).astype(np.int64)
+    edges = np.unique(np.append(np.arange(0, n, step), n) if sizes else equal)
     num_bytes = np.add.reduceat(scores.num_bytes, edges[:-1])
 
     def rows(nats: npt.NDArray[Any]) -> dict[str, list[float | None]]:
@@ -56,15 +57,6 @@ def along_stream(scores: TokenScores, others: Mapping[str, Mapping[str, Any]] | 
             raise ValueError(f"{name} has {len(buckets)} buckets of {size} tokens for {n} tokens")
         held[name] = rows(np.add.reduceat(buckets, edges[:-1] // size))
     return {"position": edges[1:].tolist(), **rows(np.add.reduceat(scores.nll, edges[:-1])), "others": held}
-
-
-def along_both(scores: TokenScores, baseline: TokenScores) -> dict[str, Any]:
-    """Return :func:`along_stream` of a run, with a baseline of the same stream under ``others``."""
-    return along_stream(scores, {"baseline": {"tokens": 1, "nats": baseline.nll}})
-
-
-def _equal_edges(num_tokens: int) -> npt.NDArray[np.int64]:
-    return np.unique(np.linspace(0, num_tokens, min(_BINS, num_tokens) + 1).astype(np.int64))
 
 
 def document_index(tokens: npt.NDArray[Any], bos: int) -> npt.NDArray[np.int64]:
@@ -85,16 +77,11 @@ def by_document_position(scores: TokenScores, tokens: npt.NDArray[Any], bos: int
     distance = position - np.maximum.accumulate(np.where(is_start, position, 0))
     inside = ~is_start
     octave = np.floor(np.log2(np.maximum(distance, 1))).astype(np.int64)[inside]
-    nats = np.bincount(octave, weights=scores.nll[inside])
-    num_bytes = np.bincount(octave, weights=scores.num_bytes[inside])
-    counts = np.bincount(octave)
-    owner = document_index(tokens, bos)[inside]
-    halves = interval_halves(scores.nll[inside] / _LN2, scores.num_bytes[inside], owner, octave, len(counts))
     starts, start_nats = int(is_start.sum()), float(scores.nll[is_start].sum())
     rows = []
-    for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True)):
+    for k, (bits, half, count) in enumerate(_by_step(scores, inside, octave, document_index(tokens, bos))):
         label = str(2**k) if k == 0 else f"{2**k:,}\u2013{2 ** (k + 1) - 1:,}"
-        rows.append({"x": 1.5 * 2**k - 0.5, "label": label, "bpb": bits, "half": halves[k], "tokens": count})
+        rows.append({"x": 1.5 * 2**k - 0.5, "label": label, "bpb": bits, "half": half, "tokens": count})
     return {
         "rows": rows,
         "starts": starts,
@@ -119,23 +106,31 @@ def by_window_position(
     first = seq_len - stride + 1
     width = -(-stride // _WINDOW_STEPS)
     step = (context - first) // width
-    nats = np.bincount(step, weights=scores.nll[position - 1])
-    num_bytes = np.bincount(step, weights=scores.num_bytes[position - 1])
-    counts = np.bincount(step)
-    halves: list[float | None] = [None] * len(counts)
-    if owner is not None:
-        values = scores.nll[position - 1] / _LN2
-        halves = interval_halves(values, scores.num_bytes[position - 1], owner[position - 1], step, len(counts))
     return [
         {
             "x": first + k * width + (width - 1) / 2,
-            "half": halves[k],
+            "half": half,
             "label": f"{first + k * width:,}\u2013{min(first + (k + 1) * width - 1, seq_len):,}",
             "bpb": bits,
             "tokens": count,
         }
-        for k, (bits, count) in enumerate(zip(_bits_per_byte(nats, num_bytes), counts.tolist(), strict=True))
+        for k, (bits, half, count) in enumerate(_by_step(scores, position - 1, step, owner))
     ]
+
+
+def _by_step(
+    scores: TokenScores, at: npt.NDArray[Any], step: npt.NDArray[np.int64], owner: npt.NDArray[np.int64] | None
+) -> Iterator[tuple[float | None, float | None, int]]:
+    """Yield bits per byte of each step, half of their 95% interval where the documents are known, and tokens.
+
+    ``at`` picks positions of the stream, ``step`` is the step of each of these, ``owner`` the document of any position.
+    """
+    nats, num_bytes, counts = scores.nll[at], scores.num_bytes[at], np.bincount(step)
+    bits = _bits_per_byte(np.bincount(step, weights=nats), np.bincount(step, weights=num_bytes))
+    halves: list[float | None] = [None] * len(counts)
+    if owner is not None:
+        halves = interval_halves(nats / _LN2, num_bytes, owner[at], step, len(counts))
+    yield from zip(bits, halves, counts.tolist(), strict=True)
 
 
 def by_document(scores: TokenScores, owner: npt.NDArray[np.int64]) -> dict[str, list[Any]]:
@@ -227,10 +222,7 @@ def by_chunk(scores: TokenScores, chunks: list[dict[str, Any]]) -> list[dict[str
             {
                 "stop": stop,
                 "bpb": mean_bits_per_byte(scores, start, stop),
-                "first_loss": chunk.get("first_loss"),
-                "last_loss": chunk.get("last_loss"),
-                "learning_rate": chunk.get("learning_rate"),
-                "steps": chunk.get("steps"),
+                **{name: chunk.get(name) for name in ("first_loss", "last_loss", "learning_rate", "steps")},
             }
         )
     return rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evalkit.source import plain
@@ -19,11 +20,11 @@ from evalkit.source.values import (
     Builtin,
     Class,
     Function,
-    Layered,
     Library,
     Object,
     Parameter,
     Return,
+    Scope,
     Stuck,
     Unknown,
 )
@@ -40,7 +41,10 @@ class Calls(Expressions):
         variables: those that the script reads, and where.
         visits: blocks in the order in which the pass reached their attention.
         set_elsewhere: attributes that a run gives other values than constants, so that a default says nothing of them.
+        run: follows statements.
     """
+
+    run: Callable[[list[ast.stmt], Scope], None]
 
     def __init__(self, environment: Mapping[str, str], set_elsewhere: set[str]) -> None:
         self.graph = Graph()
@@ -54,14 +58,11 @@ class Calls(Expressions):
         self._calls = 0
         self._stack: list[Object] = []
 
-    @abstractmethod
-    def run(self, body: list[ast.stmt], scope: dict[str, Any]) -> None:
-        """Follow statements."""
-
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
         """Work out ``holder.name``."""
         if isinstance(holder, Library):
-            return self._library_attribute(holder, name)
+            path = f"{holder.path}.{name}"
+            return {"math.pi": math.pi, "math.e": math.e, "math.inf": math.inf}.get(path, Library(path))
         if isinstance(holder, Object):
             if name in holder.attributes:
                 return holder.attributes[name]
@@ -69,7 +70,7 @@ class Calls(Expressions):
                 return False
             found = holder.cls.find(name) if holder.cls else None
             if isinstance(found, Function) and found.bound != "static":
-                bound = Function(found.node, found.scope, holder, found.owner, found.is_property)
+                bound = replace(found, bound=holder)
                 return self.call(bound, [], {}, node) if found.is_property else bound
             if found is not None or (holder.cls and name in holder.cls.attributes):
                 return found
@@ -83,11 +84,6 @@ class Calls(Expressions):
             return Builtin(name, holder)
         return Unknown(name)
 
-    def _library_attribute(self, holder: Library, name: str) -> Any:
-        path = f"{holder.path}.{name}"
-        constants = {"math.pi": math.pi, "math.e": math.e, "math.inf": math.inf}
-        return constants.get(path, Library(path))
-
     def _super(self, node: ast.Call, scope: Mapping[str, Any]) -> Any:
         holder = scope.get("self")
         owner = scope.get("__class__")
@@ -97,7 +93,7 @@ class Calls(Expressions):
         keywords = {keyword.arg: self.value(keyword.value, scope) for keyword in node.keywords if keyword.arg}
         for base in owner.bases:
             if isinstance(base, Class) and isinstance(method := base.find(node.func.attr), Function):
-                return self.call(Function(method.node, method.scope, holder, method.owner), arguments, keywords, node)
+                return self.call(replace(method, bound=holder), arguments, keywords, node)
             if isinstance(base, Library) and node.func.attr == "__init__":
                 build_layer(holder, base.path, arguments, keywords)
             elif isinstance(base, Library) and node.func.attr == "forward":
@@ -106,8 +102,7 @@ class Calls(Expressions):
 
     def call(self, function: Any, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         """Work out a call."""
-        line = getattr(node, "lineno", 0)
-        self.graph.line = line
+        self.graph.line = getattr(node, "lineno", 0)
         if isinstance(function, Function):
             return self._call_function(function, arguments, keywords, node)
         if isinstance(function, Class):
@@ -131,34 +126,26 @@ class Calls(Expressions):
         names = [argument.arg for argument in (*spec.posonlyargs, *spec.args)]
         if function.bound is not None and function.bound != "static":
             arguments = [function.bound, *arguments]
-        scope: dict[str, Any] = Layered({}, function.scope) if function.scope is not self.globals else {}
-        defaults = dict(zip(names[len(names) - len(spec.defaults) :], spec.defaults, strict=True))
-        defaults |= {
-            argument.arg: default
-            for argument, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
-            if default is not None
-        }
         if len(arguments) > len(names) and spec.vararg is None:
             raise Stuck(line, f"{len(arguments)} arguments for {len(names)}")
-        for name, value in zip(names, arguments, strict=False):
-            scope[name] = value
+        given = dict(zip(names, arguments, strict=False))
+        defaults = dict(zip(names[len(names) - len(spec.defaults) :], spec.defaults, strict=True))
+        for argument, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
+            names.append(argument.arg)
+            if default is not None:
+                defaults[argument.arg] = default
         if spec.vararg is not None:
-            scope[spec.vararg.arg] = tuple(arguments[len(names) :])
-        extra = {}
-        for name, value in keywords.items():
-            if name in names or any(argument.arg == name for argument in spec.kwonlyargs):
-                scope[name] = value
-            else:
-                extra[name] = value
+            given[spec.vararg.arg] = tuple(arguments[len(given) :])
+        given |= {name: value for name, value in keywords.items() if name in names}
+        extra = {name: value for name, value in keywords.items() if name not in names}
         if spec.kwarg is not None:
-            scope[spec.kwarg.arg] = extra
+            given[spec.kwarg.arg] = extra
         elif extra:
             raise Stuck(line, f"an argument {next(iter(extra))!r} that is not one")
-        for name, default in defaults.items():
-            if name not in scope or (name not in keywords and name in names and names.index(name) >= len(arguments)):
-                scope[name] = self.value(default, self.globals)
+        given |= {name: self.value(default, self.globals) for name, default in defaults.items() if name not in given}
         if function.owner is not None:
-            scope["__class__"] = function.owner
+            given["__class__"] = function.owner
+        scope = ChainMap(given, function.scope) if function.scope is not self.globals else given
         pushed = isinstance(function.bound, Object)
         self._calls += 1
         if pushed:
@@ -179,8 +166,7 @@ class Calls(Expressions):
         made = Object(cls, cls.library_base())
         constructor = cls.find("__init__")
         if isinstance(constructor, Function):
-            bound = Function(constructor.node, constructor.scope, made, constructor.owner)
-            self._call_function(bound, arguments, keywords, node)
+            self._call_function(replace(constructor, bound=made), arguments, keywords, node)
         elif made.kind:
             build_layer(made, made.kind, arguments, keywords)
         else:
@@ -192,8 +178,7 @@ class Calls(Expressions):
         if "cos_cached" in " ".join(holder.attributes) or (holder.cls and "rotary" in holder.cls.name.lower()):
             return self.rotary(holder, arguments, keywords, node)
         if isinstance(method, Function):
-            bound = Function(method.node, method.scope, holder, method.owner)
-            return self._call_function(bound, arguments, keywords, node)
+            return self._call_function(replace(method, bound=holder), arguments, keywords, node)
         return apply_layer(self.tensors, holder, arguments, node)
 
     def rotary(self, holder: Object, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
@@ -221,11 +206,10 @@ class Calls(Expressions):
         if not isinstance(method, Function):
             return ()
         fresh = Object(holder.cls, holder.kind, dict(holder.attributes), holder.name)
-        bound = Function(method.node, method.scope, fresh, method.owner)
         spec = method.node.args
         wanted = len(spec.args) - 1 - len(spec.defaults)
         arguments = [length, *(Unknown("device or dtype") for _ in range(wanted - 1))]
-        tables = self._call_function(bound, arguments, {}, method.node)
+        tables = self._call_function(replace(method, bound=fresh), arguments, {}, method.node)
         return tuple(tables) if isinstance(tables, tuple | list) else ()
 
     def _variable(self, name: Any, default: Any, node: ast.AST) -> Any:
@@ -266,7 +250,7 @@ class Calls(Expressions):
         if isinstance(holder, Tensor | Parameter):
             return self.tensors.function(name, [holder, *arguments], keywords, node)
         if isinstance(holder, Object):
-            return self._object_method(holder, name, arguments, keywords)
+            return self._object_method(holder, name, arguments)
         if isinstance(holder, list):
             return list_method(holder, name, arguments, node)
         if isinstance(holder, dict):
@@ -275,7 +259,7 @@ class Calls(Expressions):
             return plain_method(holder, name, arguments)
         return self._function(name, arguments, keywords, node)
 
-    def _object_method(self, holder: Object, name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def _object_method(self, holder: Object, name: str, arguments: list[Any]) -> Any:
         if name in ("register_buffer", "register_parameter", "add_module") and len(arguments) >= 2:
             holder.attributes[str(arguments[0])] = arguments[1]
             return None
@@ -285,16 +269,12 @@ class Calls(Expressions):
 
     def _function(self, name: str, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
         if name == "getattr" and len(arguments) >= 2 and isinstance(arguments[1], str):
-            holder = arguments[0]
-            if isinstance(holder, Object | Class) and len(arguments) == 3:
-                found = holder.attributes.get(arguments[1], Unknown("missing"))
-                if isinstance(found, Unknown) and found.why == "missing":
-                    cls = holder.cls if isinstance(holder, Object) else holder
-                    present = cls.find(arguments[1]) if cls else None
-                    if present is None:
-                        return Unknown(arguments[1]) if arguments[1] in self.set_elsewhere else arguments[2]
-                    return self.attribute(holder, arguments[1], node)
-            return self.attribute(holder, arguments[1], node)
+            holder, attribute = arguments[:2]
+            if isinstance(holder, Object | Class) and len(arguments) == 3 and attribute not in holder.attributes:
+                cls = holder.cls if isinstance(holder, Object) else holder
+                if cls is None or cls.find(attribute) is None:
+                    return Unknown(attribute) if attribute in self.set_elsewhere else arguments[2]
+            return self.attribute(holder, attribute, node)
         if name == "hasattr" and len(arguments) == 2 and isinstance(arguments[0], Object):
             holder = arguments[0]
             return arguments[1] in holder.attributes or bool(holder.cls and holder.cls.find(str(arguments[1])))

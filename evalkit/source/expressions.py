@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,47 +19,37 @@ from evalkit.source.values import (
     Function,
     Library,
     Parameter,
+    Scope,
     Stuck,
     Unknown,
 )
 
 
-class Expressions(ABC):
+class Expressions:
     """Works out expressions; calls and assignments are left to whoever derives from it.
 
     Attributes:
         globals: the script's own names.
         tensors: what is done with tensors.
         graph: what they are computed by.
+        _step: counts a step, so that no script is followed for ever.
+        _assign: gives a name, an attribute or an element a value.
+        attribute: works out ``holder.name``.
+        call: works out a call.
+        _super: works out a call of a base class's method.
+        _variable: returns an environment variable.
     """
 
     globals: dict[str, Any]
     tensors: Tensors
     graph: Graph
 
-    @abstractmethod
-    def _step(self, node: ast.AST) -> None:
-        """Count a step, so that no script is followed for ever."""
-
-    @abstractmethod
-    def _assign(self, target: ast.expr, value: Any, scope: dict[str, Any]) -> None:
-        """Give a name, an attribute or an element a value."""
-
-    @abstractmethod
-    def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
-        """Work out ``holder.name``."""
-
-    @abstractmethod
-    def call(self, function: Any, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
-        """Work out a call."""
-
-    @abstractmethod
-    def _super(self, node: ast.Call, scope: Mapping[str, Any]) -> Any:
-        """Work out a call of a base class's method."""
-
-    @abstractmethod
-    def _variable(self, name: Any, default: Any, node: ast.AST) -> Any:
-        """Return an environment variable."""
+    _step: Callable[[ast.AST], None]
+    _assign: Callable[[ast.expr, Any, Scope], None]
+    attribute: Callable[[Any, str, ast.AST], Any]
+    call: Callable[[Any, list[Any], dict[str, Any], ast.AST], Any]
+    _super: Callable[[ast.Call, Mapping[str, Any]], Any]
+    _variable: Callable[[Any, Any, ast.AST], Any]
 
     def value(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
         """Work out an expression."""
@@ -123,7 +112,7 @@ class Expressions(ABC):
     def _of_Lambda(self, node: ast.Lambda, scope: Mapping[str, Any]) -> Any:
         return Function(node, dict(scope))
 
-    def _of_NamedExpr(self, node: ast.NamedExpr, scope: dict[str, Any]) -> Any:
+    def _of_NamedExpr(self, node: ast.NamedExpr, scope: Scope) -> Any:
         value = self.value(node.value, scope)
         self._assign(node.target, value, scope)
         return value
@@ -198,7 +187,7 @@ class Expressions(ABC):
     def _of_DictComp(self, node: ast.DictComp, scope: Mapping[str, Any]) -> Any:
         made: dict[Any, Any] = {}
 
-        def put(inner: dict[str, Any]) -> None:
+        def put(inner: Scope) -> None:
             key = self.value(node.key, inner)
             if isinstance(key, PLAIN):
                 made[key] = self.value(node.value, inner)
@@ -206,9 +195,7 @@ class Expressions(ABC):
         self._comprehend(node.generators, dict(scope), put)
         return made
 
-    def _comprehend(
-        self, generators: list[ast.comprehension], scope: dict[str, Any], put: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def _comprehend(self, generators: list[ast.comprehension], scope: Scope, put: Callable[[Scope], None]) -> None:
         if not generators:
             put(scope)
             return
@@ -228,10 +215,7 @@ class Expressions(ABC):
         if isinstance(holder, Tensor | Parameter):
             return self.tensors.take(holder, *self._where(node.slice, holder, scope), node)
         if isinstance(node.slice, ast.Slice):
-            bounds = [
-                None if b is None else self.value(b, scope)
-                for b in (node.slice.lower, node.slice.upper, node.slice.step)
-            ]
+            bounds = self._bounds(node.slice, scope)
             if isinstance(holder, list | tuple | str | range) and all(b is None or isinstance(b, int) for b in bounds):
                 return holder[slice(*bounds)] if bounds[2] != 0 else Unknown("a slice")
             return Unknown("a slice")
@@ -243,6 +227,9 @@ class Expressions(ABC):
         if isinstance(holder, dict) and isinstance(key, PLAIN):
             return holder.get(key, Unknown("a key"))
         return Unknown("an element")
+
+    def _bounds(self, part: ast.Slice, scope: Mapping[str, Any]) -> list[Any]:
+        return [None if b is None else self.value(b, scope) for b in (part.lower, part.upper, part.step)]
 
     def _where(
         self, index: ast.expr, holder: Tensor | Parameter, scope: Mapping[str, Any]
@@ -261,12 +248,11 @@ class Expressions(ABC):
             at_end = last and place == len(taken) - 1
             where = place - len(taken) if ellipsis else place
             if isinstance(part, ast.Slice):
-                bounds = [None if b is None else self.value(b, scope) for b in (part.lower, part.upper)]
-                if any(not (b is None or isinstance(b, int)) for b in bounds) or part.step is not None:
+                start, stop, _ = self._bounds(part, scope)
+                if not isinstance(start, int | None) or not isinstance(stop, int | None) or part.step is not None:
                     words.append(f"{where}={ast.unparse(part)}?")
                     made = None
                     continue
-                start, stop = bounds
                 if at_end and size is not None:
                     start, stop, _ = slice(start, stop).indices(size)
                     if (start, stop) == (0, size):
@@ -280,19 +266,14 @@ class Expressions(ABC):
                 value = self.value(part, scope)
                 words.append(f"{where}={value if isinstance(value, int) else ast.unparse(part) + '?'}")
                 # Leading indices only; behind a slice the shape is left unknown.
-                made = (
-                    made[1:]
-                    if made
-                    and where == place
-                    and all(isinstance(p, ast.expr) and not isinstance(p, ast.Slice) for p in taken[:place])
-                    else None
-                )
+                leading = where == place and not any(isinstance(p, ast.Slice) for p in taken[:place])
+                made = made[1:] if made and leading else None
         return " ".join(words), None if made is None else tuple(made)
 
     def _of_Attribute(self, node: ast.Attribute, scope: Mapping[str, Any]) -> Any:
         return self.attribute(self.value(node.value, scope), node.attr, node)
 
-    def _of_Call(self, node: ast.Call, scope: dict[str, Any]) -> Any:
+    def _of_Call(self, node: ast.Call, scope: Scope) -> Any:
         if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call):
             inner = node.func.value.func
             if isinstance(inner, ast.Name) and inner.id == "super":

@@ -9,6 +9,7 @@ statements; :mod:`~evalkit.source.expressions` works out expressions, :mod:`~eva
 from __future__ import annotations
 
 import ast
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,10 @@ from evalkit.source.values import (
     MAX_STEPS,
     Class,
     Function,
-    Layered,
     Library,
     Object,
     Return,
+    Scope,
     Setting,
     Stuck,
     Unknown,
@@ -81,12 +82,12 @@ class Interpreter(Calls):
                 if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
                     self.globals[target.id] = Unknown(f"line {statement.lineno}")
 
-    def run(self, body: list[ast.stmt], scope: dict[str, Any]) -> None:
+    def run(self, body: list[ast.stmt], scope: Scope) -> None:
         """Follow statements."""
         for statement in body:
             self._statement(statement, scope)
 
-    def _statement(self, node: ast.stmt, scope: dict[str, Any]) -> None:
+    def _statement(self, node: ast.stmt, scope: Scope) -> None:
         self._step(node)
         method = getattr(self, f"_do_{type(node).__name__}", None)
         if method is None:
@@ -98,47 +99,44 @@ class Interpreter(Calls):
         if self._steps > MAX_STEPS:
             raise Stuck(getattr(node, "lineno", 0), "more steps than a model's constructor and forward pass need")
 
-    def _do_Pass(self, node: ast.stmt, scope: dict[str, Any]) -> None:
+    def _do_Pass(self, node: ast.stmt, scope: Scope) -> None:
         pass
 
     _do_Global = _do_Nonlocal = _do_Assert = _do_Delete = _do_Pass
 
-    def _do_Expr(self, node: ast.Expr, scope: dict[str, Any]) -> None:
+    def _do_Expr(self, node: ast.Expr, scope: Scope) -> None:
         if not isinstance(node.value, ast.Constant):
             self.value(node.value, scope)
 
-    def _do_Import(self, node: ast.Import, scope: dict[str, Any]) -> None:
+    def _do_Import(self, node: ast.Import, scope: Scope) -> None:
         for alias in node.names:
             name = alias.asname or alias.name.split(".")[0]
             scope[name] = Library(alias.name if alias.asname else name)
 
-    def _do_ImportFrom(self, node: ast.ImportFrom, scope: dict[str, Any]) -> None:
+    def _do_ImportFrom(self, node: ast.ImportFrom, scope: Scope) -> None:
         for alias in node.names:
             scope[alias.asname or alias.name] = Library(f"{node.module}.{alias.name}")
 
-    def _do_FunctionDef(self, node: ast.FunctionDef, scope: dict[str, Any]) -> None:
+    def _do_FunctionDef(self, node: ast.FunctionDef, scope: Scope) -> None:
         names = {ast.unparse(decorator) for decorator in node.decorator_list}
         scope[node.name] = Function(node, scope, is_property="property" in names)
         if "staticmethod" in names:
             scope[node.name].bound = "static"
 
-    def _do_ClassDef(self, node: ast.ClassDef, scope: dict[str, Any]) -> None:
+    def _do_ClassDef(self, node: ast.ClassDef, scope: Scope) -> None:
         attributes: dict[str, Any] = {}
         made = Class(node.name, [self.value(base, scope) for base in node.bases], attributes, node.lineno)
-        sets = {target.id for item in node.body for target in _targets(item) if isinstance(target, ast.Name)}
+        sets = {name for item in node.body for name in _names_set(item)}
         is_settings = bool(sets & {"num_layers", "model_dim", "n_layer"}) or "hyperparam" in node.name.lower()
-        inner = Layered(attributes, scope)
+        inner = ChainMap(attributes, scope)
         for item in node.body:
             self.read = []
             try:
                 self._statement(item, inner)
             except Stuck as stuck:
-                for target in _targets(item):
-                    if isinstance(target, ast.Name):
-                        attributes[target.id] = Unknown(f"line {stuck.line}: {stuck.reason}")
-            for target in _targets(item):
-                if is_settings and isinstance(target, ast.Name):
-                    self._note_setting(target.id, attributes, item.lineno)
+                attributes |= dict.fromkeys(_names_set(item), Unknown(f"line {stuck.line}: {stuck.reason}"))
+            for name in _names_set(item) if is_settings else ():
+                self._note_setting(name, attributes, item.lineno)
         for value in attributes.values():
             if isinstance(value, Function):
                 value.owner = made
@@ -150,29 +148,29 @@ class Interpreter(Calls):
         variable = self.read[0] if self.read else None
         self.settings[name] = Setting(attributes.get(name), line, variable)
 
-    def _do_Return(self, node: ast.Return, scope: dict[str, Any]) -> None:
+    def _do_Return(self, node: ast.Return, scope: Scope) -> None:
         raise Return(None if node.value is None else self.value(node.value, scope))
 
-    def _do_Raise(self, node: ast.Raise, scope: dict[str, Any]) -> None:
+    def _do_Raise(self, node: ast.Raise, scope: Scope) -> None:
         raise Stuck(node.lineno, "the script raises an error here with these settings")
 
-    def _do_Break(self, node: ast.stmt, scope: dict[str, Any]) -> None:
+    def _do_Break(self, node: ast.stmt, scope: Scope) -> None:
         raise _Break
 
-    def _do_Continue(self, node: ast.stmt, scope: dict[str, Any]) -> None:
+    def _do_Continue(self, node: ast.stmt, scope: Scope) -> None:
         raise _Continue
 
-    def _do_Assign(self, node: ast.Assign, scope: dict[str, Any]) -> None:
+    def _do_Assign(self, node: ast.Assign, scope: Scope) -> None:
         value = self.value(node.value, scope)
         for target in node.targets:
             self._assign(target, value, scope)
 
-    def _do_AnnAssign(self, node: ast.AnnAssign, scope: dict[str, Any]) -> None:
+    def _do_AnnAssign(self, node: ast.AnnAssign, scope: Scope) -> None:
         if node.value is not None:
             self._assign(node.target, self.value(node.value, scope), scope)
 
-    def _do_AugAssign(self, node: ast.AugAssign, scope: dict[str, Any]) -> None:
-        present = self.value(_as_load(node.target), scope)
+    def _do_AugAssign(self, node: ast.AugAssign, scope: Scope) -> None:
+        present = self.value(node.target, scope)
         if isinstance(present, list) and isinstance(node.op, ast.Add):
             other = self.value(node.value, scope)
             if isinstance(other, list | tuple | range):
@@ -180,7 +178,7 @@ class Interpreter(Calls):
                 return
         self._assign(node.target, self.binary(node.op, present, self.value(node.value, scope), node), scope)
 
-    def _assign(self, target: ast.expr, value: Any, scope: dict[str, Any]) -> None:
+    def _assign(self, target: ast.expr, value: Any, scope: Scope) -> None:
         if isinstance(target, ast.Name):
             scope[target.id] = value
         elif isinstance(target, ast.Tuple | ast.List):
@@ -201,7 +199,7 @@ class Interpreter(Calls):
                     self.graph.node("set", holder.node, where, self.tensors.operand(value, target)), holder.shape
                 )
 
-    def _unpack(self, target: ast.Tuple | ast.List, value: Any, scope: dict[str, Any]) -> None:
+    def _unpack(self, target: ast.Tuple | ast.List, value: Any, scope: Scope) -> None:
         count = len(target.elts)
         items = list(value) if isinstance(value, tuple | list | range) else [Unknown("unpacked")] * count
         if len(items) != count:
@@ -209,61 +207,51 @@ class Interpreter(Calls):
         for element, item in zip(target.elts, items, strict=True):
             self._assign(element, item, scope)
 
-    def _do_If(self, node: ast.If, scope: dict[str, Any]) -> None:
+    def _do_If(self, node: ast.If, scope: Scope) -> None:
         test = truth(self.value(node.test, scope))
         if test is None:
-            if _only_raises(node.body) and not node.orelse:
+            if all(isinstance(statement, ast.Raise) for statement in node.body) and not node.orelse:
                 return
             raise Stuck(node.lineno, f"it depends on {ast.unparse(node.test)[:80]!r}, which only a run would tell")
         self.run(node.body if test else node.orelse, scope)
 
-    def _do_For(self, node: ast.For, scope: dict[str, Any]) -> None:
-        items = items_of(self.value(node.iter, scope), node)
-        for item in items:
+    def _do_For(self, node: ast.For, scope: Scope) -> None:
+        for item in items_of(self.value(node.iter, scope), node):
             self._assign(node.target, item, scope)
-            try:
-                self.run(node.body, scope)
-            except _Break:
+            if not self._goes_on(node.body, scope):
                 return
-            except _Continue:
-                continue
         self.run(node.orelse, scope)
 
-    def _do_While(self, node: ast.While, scope: dict[str, Any]) -> None:
+    def _do_While(self, node: ast.While, scope: Scope) -> None:
         while True:
             self._step(node)
             test = truth(self.value(node.test, scope))
             if test is None:
                 raise Stuck(node.lineno, "a loop that only a run would end")
-            if not test:
+            if not test or not self._goes_on(node.body, scope):
                 return
-            try:
-                self.run(node.body, scope)
-            except _Break:
-                return
-            except _Continue:
-                continue
 
-    def _do_With(self, node: ast.With, scope: dict[str, Any]) -> None:
+    def _goes_on(self, body: list[ast.stmt], scope: Scope) -> bool:
+        """Follow a round of a loop; return whether there may be another."""
+        try:
+            self.run(body, scope)
+        except _Break:
+            return False
+        except _Continue:
+            pass
+        return True
+
+    def _do_With(self, node: ast.With, scope: Scope) -> None:
         self.run(node.body, scope)
 
-    def _do_Try(self, node: ast.Try, scope: dict[str, Any]) -> None:
+    def _do_Try(self, node: ast.Try, scope: Scope) -> None:
         self.run(node.body, scope)
         self.run(node.orelse, scope)
         self.run(node.finalbody, scope)
 
 
-def _targets(statement: ast.stmt) -> list[ast.expr]:
-    if isinstance(statement, ast.Assign):
-        return list(statement.targets)
-    return [statement.target] if isinstance(statement, ast.AnnAssign | ast.AugAssign) else []
-
-
-def _as_load(target: ast.expr) -> ast.expr:
-    if isinstance(target, ast.Name):
-        return ast.copy_location(ast.Name(id=target.id, ctx=ast.Load()), target)
-    return target
-
-
-def _only_raises(body: list[ast.stmt]) -> bool:
-    return all(isinstance(statement, ast.Raise) for statement in body)
+def _names_set(statement: ast.stmt) -> list[str]:
+    targets: list[ast.expr] = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

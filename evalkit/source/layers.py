@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from evalkit.source.symbols import Node, Tensor
+from evalkit.source.symbols import Tensor
 from evalkit.source.tensors import Tensors
 from evalkit.source.values import Object, Parameter, Unknown
 
@@ -31,8 +31,8 @@ def build_layer(made: Object, path: str, arguments: list[Any], keywords: dict[st
     made.kind = path
     values = dict(enumerate(arguments)) | keywords
 
-    def number(place: int, *names: str) -> int | None:
-        found = next((values[key] for key in (place, *names) if key in values), None)
+    def number(place: int, name: str) -> int | None:
+        found = values.get(place, values.get(name))
         return found if isinstance(found, int) else None
 
     if kind == "Linear":
@@ -50,21 +50,12 @@ def build_layer(made: Object, path: str, arguments: list[Any], keywords: dict[st
 def apply_layer(tensors: Tensors, holder: Object, arguments: list[Any], node: ast.AST) -> Any:
     """Return what a layer of the library computes."""
     kind = holder.kind.rsplit(".", 1)[-1]
-    weight = holder.attributes.get("weight")
+    weight, bias = holder.attributes.get("weight"), holder.attributes.get("bias")
     if not arguments or not isinstance(weight, Parameter):
         return arguments[0] if kind == "Identity" and arguments else Unknown(holder.kind)
-    x = tensors.operand(arguments[0], node)
-    shape = arguments[0].shape if isinstance(arguments[0], Tensor) else None
-    columns = weight.shape[-1] if weight.shape else None
     if kind == "Linear":
-        rows = weight.shape[0] if weight.shape else None
-        made: Node | float = tensors.graph.node("linear", x, tensors.node(weight))
-        if isinstance(bias := holder.attributes.get("bias"), Parameter):
-            made = tensors.graph.add(made, tensors.node(bias))
-        made_shape = (*shape[:-1], rows) if shape and rows is not None else None
-        return Tensor(made, made_shape) if isinstance(made, Node) else Unknown("linear")
+        bias = bias if isinstance(bias, Parameter) else None
+        return tensors.function("linear", [arguments[0], weight, bias], {}, node)
     if kind == "Embedding":
-        return Tensor(
-            tensors.graph.node("embed", tensors.node(weight), x), (*shape, columns) if shape and columns else None
-        )
+        return tensors.function("embedding", [arguments[0], weight], {}, node)
     return Unknown(holder.kind)

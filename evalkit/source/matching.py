@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from evalkit.artifact.infer import NOT_INFERABLE
+from evalkit.artifact.infer import NOT_INFERABLE, parts_from_shapes
+from evalkit.plumbing.errors import ArtifactError
 from evalkit.source.reference import Reference, rotary_table
 from evalkit.source.symbols import Node, Tensor, first_difference
 from evalkit.source.trace import LENGTH, Trace
@@ -63,55 +64,28 @@ def _known(trace: Trace) -> tuple[dict[str, Any], Node | None]:
     if not all(isinstance(layer, Object) for layer in attention) or not gain:
         raise Stuck(trace.line, "the model's blocks have no attention 'attn' with a gain for each head")
     head_dim = table[1] // gain[0]
+    try:
+        parts = parts_from_shapes(shapes)
+    except ArtifactError as error:
+        raise Stuck(trace.line, str(error)) from None
     rotary, difference = _rotary(trace, attention, head_dim)
-    known: dict[str, Any] = {
+    known = {
+        "skip_rows": 0,
+        "attention_gate": "none",
+        **parts,
         "num_layers": len(blocks),
         "model_dim": table[1],
         "head_dim": head_dim,
-        "tie_embeddings": "lm_head.weight" not in shapes,
-        "smear_gate": "smear.gate" in shapes,
-        "unet_skips": "skip_weights" in shapes,
-        "skip_rows": (shapes.get("skip_weights") or (0,))[0],
-        "skip_gates": "skip_gates" in shapes,
         "layer_order": trace.visits,
         "value_embed_layers": _value_layers(model) if "ve_shared.embed.weight" in shapes else (),
-        "xsa_last_n": sum(1 for layer in attention if _uses_xsa(layer)),
+        "xsa_last_n": sum(
+            any("xsa" in name and value is True for name, value in layer.attributes.items()) for layer in attention
+        ),
         "xsa_form": "projection" if _find(trace.result, "normalize") else "mean",
         "rope_table": "bf16" if trace.bfloat16 and _keeps_frequencies(attention[0]) else "exact",
         **rotary,
-        **_tables(shapes),
-        **_gates(trace, attention[0]),
     }
-    known["value_residual"] = (
-        "first_layer"
-        if any(name.endswith(".vr_lambda") for name in shapes)
-        else "x0"
-        if "blocks.0.lambda_v" in shapes
-        else "none"
-    )
     return known, difference
-
-
-def _tables(shapes: dict[str, tuple[int, ...] | None]) -> dict[str, Any]:
-    found = {}
-    for kind in ("bigram", "trigram"):
-        if shape := shapes.get(f"{kind}.embed.weight"):
-            found[f"{kind}_buckets"], found[f"{kind}_dim"] = shape
-    if shape := shapes.get("smear_gate.weight"):
-        found["smear_width"] = shape[1]
-    return found
-
-
-def _gates(trace: Trace, attention: Any) -> dict[str, Any]:
-    shapes, prefix = trace.parameters, "blocks.0.attn."
-    if f"{prefix}attn_gate.weight" in shapes:
-        return {"attention_gate": "sigmoid"}
-    if f"{prefix}attn_gate" in shapes:
-        return {"attention_gate": "scalar"}
-    for name, kind in (("attn_gate_proj.weight", "window_doubled"), ("attn_gate_w", "window")):
-        if shape := shapes.get(prefix + name):
-            return {"attention_gate": kind, "attention_gate_width": shape[1], "gate_name": name}
-    return {"attention_gate": "none"}
 
 
 def _options(trace: Trace, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -162,10 +136,6 @@ def _holds(node: Node, constant: float) -> bool:
     return any(not isinstance(a, Node) and math.isclose(float(a), constant, rel_tol=1e-9) for a in node.args)  # type: ignore[arg-type]
 
 
-def _uses_xsa(layer: Any) -> bool:
-    return any("xsa" in name and value is True for name, value in layer.attributes.items())
-
-
 def _value_layers(model: Object) -> tuple[int, ...]:
     for name, value in model.attributes.items():
         if "ve_layer" in name and isinstance(value, list) and value and all(type(item) is int for item in value):
@@ -214,14 +184,10 @@ def _angles(trace: Trace, layer: Any, length: int) -> Node:
     graph = trace.interpreter.graph
     found = []
     for table, name in zip(trace.interpreter.rotary_tables(layer, length), ("cos", "sin"), strict=False):
-        node = table.node if isinstance(table, Tensor) else None
-        if (
-            node is not None
-            and node.op == "get"
-            and node.args[1] in (f"1=0:{length}", f"0=0:{length}", f"2=0:{length}")
-        ):
-            node = node.args[0] if isinstance(node.args[0], Node) else node
-        if node is not None and node.op == name and isinstance(node.args[0], Node):
+        node: object = table.node if isinstance(table, Tensor) else None
+        if isinstance(node, Node) and node.op == "get" and node.args[1] in [f"{axis}=0:{length}" for axis in range(3)]:
+            node = node.args[0]
+        if isinstance(node, Node) and node.op == name and isinstance(node.args[0], Node):
             found.append(node.args[0])
     if len(found) != 2 or found[0] is not found[1]:
         return graph.node("unknown", "what the rotary layer computes", 0.0)

@@ -82,17 +82,23 @@ def binary(op: ast.operator, left: Any, right: Any) -> Any:
     """Return what an operation makes of two values, neither of them a tensor."""
     if isinstance(left, int | float) and isinstance(right, int | float):
         return number(op, left, right)
-    if isinstance(op, ast.Add) and isinstance(left, list) and isinstance(right, list):
-        return left + right if len(left) + len(right) <= MAX_ITEMS else Unknown("a long list")
-    if isinstance(op, ast.Add) and isinstance(left, tuple) and isinstance(right, tuple):
-        return left + right if len(left) + len(right) <= MAX_ITEMS else Unknown("a long tuple")
-    if isinstance(op, ast.Add) and isinstance(left, str) and isinstance(right, str):
-        return (left + right) if len(left) + len(right) <= MAX_TEXT else Unknown("a long text")
+    if isinstance(op, ast.Add):
+        for kind, most, word in ((list, MAX_ITEMS, "list"), (tuple, MAX_ITEMS, "tuple"), (str, MAX_TEXT, "text")):
+            if isinstance(left, kind) and isinstance(right, kind):
+                return operator.add(left, right) if len(left) + len(right) <= most else Unknown(f"a long {word}")
     if isinstance(op, ast.Mult) and isinstance(left, list | str) and isinstance(right, int):
         return left * right if len(left) * max(right, 0) <= MAX_ITEMS else Unknown("a long list")
     if isinstance(op, ast.BitOr) and isinstance(left, set) and isinstance(right, set):
         return left | right
     return Unknown("arithmetic")
+
+
+def _attempt(what: str, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+    """Return what a function of the language gives; Unknown where it does not take these arguments."""
+    try:
+        return function(*arguments, **keywords)
+    except (TypeError, ValueError, ArithmeticError):
+        return Unknown(what)
 
 
 def number(op: ast.operator, left: Any, right: Any) -> Any:
@@ -133,10 +139,7 @@ def compare(op: ast.cmpop, left: Any, right: Any) -> Any:
             return (left in right) is isinstance(op, ast.In)
         return Unknown("membership")
     if is_plain(left) and is_plain(right):
-        try:
-            return _COMPARISONS[type(op)](left, right)
-        except (TypeError, KeyError):
-            return Unknown("a comparison")
+        return _attempt("a comparison", _COMPARISONS[type(op)], left, right)
     return Unknown("a comparison")
 
 
@@ -144,30 +147,18 @@ def list_method(holder: list[Any], name: str, arguments: list[Any], node: ast.AS
     """Return what a method of a list gives, after doing it."""
     if len(holder) > MAX_ITEMS:
         raise Stuck(getattr(node, "lineno", 0), "a list that grows without end")
-    if name == "append" and arguments:
-        holder.append(arguments[0])
-        return None
-    if name == "extend" and arguments:
-        holder.extend(items_of(arguments[0], node))
-        return None
-    if name == "insert" and len(arguments) == 2 and isinstance(arguments[0], int):
-        holder.insert(arguments[0], arguments[1])
-        return None
     if name == "pop":
         place = arguments[0] if arguments else -1
         if not isinstance(place, int) or not holder or not -len(holder) <= place < len(holder):
             raise Stuck(getattr(node, "lineno", 0), "it takes from an empty list")
-        return holder.pop(place)
-    if name == "clear":
-        holder.clear()
-        return None
-    if name == "copy":
-        return list(holder)
-    if name in ("index", "count") and arguments and is_plain(holder) and is_plain(arguments[0]):
-        if name == "count":
-            return holder.count(arguments[0])
-        return holder.index(arguments[0]) if arguments[0] in holder else Unknown("index")
-    return Unknown(f"list.{name}")
+    elif name == "extend" and arguments:
+        arguments = [items_of(arguments[0], node)]
+    elif name in ("index", "count") and arguments and is_plain(holder) and is_plain(arguments[0]):
+        if name == "index" and arguments[0] not in holder:
+            return Unknown("index")
+    elif name not in ("append", "insert", "clear", "copy"):
+        return Unknown(f"list.{name}")
+    return _attempt(f"list.{name}", getattr(holder, name), *arguments)
 
 
 def dict_method(holder: dict[Any, Any], name: str, arguments: list[Any]) -> Any:
@@ -194,25 +185,15 @@ def plain_method(holder: Any, name: str, arguments: list[Any]) -> Any:
         return Unknown(name)
     if name == "replace" and len(holder) * max(len(str(arguments[-1])), 1) > MAX_TEXT:
         return Unknown(name)
-    try:
-        return getattr(holder, name)(*arguments)
-    except (TypeError, ValueError):
-        return Unknown(name)
+    return _attempt(name, getattr(holder, name), *arguments)
 
 
 def math_function(name: str, arguments: list[Any]) -> Any:
     """Return what a function of ``math`` gives."""
-    function = (
-        getattr(math, name, None)
-        if name in ("sqrt", "log", "exp", "floor", "ceil", "log2", "cos", "sin", "prod", "pow", "gcd")
-        else None
-    )
-    if function is None or not all(isinstance(a, int | float) for a in arguments):
+    known = ("sqrt", "log", "exp", "floor", "ceil", "log2", "cos", "sin", "prod", "pow", "gcd")
+    if name not in known or not all(isinstance(a, int | float) for a in arguments):
         return Unknown(f"math.{name}")
-    try:
-        return function(*arguments)
-    except (ValueError, OverflowError, TypeError, ArithmeticError):
-        return Unknown(f"math.{name}")
+    return _attempt(f"math.{name}", getattr(math, name), *arguments)
 
 
 def function(name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
@@ -227,21 +208,13 @@ def function(name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
     if not all(map(is_plain, arguments)) or not all(map(is_plain, keywords.values())):
         return Unknown(name)
     if name == "range":
-        try:
-            made = range(*arguments)
-        except (TypeError, ValueError):
-            return Unknown(name)
-        return made if len(made) <= MAX_ITEMS else Unknown("a long range")
+        made = _attempt(name, range, *arguments)
+        return made if isinstance(made, Unknown) or len(made) <= MAX_ITEMS else Unknown("a long range")
     plain: dict[str, Callable[..., Any]] = {
         "int": int, "float": float, "bool": bool, "str": str, "max": max, "min": min, "abs": abs, "sum": sum,
         "round": round, "repr": repr, "divmod": divmod,
     }  # fmt: skip
-    if name not in plain:
-        return Unknown(name)
-    try:
-        return plain[name](*arguments, **keywords)
-    except (TypeError, ValueError, ArithmeticError):
-        return Unknown(name)
+    return _attempt(name, plain[name], *arguments, **keywords) if name in plain else Unknown(name)
 
 
 def sequence(name: str, arguments: list[Any], keywords: dict[str, Any], node: ast.AST) -> Any:
@@ -262,10 +235,7 @@ def sequence(name: str, arguments: list[Any], keywords: dict[str, Any], node: as
     if name in ("set", "sorted"):
         if not all(isinstance(item, PLAIN) for item in items):
             return Unknown(name)
-        try:
-            return set(items) if name == "set" else sorted(items, reverse=keywords.get("reverse") is True)
-        except TypeError:
-            return Unknown(name)
+        return set(items) if name == "set" else _attempt(name, sorted, items, reverse=keywords.get("reverse") is True)
     return items
 
 

@@ -7,7 +7,7 @@ named with its line. So a reading is right, or it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,12 +201,12 @@ class _Reader:
     def _compare_shapes(self, trace: Trace) -> bool:
         """Return whether the script's model has the artifact's tensors; note what differs."""
         if self.shapes is None:
-            counts = [(log.label, log.model_parameters) for log in self.logs if log.model_parameters]
-            for label, count in counts:
-                if trace.count is not None and trace.count != count:
-                    self.problems.append(
-                        f"{label} counts {count:,} parameters, the script's model {trace.count:,} with these settings"
-                    )
+            self.problems += [
+                f"{log.label} counts {log.model_parameters:,} parameters, the script's model {trace.count:,} "
+                f"with these settings"
+                for log in self.logs
+                if log.model_parameters and trace.count is not None and trace.count != log.model_parameters
+            ]
             return True
         misfits = _misfits(trace, self.shapes)
         self.problems += misfits
@@ -217,19 +217,17 @@ class _Reader:
         for alias in _NAMES.get(name, ()):
             if alias in self.printed and _agrees(name, value, self.printed[alias].value):
                 return Found(value=value, origin=self.printed[alias].origin)
-            if alias in settings and _agrees(name, value, settings[alias].value):
-                setting = settings[alias]
-                if setting.variable in self.environment:
-                    return Found(value=value, origin=self.environment[setting.variable].origin)
-                variable = setting.variable
-                doubtful = (doubt and bool(variable)) or alias in self.disputed
-                return Found(value=value, origin=f"{label}:{setting.line}", variable=variable, doubtful=doubtful)
-            variable = alias.upper()
-            if alias not in settings and variable in trace.interpreter.variables:
-                if variable in self.environment:
-                    return Found(value=value, origin=self.environment[variable].origin)
-                line = trace.interpreter.variables[variable]
-                return Found(value=value, origin=f"{label}:{line}", variable=variable, doubtful=doubt)
+            variable: str | None = alias.upper()
+            line = trace.interpreter.variables.get(alias.upper())
+            if alias in settings:
+                agrees = _agrees(name, value, settings[alias].value)
+                variable, line = settings[alias].variable, settings[alias].line if agrees else None
+            if line is None:
+                continue
+            if variable in self.environment:
+                return Found(value=value, origin=self.environment[variable].origin)
+            doubtful = (doubt and variable is not None) or alias in self.disputed
+            return Found(value=value, origin=f"{label}:{line}", variable=variable, doubtful=doubtful)
         return Found(value=value, origin=f"{label}:{match.lines.get(name, trace.line)}")
 
 
@@ -271,13 +269,7 @@ def _sequence_length(settings: Mapping[str, Setting], disputed: Mapping[str, str
 
 def _describe(node: Node, label: str) -> str:
     where = f"{label}:{node.line}" if node.line else label
-    unknown = next((n for n in _inside(node) if n.op == "unknown"), None)
+    inside = (node, *(argument for argument in node.args if isinstance(argument, Node)))
+    unknown = next((n for n in inside if n.op == "unknown"), None)
     what = f"something not worked out: {unknown.args[0]}" if unknown else node.op.replace("call ", "")
     return f"{where} computes something that evalkit's model does not know ({what})"
-
-
-def _inside(node: Node) -> Iterator[Node]:
-    yield node
-    for argument in node.args:
-        if isinstance(argument, Node):
-            yield argument

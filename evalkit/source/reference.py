@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from evalkit.artifact.infer import WINDOW_GATES
 from evalkit.source.symbols import Graph, Node
 
 ROUTED = ("routed", "routed_late_skip")
@@ -240,8 +241,8 @@ class Reference:
             width = settings["attention_gate_width"]
             if width < settings["model_dim"]:
                 read = graph.node("get", read, f"-1=0:{width}")
-            weight = settings["gate_name"]
-            logits = graph.mul(settings["attention_gate_scale"], self._linear(read, f"blocks.{i}.attn.{weight}"))
+            weight = f"blocks.{i}.attn.{WINDOW_GATES[gate]}"
+            logits = graph.mul(settings["attention_gate_scale"], self._linear(read, weight))
             factor = 2.0 if gate == "window_doubled" else 1.0
             return graph.mul(factor, y, graph.node("sigmoid", logits))
         return y

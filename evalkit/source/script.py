@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import brotli
+
 from evalkit.plumbing.errors import InputError
 from evalkit.source.fstrings import blank_f_strings
 
@@ -83,11 +85,7 @@ def read_script(path: str) -> Script:
 
 
 def unwrap(data: bytes, path: str) -> Script:
-    """Parse a script, and undo its wrappers.
-
-    Args:
-        data: the file's content.
-        path: its name, for messages and labels.
+    """Parse the content of the script at ``path``, and undo its wrappers.
 
     Raises:
         InputError: it is no Python, is too large or too deep, or its wrapper is damaged or unknown.
@@ -129,8 +127,6 @@ def parse(text: str, path: str) -> ast.Module:
                 if sys.version_info >= (3, 12) or "f-string" not in str(error.msg):
                     raise
                 return ast.parse(blank_f_strings(text))
-    except InputError:
-        raise
     except SyntaxError as error:  # also tokenize.TokenError's sibling for indentation
         raise InputError(f"--source {path} is no Python: line {error.lineno}: {error.msg}"[:300]) from None
     except (tokenize.TokenError, ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -247,9 +243,7 @@ class _Unwrapper:
             if function == "zlib.decompress":
                 return _bounded(zlib.decompressobj(), content)
             if function == "brotli.decompress":
-                from evalkit.source.unbrotli import inflate_brotli
-
-                return inflate_brotli(content, MAX_SCRIPT_BYTES)
+                return _inflate_brotli(content)
         except (ValueError, binascii.Error, zlib.error, lzma.LZMAError, EOFError, MemoryError) as error:
             raise InputError(f"--source {self.path}: its wrapper is damaged ({function}: {error})"[:300]) from None
         raise _unknown(node, self.path)
@@ -296,8 +290,24 @@ def _bounded(decompressor: object, content: bytes) -> bytes:
         ValueError: there is more.
     """
     output = decompressor.decompress(content, MAX_SCRIPT_BYTES + 1)  # type: ignore[attr-defined]
+    return _whole(output, decompressor.eof)  # type: ignore[attr-defined]
+
+
+def _inflate_brotli(content: bytes) -> bytes:
+    """Inflate brotli as :func:`_bounded` does the others."""
+    decompressor, bound = brotli.Decompressor(), MAX_SCRIPT_BYTES + 1
+    try:
+        output = decompressor.process(content, output_buffer_limit=bound)
+        while not decompressor.can_accept_more_data() and len(output) < bound:
+            output += decompressor.process(b"", output_buffer_limit=bound)
+    except brotli.error as error:
+        raise ValueError(f"the brotli stream is damaged ({error})") from None
+    return _whole(output, decompressor.is_finished())
+
+
+def _whole(output: bytes, finished: bool) -> bytes:
     if len(output) > MAX_SCRIPT_BYTES:
         raise ValueError(f"it inflates past {MAX_SCRIPT_BYTES:,} bytes")
-    if not decompressor.eof:  # type: ignore[attr-defined]
+    if not finished:
         raise ValueError("the compressed script is cut short")
-    return bytes(output)
+    return output

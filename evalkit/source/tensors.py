@@ -25,6 +25,10 @@ _UNARY = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_OF_ONE_TENSOR = frozenset(("normalize", "zeros_like", "empty_like", "ones_like", "full_like"))
+_OPERATORS: dict[type, str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "power"}
+"""Operators that a graph folds."""
+
 
 class Tensors:
     """Operations on tensors, which become nodes of a graph.
@@ -55,23 +59,16 @@ class Tensors:
 
     def like(self, node: Node | float, like: Any) -> Any:
         """Return a node as a tensor with the shape of another; a number stays one."""
-        return Tensor(node, like.shape if isinstance(like, Tensor) else None) if isinstance(node, Node) else node
+        return _tensor(node, like.shape if isinstance(like, Tensor) else None)
 
     def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
         """Return what an operator makes of two values, at least one of them a tensor."""
         self.graph.line = getattr(node, "lineno", 0)
         a, b = self.operand(left, node), self.operand(right, node)
         graph = self.graph
-        if isinstance(op, ast.Add):
-            made = graph.add(a, b)
-        elif isinstance(op, ast.Sub):
-            made = graph.sub(a, b)
-        elif isinstance(op, ast.Mult):
-            made = graph.mul(a, b)
-        elif isinstance(op, ast.Div):
-            made = graph.div(a, b)
-        elif isinstance(op, ast.Pow):
-            made = graph.power(a, b)
+        made: Node | float
+        if type(op) in _OPERATORS:
+            made = getattr(graph, _OPERATORS[type(op)])(a, b)
         elif isinstance(op, ast.MatMult):
             weight = b.args[0] if isinstance(b, Node) and b.op == "transposed" else graph.node("transposed", b)
             made = graph.node("linear", a, weight)
@@ -80,8 +77,7 @@ class Tensors:
         shapes = [value.shape for value in (left, right) if isinstance(value, Tensor | Parameter)]
         known = [shape for shape in shapes if shape is not None]
         # With one shape unknown the other may be the smaller of the two, spread over it.
-        shape = max(known, key=len) if len(known) == len(shapes) else None
-        return Tensor(made, shape) if isinstance(made, Node) else made
+        return _tensor(made, max(known, key=len) if len(known) == len(shapes) else None)
 
     def attribute(self, holder: Tensor | Parameter, name: str) -> Any:
         """Return an attribute of a tensor."""
@@ -132,7 +128,7 @@ class Tensors:
                 size = max(math.ceil((stop - start) / step), 0) if step else 0
                 return Tensor(self.graph.node("arange", float(start), float(stop), float(step)), (size,))
             return Tensor(self.graph.node("arange", *(self.operand(a, node) for a in arguments)))
-        if name == "cat" or name == "concat":
+        if name in ("cat", "concat"):
             return self._cat(arguments, keywords, node)
         if name == "scaled_dot_product_attention":
             return self.attention(arguments, keywords, node, causal=keywords.get("is_causal"))
@@ -173,38 +169,31 @@ class Tensors:
         x, rest = arguments[0], arguments[1:]
         graph, shape = self.graph, x.shape if isinstance(x, Tensor) else None
         graph.line = getattr(node, "lineno", 0)
+
+        def given(place: int, name: str, default: Any = None) -> Any:
+            return rest[place] if place < len(rest) else keywords.get(name, default)
+
         if name in _KEEPS:
-            return self._moved(name, x, rest, keywords)
+            return self._moved(name, x, rest)
         a = self.operand(x, node)
-        if name in _UNARY and not rest:
+        if (name in _UNARY and not rest) or name in _OF_ONE_TENSOR:
             return Tensor(graph.node(name, a), shape)
         if name == "square_" or (name == "pow" and rest):
             exponent = 2.0 if name == "square_" else self.operand(rest[0], node)
             return self.like(graph.power(a, exponent), x)
         if name == "leaky_relu":
-            slope = keywords.get("negative_slope", rest[0] if rest else 0.01)
-            return Tensor(graph.node("leaky_relu", a, self.operand(slope, node)), shape)
+            return Tensor(graph.node("leaky_relu", a, self.operand(given(0, "negative_slope", 0.01), node)), shape)
         if name == "rms_norm":
-            eps = keywords.get("eps", rest[2] if len(rest) > 2 else None)
-            weight = keywords.get("weight", rest[1] if len(rest) > 1 else None)
+            weight, eps = given(1, "weight"), given(2, "eps")
             made: Node | float = graph.node("rms", a) if eps is None else graph.node("rms", a, self.operand(eps, node))
             return self.like(made if weight is None else graph.mul(made, self.operand(weight, node)), x)
-        if name == "normalize":
-            return Tensor(graph.node("normalize", a), shape)
         if name == "linear":
-            weight, bias = (
-                rest[0] if rest else keywords.get("weight"),
-                keywords.get("bias", rest[1] if len(rest) > 1 else None),
-            )
+            weight, bias = given(0, "weight"), given(1, "bias")
             made = graph.node("linear", a, self.operand(weight, node))
             made = made if bias is None else graph.add(made, self.operand(bias, node))
             rows = weight.shape[0] if isinstance(weight, Tensor | Parameter) and weight.shape else None
-            return (
-                Tensor(made, (*shape[:-1], rows) if shape and rows is not None else None)
-                if isinstance(made, Node)
-                else made
-            )
-        if name == "embedding" and isinstance(table := rest[0] if rest else keywords.get("weight"), Tensor | Parameter):
+            return _tensor(made, (*shape[:-1], rows) if shape and rows is not None else None)
+        if name == "embedding" and isinstance(table := given(0, "weight"), Tensor | Parameter):
             columns = table.shape[-1] if table.shape else None
             made = graph.node("embed", self.node(table), a)
             return Tensor(made, (*shape, columns) if shape and columns else None)
@@ -224,25 +213,23 @@ class Tensors:
             if name == "outer":
                 shape = (shape[0], other[0]) if shape and other else None
             return Tensor(graph.node(name, a, *words), shape)
-        if name in ("zeros_like", "empty_like", "ones_like", "full_like"):
-            return Tensor(graph.node(name, a), shape)
         if name in ("sum", "mean"):
-            return Tensor(graph.node(name, a, str(rest[0] if rest else keywords.get("dim"))), None)
-        if name == "pad" and (rest[0] if rest else keywords.get("pad")) == (0, 0, 1, 0) and _is_all_but_last(a):
+            return Tensor(graph.node(name, a, str(given(0, "dim"))))
+        if name == "pad" and given(0, "pad") == (0, 0, 1, 0) and _is_all_but_last(a):
             # A row of zeros before all positions but the last: each position's predecessor.
             start = graph.node("zeros_like", graph.node("get", a.args[0], "1=0:1"))  # type: ignore[union-attr]
             return Tensor(graph.node("cat", (start, a), 1.0), shape)
         if name == "pad":
-            return Tensor(graph.node("pad", a, str(rest[0] if rest else keywords.get("pad"))), shape)
+            return Tensor(graph.node("pad", a, str(given(0, "pad"))), shape)
         if name == "size":
             return self._size(x, rest)
-        if name in ("dim",):
+        if name == "dim":
             return len(shape) if shape is not None else Unknown("a rank")
         if name == "numel":
             return math.prod(shape) if shape is not None else Unknown("a size")
-        if name.endswith("_") and name not in ("requires_grad_",):
+        if name.endswith("_"):
             return x  # in place: initial values, which training replaces
-        return Tensor(graph.node(f"call {name}", a, *(self.operand(v, node) for v in rest)), None)
+        return Tensor(graph.node(f"call {name}", a, *(self.operand(v, node) for v in rest)))
 
     def _size(self, x: Any, rest: list[Any]) -> Any:
         shape = x.shape if isinstance(x, Tensor | Parameter) else None
@@ -252,7 +239,7 @@ class Tensors:
             return Unknown("a size")
         return shape[rest[0]]
 
-    def _moved(self, name: str, x: Any, rest: list[Any], keywords: dict[str, Any]) -> Any:
+    def _moved(self, name: str, x: Any, rest: list[Any]) -> Any:
         if not isinstance(x, Tensor | Parameter):
             return x
         node, shape = self.node(x), x.shape
@@ -294,6 +281,10 @@ class Tensors:
                 return Tensor(self.graph.param(bank_row(holder.name, int(row), rows)), holder.shape[1:])
         self.graph.line = node.lineno
         return Tensor(self.graph.node("get", self.node(holder), where), shape)
+
+
+def _tensor(made: Node | float, shape: tuple[int, ...] | None) -> Any:
+    return Tensor(made, shape) if isinstance(made, Node) else made
 
 
 def _is_all_but_last(node: Node | float) -> bool:

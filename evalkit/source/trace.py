@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evalkit.artifact.layouts import BANKS, bank_row, model_name
@@ -67,9 +68,7 @@ def trace_script(tree: ast.Module, environment: Mapping[str, str], forced: Mappi
     inputs: list[Any] = [Tensor(graph.node("ids"), (BATCH, LENGTH))]
     if method == "forward":
         inputs.append(Tensor(graph.node("targets"), (BATCH, LENGTH)))
-    result = interpreter.call(
-        Function(definition.node, definition.scope, model, definition.owner), inputs, {}, definition.node
-    )
+    result = interpreter.call(replace(definition, bound=model), inputs, {}, definition.node)
     if isinstance(result, tuple) and result:
         result = result[0]
     if not isinstance(result, Tensor):
@@ -85,7 +84,7 @@ def trace_script(tree: ast.Module, environment: Mapping[str, str], forced: Mappi
         visits=tuple(interpreter.visits),
         bfloat16=cast,
         parameters=dict(_unbanked(parameters)),
-        count=sum(_product(shape) for shape in shapes if shape is not None) if None not in shapes else None,
+        count=sum(math.prod(shape) for shape in shapes if shape is not None) if None not in shapes else None,
         line=call.lineno,
         lines={
             target.attr: inner.lineno
@@ -105,13 +104,6 @@ def _unbanked(parameters: list[Parameter]) -> Iterator[tuple[str, tuple[int, ...
                 yield bank_row(parameter.name, row, parameter.shape[0]), parameter.shape[1:]
         else:
             yield parameter.name, parameter.shape
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _model_class(interpreter: Interpreter) -> Class:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 MAX_STEPS = 300_000
 MAX_ITEMS = 20_000
@@ -14,6 +14,9 @@ MAX_TEXT = 200_000
 MAX_CALLS = 60
 
 PLAIN: tuple[type, ...] = (int, float, str, bool, type(None))
+
+Scope: TypeAlias = MutableMapping[str, Any]
+"""What names stand for; of a scope inside another, a ``ChainMap`` of both."""
 
 
 class Stuck(Exception):
@@ -51,7 +54,7 @@ class Function:
     """A function of the script, or a method bound to an object."""
 
     node: ast.FunctionDef | ast.Lambda
-    scope: dict[str, Any]
+    scope: Scope
     bound: Any = None
     owner: Class | None = None
     is_property: bool = False
@@ -127,31 +130,3 @@ class Return(Exception):
     def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
-
-
-class Layered(dict[str, Any]):
-    """A scope inside another: reads fall through, writes do not."""
-
-    def __init__(self, own: dict[str, Any], outer: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._own, self._outer = own, outer
-
-    def __getitem__(self, key: str) -> Any:
-        return self._own[key] if key in self._own else self._outer[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._own[key] = value
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._own or key in self._outer
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return what a name stands for."""
-        return self[key] if key in self else default  # noqa: SIM401
-
-    def __iter__(self) -> Any:
-        return iter({**dict(self._outer), **self._own})
-
-    def keys(self) -> Any:
-        """Return the names of both."""
-        return {**dict(self._outer), **self._own}.keys()

@@ -23,6 +23,9 @@ from evalkit.plumbing.errors import TokenError
 from evalkit.tokens.tokenizer import MARK_BYTES, SPACE_MARK, ByteTable, TextTokenizer, byte_table, decoded_pieces
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE_CHARACTERS = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 324))))
+"""What stands for the 256 bytes in a byte-level vocabulary: 188 of them for themselves, 68 from U+0100 on."""
+
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>", "<|startoftext|>", "[CLS]", "<|im_start|>")
 
 
@@ -58,27 +61,28 @@ class HuggingFaceTokenizer(TextTokenizer):
         if sorted(pieces) != list(range(self.vocab_size)):
             raise TokenError(f"the ids of tokenizer {path} are not 0 to {self.vocab_size - 1:,} without gaps")
         special = {int(token["id"]): bool(token.get("special")) for token in description.get("added_tokens") or ()}
-        self.bos_id = self._find_bos(description, pieces)
+        by_name = {piece: id_ for id_, piece in pieces.items()}
+        self.bos_id = self._find_bos(description, by_name)
         self.unk_id = _find_unknown(description.get("model") or {}, pieces)
         kinds = set(_kinds(description.get("decoder")))
         self._is_byte_level = "ByteLevel" in kinds
-        if not self._is_byte_level and not kinds & {"Metaspace", "ByteFallback"} and not _replaces_mark(description):
+        decoder = json.dumps(description.get("decoder"), ensure_ascii=False)
+        restores_space = kinds & {"Metaspace", "ByteFallback"} or SPACE_MARK in decoder
+        if not self._is_byte_level and not restores_space:
             raise TokenError(
                 f"tokenizer {path} decodes by {', '.join(sorted(kinds)) or 'nothing'}, which does not give back the "
                 f"text; bytes can be counted for byte-level tokenizers and for pieces with the space mark"
             )
         self.has_byte_fallback = self._is_byte_level or any(map(_BYTE_PIECE.fullmatch, pieces.values()))
         self.byte_table = self._build_byte_table(pieces, special)
-        by_name = {piece: id_ for id_, piece in pieces.items()}
         if not self._is_byte_level and all(piece in by_name for piece in MARK_BYTES):
             self.mark_ids = tuple(by_name[piece] for piece in MARK_BYTES)
 
-    def _find_bos(self, description: dict[str, Any], pieces: dict[int, str]) -> int:
+    def _find_bos(self, description: dict[str, Any], by_name: dict[str, int]) -> int:
         bare = self._backend.encode("a", add_special_tokens=False).ids
         full = self._backend.encode("a", add_special_tokens=True).ids
         if len(full) > len(bare) and full[0] != bare[0]:
             return int(full[0])
-        by_name = {piece: id_ for id_, piece in pieces.items()}
         special = {str(t["content"]) for t in description.get("added_tokens") or () if t.get("special")}
         return next((by_name[name] for name in _BOS_NAMES if name in by_name and name in special), -1)
 
@@ -87,9 +91,8 @@ class HuggingFaceTokenizer(TextTokenizer):
         is_boundary = np.array([special.get(i, False) or i == self.unk_id for i in ids], dtype=np.bool_)
         added = np.array([i in special for i in ids], dtype=np.bool_)
         if self._is_byte_level:
-            known = frozenset(_byte_characters())
             for i in np.flatnonzero(~added & ~is_boundary).tolist():
-                if not known.issuperset(pieces[i]):
+                if not _BYTE_CHARACTERS.issuperset(pieces[i]):
                     raise TokenError(
                         f"tokenizer {self.path}: piece {pieces[i]!r} is not written in byte-level characters"
                     )
@@ -143,19 +146,3 @@ def _kinds(decoder: Any) -> Iterator[str]:
         yield str(decoder.get("type"))
         for inner in decoder.get("decoders") or ():
             yield from _kinds(inner)
-
-
-def _replaces_mark(description: dict[str, Any]) -> bool:
-    """Whether the decoder turns the space mark into a space."""
-    return SPACE_MARK in json.dumps(description.get("decoder"), ensure_ascii=False)
-
-
-def _byte_characters() -> Iterator[str]:
-    """Yield the characters that stand for the bytes 0 to 255 in a byte-level vocabulary."""
-    shifted = 256
-    for byte in range(256):
-        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
-            yield chr(byte)
-        else:
-            yield chr(shifted)
-            shifted += 1

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import TokenError
-from evalkit.tokens.shards import find_shards, open_shard, require_one_split
-from evalkit.tokens.stream import TokenStream
+from evalkit.tokens.shards import find_shards, require_one_split
+from evalkit.tokens.stream import TokenStream, stream_of
 from evalkit.tokens.tokenizer import TextTokenizer
 
 _BLOCK = 2**20
@@ -61,7 +61,7 @@ def open_with_sidecar(tokens: str | Sequence[str] | None, token_bytes: str) -> t
     A byte shard that the glob of the tokens matches too (``val_*.bin`` matches ``val_bytes_0.bin``) is no token shard.
     """
     beside = find_shards(token_bytes)
-    counts = _stream(beside)
+    counts = stream_of(beside)
     sidecar = Sidecar(counts=counts, sha256=counts.sha256())
     if tokens is None:
         return None, sidecar
@@ -70,12 +70,7 @@ def open_with_sidecar(tokens: str | Sequence[str] | None, token_bytes: str) -> t
     if not shards:
         raise TokenError(f"--tokens {tokens} and --token-bytes {token_bytes} match the same files: give each its own")
     require_one_split(shards)
-    return _stream(shards), sidecar
-
-
-def _stream(paths: Iterable[Any]) -> TokenStream:
-    paths = list(paths)
-    return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
+    return stream_of(shards), sidecar
 
 
 def audited(
@@ -83,11 +78,7 @@ def audited(
 ) -> Sidecar:
     """Return the sidecar with what was compared, after checking that it is of this stream, and of this text.
 
-    Args:
-        sidecar: of the whole stream.
-        stream: the whole stream.
-        tokenizer: of the stream.
-        documents: the original text, one document for each BOS of the stream; None where it is not at hand.
+    The text is one document for each BOS of the whole stream; None where it is not at hand.
 
     Raises:
         TokenError: its length is another; a token that is no text counts bytes, or one that is counts none; or the

@@ -161,7 +161,12 @@ def open_shards(pattern: str | Sequence[str]) -> TokenStream:
                 f"{pattern} matches {path.name}, which by its name holds the bytes of tokens, not tokens: name it with "
                 f"--token-bytes, or give a narrower glob"
             )
-    return TokenStream(parts=tuple(open_shard(path) for path in paths), names=tuple(map(str, paths)))
+    return stream_of(paths)
+
+
+def stream_of(paths: Sequence[Path]) -> TokenStream:
+    """Return shards as one stream, in this order."""
+    return TokenStream(parts=tuple(map(open_shard, paths)), names=tuple(map(str, paths)))
 
 
 def tokenize_file(path: str | Path, tokenizer: TextTokenizer) -> TokenStream:

@@ -64,7 +64,8 @@ def read_documents(path: str | Path) -> Iterator[str]:
         else:
             first = file.readline()
             looks = _is_document(first)
-            if looks and not _has_name(path):
+            named = str(path) != "-" and Path(path).is_file()
+            if looks and not named:
                 LOG.info("%s: documents in JSON lines", path)
                 yield from _documents_of_lines(itertools.chain([first], file), path)
                 return
@@ -76,10 +77,6 @@ def read_documents(path: str | Path) -> Iterator[str]:
 def source_name(path: str | Path) -> str:
     """Return what a text is called in reports and messages."""
     return "standard input" if str(path) == "-" else str(path)
-
-
-def _has_name(path: str | Path) -> bool:
-    return str(path) != "-" and Path(path).is_file()
 
 
 @contextmanager
@@ -102,11 +99,11 @@ def open_input(path: str | Path) -> Iterator[BinaryIO]:
             if head.startswith(start):
                 raise TokenError(f"{path} is {what}; expected text or JSON lines: {remedy.format(path=path)}")
         if head.startswith(_GZIP):
-            with gzip.open(raw) as inflated:
-                yield _Checked(inflated, path)  # type: ignore[misc]
+            with gzip.open(raw) as unchecked, io.BufferedReader(_Checked(unchecked, path)) as inflated:
+                yield inflated
         elif head.startswith(_ZSTD):
-            with io.BufferedReader(_ZstdReader(raw, path)) as inflated_zstd:
-                yield inflated_zstd
+            with io.BufferedReader(_ZstdReader(raw, path)) as inflated:
+                yield inflated
         else:
             for mark, encoding in _MARKS.items():
                 if head.startswith(mark):
@@ -117,28 +114,20 @@ def open_input(path: str | Path) -> Iterator[BinaryIO]:
             yield raw
 
 
-class _Checked:
+class _Checked(io.RawIOBase):
     """A gzip file whose damage is an error of the input."""
 
     def __init__(self, file: gzip.GzipFile, path: str | Path) -> None:
         self._file, self._path = file, path
 
-    def __iter__(self) -> Iterator[bytes]:
-        while line := self.readline():
-            yield line
+    def readable(self) -> bool:
+        return True
 
-    def readline(self) -> bytes:
-        return self._try(self._file.readline)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._try(lambda: self._file.read(size))
-
-    def _try(self, read: Any) -> bytes:
+    def readinto(self, buffer: Any) -> int:
         try:
-            found: bytes = read()
+            return self._file.readinto(buffer)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TokenError(f"{self._path}: the gzip stream is damaged or cut short ({error})") from None
-        return found
 
 
 def _documents_of_lines(lines: Any, path: str | Path) -> Iterator[str]:

@@ -96,19 +96,20 @@ class TextTokenizer(ABC):
     def normalize(self, text: str) -> str:
         """Return the text as the tokenizer sees it."""
 
-    def encode_document(self, text: str) -> npt.NDArray[np.int32]:
+    def encode_document(self, text: str, *, keep_unknown: bool = False) -> npt.NDArray[np.int32]:
         """Return BOS and the ids of one document, as the challenge's exporter joins them.
 
         Raises:
-            TokenError: the tokenizer has no BOS, or the text needs the unknown token.
+            TokenError: the tokenizer has no BOS, or the text needs the unknown token and ``keep_unknown`` is off.
         """
         if self.bos_id < 0:
             raise TokenError(f"tokenizer {self.path} has no BOS token, which opens every document")
         ids = np.array([self.bos_id, *self.encode(text)], dtype=np.int32)
-        if self.unk_id >= 0 and (ids == self.unk_id).any():
+        if not keep_unknown and self.unk_id >= 0 and (ids == self.unk_id).any():
+            cause = "byte fallback failed" if self.has_byte_fallback else "it has no byte-fallback pieces"
             raise TokenError(
-                f"tokenizer {self.path} cannot write some of the text without its unknown token "
-                f"({'it has no byte-fallback pieces' if not self.has_byte_fallback else 'byte fallback failed'})"
+                f"tokenizer {self.path} cannot write some of the text without its unknown token ({cause}); "
+                "`evalkit data tokenize --keep-unknown` makes shards in which that token stands for lost text"
             )
         return ids
 

@@ -37,7 +37,7 @@ class ByteWitness:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self.mark_is_space = _same(tokenizer, f"a{SPACE_MARK}b", "a b")
+        self.mark_is_space = tokenizer.encode(f"a{SPACE_MARK}b") == tokenizer.encode("a b")
         """Whether the text cannot hold the mark itself: it is written as a space is."""
         once = self._plain(tokenizer.decode(tokenizer.encode("a")))
         self._adds = ("" if once != " a" else " ", "" if once != "a " else " ")
@@ -89,7 +89,3 @@ class ByteWitness:
     def _normal(self, text: str) -> str:
         before, after = self._normalizer_adds
         return self._plain(self._tokenizer.normalize(text)).removeprefix(before).removesuffix(after)
-
-
-def _same(tokenizer: TextTokenizer, one: str, other: str) -> bool:
-    return list(tokenizer.encode(one)) == list(tokenizer.encode(other))

@@ -62,10 +62,6 @@ class CheckOptions:
 def check(options: ScoreOptions, how: CheckOptions | None = None) -> LegalityReport:
     """Check what ``evalkit score`` with the same options would report.
 
-    Args:
-        options: what would be scored.
-        how: how far to go, and within what time.
-
     Raises:
         InputError: an input is unusable.
     """
@@ -82,10 +78,10 @@ def check_session(session: Session, how: CheckOptions) -> LegalityReport:
     counted = session.num_bytes.count_span(tokens, 1, len(tokens))
     options = _audit_options(
         how,
-        len(session.stream),
-        span=span,
+        span=how.span or span,
+        stream_tokens=len(session.stream),
         bytes_per_token=max(float(counted.mean()), 1e-3),
-        bos=session.tokenizer.bos_id,
+        bos=max(session.tokenizer.bos_id, 0),
     )
     make = _no_arguments(session.make_forecaster)
     leak = session.find_leak()
@@ -128,25 +124,20 @@ def check_forecaster(
     Raises:
         InputError: the factory cannot be loaded, or the stream is unusable.
     """
-    options = _audit_options(how, stream_tokens, span=STRANGERS_SPAN, bytes_per_token=None, bos=bos)
-    report = audit(spec, tokens, replace(options, stream_files=tuple(stream_files)))
+    options = _audit_options(
+        how,
+        span=how.span or STRANGERS_SPAN,
+        stream_tokens=stream_tokens,
+        stream_files=tuple(stream_files),
+        bos=max(bos, 0),
+    )
+    report = audit(spec, tokens, options)
     return _with(report, "budget", *budget(how.code)) if how.code else report
 
 
-def _audit_options(
-    how: CheckOptions, stream_tokens: int, *, span: int, bytes_per_token: float | None, bos: int
-) -> AuditOptions:
-    return AuditOptions(
-        span=how.span or span,
-        budget_seconds=how.budget_seconds,
-        positions=how.positions,
-        offsets=how.offsets,
-        seed=how.seed,
-        max_tokens=how.max_tokens,
-        stream_tokens=stream_tokens,
-        bytes_per_token=bytes_per_token,
-        bos=max(bos, 0),
-    )
+def _audit_options(how: CheckOptions, **stream: Any) -> AuditOptions:
+    asked = ("budget_seconds", "positions", "offsets", "seed", "max_tokens")
+    return AuditOptions(**{name: getattr(how, name) for name in asked}, **stream)
 
 
 def _recounted(report: LegalityReport, session: Session) -> LegalityReport:

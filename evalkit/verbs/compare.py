@@ -68,14 +68,14 @@ class Comparison:
     baseline_mean: float
     baseline_sd: float | None
     difference: float
-    t: float | None
-    degrees: float | None
-    p_lower: float | None
-    p_two_sided: float | None
-    low: float | None
-    high: float | None
+    t: float | None = None
+    degrees: float | None = None
+    p_lower: float | None = None
+    p_two_sided: float | None = None
+    low: float | None = None
+    high: float | None = None
     margin: float | None
-    p_margin: float | None
+    p_margin: float | None = None
 
     @property
     def is_record(self) -> bool | None:
@@ -164,16 +164,15 @@ def compare_values(
     from scipy import stats
 
     a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    t = degrees = p_lower = p_two_sided = low = high = p_margin = None
-    difference = float(a.mean() - b.mean())
+    found: dict[str, Any] = {}
     if _has_spread(a) and _has_spread(b):
         test = stats.ttest_ind(a, b, equal_var=False, alternative="less")
-        t, degrees, p_lower = float(test.statistic), float(test.df), float(test.pvalue)
         two_sided = stats.ttest_ind(a, b, equal_var=False)
-        p_two_sided, interval = float(two_sided.pvalue), two_sided.confidence_interval(0.95)
-        low, high = float(interval.low), float(interval.high)
+        interval = two_sided.confidence_interval(0.95)
+        found = {"t": float(test.statistic), "degrees": float(test.df), "p_lower": float(test.pvalue)}
+        found |= {"p_two_sided": float(two_sided.pvalue), "low": float(interval.low), "high": float(interval.high)}
         if margin is not None:
-            p_margin = float(stats.ttest_ind(a + margin, b, equal_var=False, alternative="less").pvalue)
+            found["p_margin"] = float(stats.ttest_ind(a + margin, b, equal_var=False, alternative="less").pvalue)
     return Comparison(
         metric=metric,
         values=tuple(map(float, a)),
@@ -182,15 +181,9 @@ def compare_values(
         sd=float(a.std(ddof=1)) if len(a) > 1 else None,
         baseline_mean=float(b.mean()),
         baseline_sd=float(b.std(ddof=1)) if len(b) > 1 else None,
-        difference=difference,
-        t=t,
-        degrees=degrees,
-        p_lower=p_lower,
-        p_two_sided=p_two_sided,
-        low=low,
-        high=high,
+        difference=float(a.mean() - b.mean()),
         margin=margin,
-        p_margin=p_margin,
+        **found,
     )
 
 
@@ -206,11 +199,7 @@ def as_dict(
 ) -> dict[str, Any]:
     """Return the comparison as JSON holds it.
 
-    Args:
-        comparisons: by metric.
-        paired: token by token.
-        repeated: which reports were of one run.
-        cautions: why the numbers cannot be set side by side without more ado.
+    ``repeated`` says which reports were of one run, ``cautions`` why numbers cannot be set side by side as they are.
     """
     loss = comparisons["val_loss"]
     return {

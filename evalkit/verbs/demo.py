@@ -110,11 +110,8 @@ def run_demo(
 
     Nothing in it depends on a clock: steps, scored tokens and audited positions are counts.
 
-    Args:
-        out: folder for everything; it must not hold another run.
-        steps: training steps.
-        check: how to check each score.
-        limit_tokens: tokens to score.
+    Raises:
+        InputError: ``out`` holds another run.
     """
     if (out / "run").exists():
         raise InputError(f"{out} already holds a demo; name another folder with --out, or remove it")

@@ -20,14 +20,7 @@ OPTIONAL = {"huggingface_hub": "data", "matplotlib": "plot"}
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """One self-test.
-
-    Attributes:
-        name: what was tried.
-        passed: whether it worked.
-        detail: numbers, or the error.
-        seconds: wall time.
-    """
+    """What was tried, whether it worked, with which numbers or which error, and in what wall time."""
 
     name: str
     passed: bool
@@ -44,7 +37,7 @@ def describe_machine() -> dict[str, str]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(tempfile.gettempdir())
-    rows = {
+    return {
         "evalkit": f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "extras": ", ".join(
@@ -58,7 +51,6 @@ def describe_machine() -> dict[str, str]:
         "memory": _memory(),
         "disk": f"{disk.free / 2**30:.1f} GiB free in {tempfile.gettempdir()}",
     }
-    return rows
 
 
 def self_tests() -> list[SelfTest]:

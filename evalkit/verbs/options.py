@@ -130,12 +130,7 @@ class ScoreOptions:
             "streaming": self.context != "streaming" and "add --context streaming",
         }
         for section, values in self.settings.items():
-            require_section(section)
+            require(section in SECTIONS, "the section of --set", section, " or ".join(SECTIONS))
             if values and idle[section]:
                 keys = ", ".join(f"{section}.{key}" for key in values)
                 raise InputError(f"--set {keys} would change nothing here: {idle[section]}, or leave it out")
-
-
-def require_section(section: str) -> None:
-    """Raise an :class:`InputError` unless ``section`` is one of scoring's."""
-    require(section in SECTIONS, "the section of --set", section, " or ".join(SECTIONS))

@@ -30,7 +30,7 @@ class Interrupted(EvalkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
-    """What to run.
+    """What to run: the options of ``evalkit train``, ``export`` and ``score`` under their names.
 
     Attributes:
         recipe: name or ``.toml`` file; None for that of the run that is resumed.
@@ -39,22 +39,12 @@ class PipelineOptions:
         out: folder for the run, the artifact and the reports.
         tokens: glob of what to score; None scores the validation shards of ``data``.
         settings: ``SECTION.KEY`` to value, for training and, in ``mixer`` and ``ttt``, for scoring.
-        scale: smaller size of the recipe.
-        steps: budget in steps.
-        max_seconds: budget in seconds.
-        resume: continue an interrupted run.
-        container: of the artifact.
         fit: give every tensor the step with which the file just fits ``target_bytes``.
-        target_bytes: cap on the artifact and the code.
         code: files that ship with the artifact and count towards the cap.
         submission: folder to write of the last variant's score, and what it says; None writes none.
-        calibration_tokens: for GPTQ.
         limit_tokens: score at most this many tokens in each variant.
         variants: (mixer, ttt) pairs to score.
         check: how to check the score of each variant; None leaves it out.
-        stride: of the windows.
-        dtype: of scoring.
-        threads: of scoring on CPUs; 0 for all.
     """
 
     recipe: str | None
@@ -100,11 +90,9 @@ class RunReport:
     @property
     def artifact(self) -> Mapping[str, Any]:
         """Path, bytes and hash of what was scored."""
-        if self.export is None:
-            identity: Mapping[str, Any] = to_json(next(iter(self.stages.values())).artifact)
-            return identity
-        artifact: Mapping[str, Any] = self.export["artifact"]
-        return artifact
+        scored = next(iter(self.stages.values()))
+        found: Mapping[str, Any] = to_json(scored.artifact) if self.export is None else self.export["artifact"]
+        return found
 
     @property
     def is_illegal(self) -> bool:
@@ -185,15 +173,10 @@ def run_pipeline(options: PipelineOptions) -> RunReport:
         threads=options.threads,
         code=tuple(map(str, options.code)),
     )
-    scoring = {k: v for k, v in (options.settings or {}).items() if k not in training}
+    settings = {k: v for k, v in (options.settings or {}).items() if k not in training}
+    scoring = by_section(settings, ("mixer", "ttt"))
     stages = {
-        variant_name(*variant): _score_variant(
-            score,
-            variant,
-            by_section(scoring, ("mixer", "ttt")),
-            options.out,
-            options.check,
-        )
+        variant_name(*variant): _score_variant(score, variant, scoring, options.out, options.check)
         for variant in options.variants
     }
     report = RunReport(recipe=weights.config.recipe, export=exported.to_dict(), stages=stages)
@@ -205,11 +188,7 @@ def run_module(
 ) -> RunReport:
     """Score and check a user's module: alone, and with mixer and test-time training where ``options`` ask for them.
 
-    Args:
-        options: what to score and how.
-        out: folder for the reports.
-        check: how to check the score of each variant; None leaves it out.
-        submission: folder to write of the last variant's score, and what it says; None writes none.
+    ``out``, ``check`` and ``submission`` are those of :class:`PipelineOptions`.
 
     Raises:
         InputError: an input is unusable.

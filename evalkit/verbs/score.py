@@ -41,6 +41,9 @@ second: it may take a twentieth of the time."""
 
 _CHEAP_SAVE_SECONDS = 0.1
 
+_FOUND = ("attention", "network_nats", "network_stream", "mixer_report", "ttt_report", "reliability")
+"""What a forecaster reports of itself under the names that the report of the score has for it."""
+
 
 def score(options: ScoreOptions, *, resume: bool | None = None) -> Scored:
     """Open the inputs, score every position once, and report.
@@ -203,6 +206,7 @@ def _report(
 ) -> Scored:
     options, artifact, resolved, window = session.options, session.artifact, session.resolved, session.sliding
     found: dict[str, Any] = to_json(report_of(forecaster))
+    shared: dict[str, Any] = {name: found.get(name) for name in _FOUND}
     because = leak.message if leak is not None else found.get("illegal_because")
     return Scored(
         artifact=None
@@ -248,14 +252,9 @@ def _report(
         code=code_identity(),
         ranks=session.ranks.count if session.ranks else None,
         dtype_because=session.dtype_because,
-        attention=found.get("attention"),
-        network_nats=found.get("network_nats"),
-        network_stream=found.get("network_stream"),
-        mixer_report=found.get("mixer_report"),
+        **shared,
         mixer_config=to_json(dataclasses.asdict(session.mixer)) if session.mixer is not None else None,
-        ttt_report=found.get("ttt_report"),
         ttt_config=to_json(dataclasses.asdict(session.ttt)) if options.ttt and session.ttt is not None else None,
-        reliability=found.get("reliability"),
         unknown_tokens=session.stream.count(session.tokenizer.unk_id) or None,
         command=score_words(session),
         # Maps of the ledger's files: they outlive the files' names, and take no memory until they are read.

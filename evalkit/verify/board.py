@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class Entry:
         name: of the folder or report.
         date: ISO date, empty where none is stated.
         scores: bits per byte of each run.
-        losses: nats per token of each run, where known for all of them.
         size: bytes of model and code.
         verify: verdict of ``evalkit verify``.
         check: verdict of ``evalkit check``: legal, illegal or unproven.
@@ -35,7 +34,6 @@ class Entry:
     name: str
     date: str = ""
     scores: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
     size: int | None = None
     verify: str = ""
     check: str = ""
@@ -49,12 +47,11 @@ class Entry:
     @property
     def half_width(self) -> float | None:
         """Half of the 95 % interval of the mean (Student's t over the runs); None for fewer than two runs."""
-        n = len(self.scores)
-        if n < 2:
+        n, mean = len(self.scores), self.mean
+        if n < 2 or mean is None:
             return None
         from scipy.special import stdtrit
 
-        mean = math.fsum(self.scores) / n
         deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in self.scores) / (n - 1))
         return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
@@ -93,25 +90,24 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
 
 def entry_of(report: VerifyReport) -> Entry:
     """Return the row of a verified folder."""
-    folder = report.folder
-    sizes = [c.found for c in report.claims if c.claim == "size" and isinstance(c.found, int | float)]
-    losses = (
-        [s.loss.value for _, s in report.support.scores if s.loss]
-        if len(report.scores) == len(report.support.scores)
-        else []
-    )
-    checks = [
-        str(leaf.value) for leaf in folder.declared.leaves if leaf.path[-1] == "verdict" and isinstance(leaf.value, str)
-    ]
+    leaves, name = report.folder.declared.leaves, report.folder.path.resolve().name
+    checks = {leaf.value for leaf in leaves if leaf.path[-1] == "verdict" and isinstance(leaf.value, str)}
+    dates = [str(leaf.value) for leaf in leaves if leaf.path == ("date",)]
+    check = checks.pop() if len(checks) == 1 else ""
+    return replace(_of_verify(report.to_dict()), name=name, date=_date(*dates, name), check=check)
+
+
+def _of_verify(values: dict[str, Any]) -> Entry:
+    """Return the row of what ``evalkit verify --json`` writes."""
+    claims = [c for c in values["claims"] if isinstance(c, dict)]
+    sizes = [_number(c.get("found")) for c in claims if c.get("claim") == "size"]
     return Entry(
-        name=folder.path.resolve().name,
-        date=_date(folder.path.resolve().name, [(leaf.path, leaf.value) for leaf in folder.declared.leaves]),
-        scores=tuple(report.scores),
-        losses=tuple(losses) if len(losses) == len(report.scores) else (),
-        size=round(max(sizes)) if sizes else None,
-        verify=report.verdict,
-        check=checks[0] if checks and len(set(checks)) == 1 else "",
-        why=next((c.message for c in report.claims if c.status == CONTRADICTED), ""),
+        name=str(values.get("folder")),
+        date=_date(str(values.get("folder"))),
+        scores=tuple(s for v in values.get("scores") or [] if (s := _number(v)) is not None),
+        size=max((round(s) for s in sizes if s is not None), default=None),
+        verify=values["verdict"],
+        why=next((str(c.get("message")) for c in claims if c.get("status") == CONTRADICTED), ""),
     )
 
 
@@ -125,16 +121,8 @@ def _from_file(path: Path) -> Entry:
     if not isinstance(values, dict):
         values = {}
     if isinstance(values.get("claims"), list) and isinstance(values.get("verdict"), str):
-        claims = [c for c in values["claims"] if isinstance(c, dict)]
-        sizes = [_number(c.get("found")) for c in claims if c.get("claim") == "size"]
-        return Entry(
-            name=str(values.get("folder") or path.stem),
-            date=_date(str(values.get("folder")), []),
-            scores=tuple(s for v in values.get("scores") or [] if (s := _number(v)) is not None),
-            size=max((round(s) for s in sizes if s is not None), default=None),
-            verify=values["verdict"],
-            why=next((str(c.get("message")) for c in claims if c.get("status") == CONTRADICTED), ""),
-        )
+        entry = _of_verify(values)
+        return entry if values.get("folder") else replace(entry, name=path.stem)
     score = _number(values.get("bpb"))
     if score is None:
         raise InputError(
@@ -142,12 +130,10 @@ def _from_file(path: Path) -> Entry:
         )
     artifact = values.get("artifact")
     size = _number(artifact.get("bytes")) if isinstance(artifact, dict) else None
-    loss = _number(values.get("val_loss"))
     return Entry(
         name=path.stem,
-        date=_date(path.stem, []),
+        date=_date(path.stem),
         scores=(score,),
-        losses=(loss,) if loss is not None else (),
         size=None if size is None else round(size),
         check="legal" if values.get("legal") is True else "illegal" if values.get("legal") is False else "",
     )
@@ -159,13 +145,9 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-def _date(name: str, values: list[tuple[tuple[str, ...], object]]) -> str:
-    """Return the ISO date that the file states, else the one that begins the folder's name."""
-    stated = [str(v) for path, v in values if path == ("date",)]
-    for text in (*stated, name):
-        if m := re.search(r"(20\d\d)-(\d\d)-(\d\d)", text):
-            return m.group()
-    return ""
+def _date(*texts: str) -> str:
+    """Return the first ISO date of this century in some texts; empty where none has one."""
+    return next((m.group() for text in texts if (m := re.search(r"(20\d\d)-(\d\d)-(\d\d)", text))), "")
 
 
 def frontier(entries: Sequence[Entry]) -> list[Step]:

@@ -9,7 +9,7 @@ from importlib import resources
 
 from evalkit.plumbing.constants import SIZE_CAP
 from evalkit.verify.board import Entry, Step, frontier
-from evalkit.verify.page import badge, document
+from evalkit.verify.page import badge, document, grid_below
 
 _WIDTH, _HEIGHT = 900, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 12, 16, 34
@@ -32,9 +32,7 @@ def board_page(entries: Sequence[Entry], title: str = "Board") -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         '<p class="sub">Scores are means over runs with 95 % intervals (Student’s t). Lower is better.</p>',
-        '<div class="tiles">',
-        *(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles),
-        '</div><div class="grid">',
+        grid_below(tiles),
         _frontier(entries, steps),
         '<section class="wide"><h2>Entries</h2>',
         '<p class="why">Press a heading to sort.</p><div class="scroll">',
@@ -47,34 +45,23 @@ def board_page(entries: Sequence[Entry], title: str = "Board") -> str:
 
 def _table(entries: Sequence[Entry]) -> str:
     heads = (
-        "entry",
-        "date",
-        "bits per byte",
-        "± 95 %",
-        "runs",
-        "bytes",
-        "under the cap",
-        "verify",
-        "check",
+        "entry", "date", "bits per byte", "± 95 %", "runs", "bytes", "under the cap", "verify", "check",
         "first contradiction",
-    )
+    )  # fmt: skip
     rows = []
     for e in sorted(entries, key=lambda e: (e.mean is None, e.mean or 0, e.name)):
-        half = e.half_width
         cells = [
-            (f'<td class="name" data-key="{escape(e.name)}">{escape(e.name)}</td>'),
-            _cell("date", e.date, e.date),
-            _cell("bits per byte", e.mean, f"{e.mean:.5f}" if e.mean is not None else ""),
-            _cell("± 95 %", half, f"{half:.5f}" if half is not None else ""),
-            _cell("runs", len(e.scores), str(len(e.scores))),
-            _cell("bytes", e.size, f"{e.size:,}" if e.size is not None else ""),
-            _cell(
-                "under the cap",
-                None if e.size is None else SIZE_CAP - e.size,
-                f"{SIZE_CAP - e.size:,}" if e.size is not None else "",
+            f'<td class="name" data-key="{escape(e.name)}">{escape(e.name)}</td>',
+            _cell("date", e.date, ""),
+            _cell("bits per byte", e.mean, ".5f"),
+            _cell("± 95 %", e.half_width, ".5f"),
+            _cell("runs", len(e.scores), ""),
+            _cell("bytes", e.size, ","),
+            _cell("under the cap", None if e.size is None else SIZE_CAP - e.size, ","),
+            *(
+                f'<td data-name="{name}" data-key="{escape(word)}">{badge(word) if word else ""}</td>'
+                for name, word in (("verify", e.verify), ("check", e.check))
             ),
-            f'<td data-name="verify" data-key="{escape(e.verify)}">{badge(e.verify) if e.verify else ""}</td>',
-            f'<td data-name="check" data-key="{escape(e.check)}">{badge(e.check) if e.check else ""}</td>',
             f'<td class="text" data-key="{escape(e.why)}">{escape(e.why)}</td>',
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -86,8 +73,9 @@ def _table(entries: Sequence[Entry]) -> str:
     return f'<table class="board"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _cell(name: str, key: float | str | None, text: str) -> str:
-    return f'<td data-name="{name}" data-key="{"" if key is None else key}">{escape(text)}</td>'
+def _cell(name: str, key: float | str | None, form: str) -> str:
+    key = "" if key is None else key
+    return f'<td data-name="{name}" data-key="{key}">{escape(format(key, form if key != "" else ""))}</td>'
 
 
 def _frontier(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
@@ -114,14 +102,19 @@ def _frontier(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
 def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
     """Return the scores over time as SVG, a whisker for the interval, a line for the frontier."""
     marked = {id(s.entry) for s in steps}
-    dated = [(day, e) for e in entries if e.mean is not None and (day := _day(e.date)) is not None]
     # Entries far above the frontier would press it flat.
-    worst = max(s.entry.mean or 0 for s in steps)
-    shown = [(day, e) for day, e in dated if (e.mean or 0) <= worst * 1.02 and (e.verify != "contradicted")]
+    highest = 1.02 * max(s.entry.mean or 0 for s in steps)
+    shown = [
+        (day, mean, e)
+        for e in entries
+        if (day := _day(e.date)) is not None
+        and (mean := e.mean) is not None
+        and mean <= highest
+        and e.verify != "contradicted"
+    ]
     if not shown:
         return ""
-    days = [day for day, _ in shown]
-    scores = [e.mean or 0.0 for _, e in shown]
+    days, scores = [day for day, _, _ in shown], [mean for _, mean, _ in shown]
     first, last = min(days), max(max(days), min(days) + 1)
     low, high = min(scores), max(scores)
     pad = max(0.05 * (high - low), 1e-4)
@@ -145,18 +138,17 @@ def _chart(entries: Sequence[Entry], steps: Sequence[Step]) -> str:
             f'<text x="{x(day):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">'
             f"{date.fromordinal(day).isoformat()}</text>"
         )
-    for day, e in shown:
-        assert e.mean is not None
+    for day, mean, e in shown:
         half = e.half_width
         if half is not None and 2 * half < high - low:
             parts.append(
                 f'<line class="whisker" x1="{x(day):.1f}" x2="{x(day):.1f}" '
-                f'y1="{y(min(high, e.mean + half)):.1f}" y2="{y(max(low, e.mean - half)):.1f}"/>'
+                f'y1="{y(min(high, mean + half)):.1f}" y2="{y(max(low, mean - half)):.1f}"/>'
             )
         mark = " class=best" if id(e) in marked else ""
         parts.append(
-            f'<circle{mark} cx="{x(day):.1f}" cy="{y(e.mean):.1f}" r="4">'
-            f"<title>{escape(e.name)}: {e.mean:.5f}</title></circle>"
+            f'<circle{mark} cx="{x(day):.1f}" cy="{y(mean):.1f}" r="4">'
+            f"<title>{escape(e.name)}: {mean:.5f}</title></circle>"
         )
     path = ""
     for step in steps:

@@ -27,6 +27,9 @@ _OLDER = re.compile(
     r"pre[-_]?fix|before|old|previous|prior|base|reference|ablation|invalid|superseded|original|without|no_", re.I
 )
 _LISTS = re.compile(r"seed|result|run|log", re.I)
+_BY_SEED = (
+    "seed_results", "val_bpb_seeds", "seeds", "per_seed", "seed_bpb", "per_seed_bpb", "val_bpb_by_seed",
+)  # fmt: skip
 
 
 def find_submission(files: dict[str, int]) -> str | None:
@@ -40,20 +43,18 @@ def read_declared(text: Text) -> Declared:
     leaves, problem = read_leaves(text.file, "\n".join(text.lines))
     top = {leaf.path[0].lower(): leaf for leaf in leaves if len(leaf.path) == 1}
     headline = _headline(top, leaves)
-    loss = next((n for k in _LOSSES if k in top and (n := _as_number(top[k]))), None)
     results = _results(leaves)
-    seeds = _seeds(leaves) or tuple(dict.fromkeys(r.seed for r in results))
     return Declared(
         file=text.file,
         leaves=tuple(leaves),
         headline=headline,
-        loss=loss,
+        loss=_pick(top, _LOSSES),
         totals=tuple(
             n
             for leaf in leaves
             if leaf.path and _TOTAL.match(leaf.path[-1].lower()) and (n := _as_number(leaf)) and n.value > 100_000
         ),
-        seeds=seeds,
+        seeds=_seeds(leaves) or tuple(dict.fromkeys(r.seed for r in results)),
         results=_of_headline(results, headline),
         problem=problem,
     )
@@ -95,13 +96,8 @@ def _seeds(leaves: list[Leaf]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for leaf in leaves:
         names = [p.lower() for p in leaf.path]
-        if (
-            names[0] == "seeds"
-            and len(names) == 2
-            and names[1].isdigit()
-            and isinstance(leaf.value, float)
-            and not leaf.decimals
-        ) or (names == ["seed"] and isinstance(leaf.value, float) and not leaf.decimals):
+        named = names == ["seed"] or (names[0] == "seeds" and len(names) == 2 and names[1].isdigit())
+        if named and isinstance(leaf.value, float) and not leaf.decimals:
             found[str(int(leaf.value))] = None
     return tuple(found)
 
@@ -126,15 +122,7 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
             and not _is_index(path, groups)
         ):
             seed = m.group(1)
-        elif len(path) == 1 and path[0].lower() in (
-            "seed_results",
-            "val_bpb_seeds",
-            "seeds",
-            "per_seed",
-            "seed_bpb",
-            "per_seed_bpb",
-            "val_bpb_by_seed",
-        ):
+        elif len(path) == 1 and path[0].lower() in _BY_SEED:
             for leaf in group:  # {"42": 1.08, ...}
                 number = _plausible(leaf)
                 if number and (m := _SEED_KEY.match(leaf.path[-1])) and not _is_list(group):
@@ -150,9 +138,7 @@ def _results(leaves: list[Leaf]) -> tuple[SeedResult, ...]:
             SeedResult(
                 seed,
                 bpb=bpb,
-                loss=_pick(named, ("val_loss",)),
                 bytes_total=_pick(named, ("bytes_total", "artifact_bytes", "total_bytes", "artifact_size_bytes")),
-                steps=_pick(named, ("steps", "step_stop", "stop_step", "training_steps")),
                 place=(bpb.place if bpb else group[0].place),
                 group=path[:-1],
             )

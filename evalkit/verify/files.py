@@ -60,9 +60,8 @@ class Reader:
                     if entry.name != ".git":
                         pending.append(Path(entry.path))
                 elif entry.is_file(follow_symlinks=False):
-                    found[Path(entry.path).relative_to(self.root).as_posix()] = entry.stat(
-                        follow_symlinks=False
-                    ).st_size
+                    name = Path(entry.path).relative_to(self.root).as_posix()
+                    found[name] = entry.stat(follow_symlinks=False).st_size
                 if len(found) >= MAX_FILES:
                     self.notes.append(f"only the first {MAX_FILES:,} files were looked at")
                     pending.clear()
@@ -71,26 +70,23 @@ class Reader:
             self.notes.append(f"{links} links were not followed")
         return dict(sorted(found.items()))
 
-    def read(self, name: str) -> tuple[bytes, bool]:
-        """Return the content of a file, and whether that is the whole of it.
-
-        Of a file over 8 MiB the first and last 4 MiB are read.
-        """
+    def read(self, name: str) -> bytes:
+        """Return the content of a file; of one over 8 MiB the first and last 4 MiB."""
         path = self.root / name
         try:
             # O_NOFOLLOW and O_NONBLOCK: a file that has become a link or a pipe since it was listed is not read.
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             self.notes.append(f"{name} cannot be read: {error.strerror}")
-            return b"", False
+            return b""
         with os.fdopen(handle, "rb") as file:
             information = os.fstat(file.fileno())
             if not stat.S_ISREG(information.st_mode):
-                return b"", False
+                return b""
             size = information.st_size
             if min(size, MAX_FILE_BYTES) > self.left:
                 self.notes.append(f"{name} was not read: the files before it filled {MAX_TOTAL_BYTES >> 20} MiB")
-                return b"", False
+                return b""
             if size <= MAX_FILE_BYTES:
                 content = file.read(MAX_FILE_BYTES)
             else:
@@ -99,15 +95,14 @@ class Reader:
                 content += file.read(MAX_FILE_BYTES // 2)
                 self.notes.append(f"{name} has {size:,} bytes; its first and last {MAX_FILE_BYTES >> 21} MiB were read")
         self.left -= len(content)
-        return content, size <= MAX_FILE_BYTES
+        return content
 
     def read_text(self, name: str, size: int) -> Text | None:
         """Return a file as text with cut lines; None where it is not text."""
-        content, whole = self.read(name)
-        text = decode(content)
+        text = decode(self.read(name))
         if text is None:
             return None
-        return Text(name, size, tuple(line[:MAX_LINE] for line in text.split("\n")), whole)
+        return Text(name, size, tuple(line[:MAX_LINE] for line in text.split("\n")))
 
 
 def decode(content: bytes) -> str | None:

@@ -36,7 +36,7 @@ def read_folder(path: Path) -> Folder:
     runs, copies = _read_logs(reader, files)
     texts = _read_some(reader, files, _PROSE, skip=None)
     tables = _read_some(reader, files, _TABLE, skip=name)
-    sources = {f: reader.read(f)[0] for f in [f for f in files if f.endswith(".py")][:MAX_OTHERS] if files[f] < 4 << 20}
+    sources = {f: reader.read(f) for f in [f for f in files if f.endswith(".py")][:MAX_OTHERS] if files[f] < 4 << 20}
     script = read_script(files, sources)
     if name is None and not runs and script is None:
         raise InputError(

@@ -22,10 +22,6 @@ def read_leaves(file: str, text: str) -> tuple[list[Leaf], str | None]:
     """Return the values of a JSON text in order, and why the text is not JSON (None where it is).
 
     Nothing is evaluated; depth and number of values are bounded, so that a nested file costs no more than its bytes.
-
-    Args:
-        file: name for the places.
-        text: the content.
     """
     problem = None
     if len(text) > 4_000_000:
@@ -36,29 +32,19 @@ def read_leaves(file: str, text: str) -> tuple[list[Leaf], str | None]:
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     starts = [0, *(m.end() for m in re.finditer("\n", text))]
     leaves: list[Leaf] = []
-    # A frame is [is a list, key or next index]; the key of an object is None until it is read.
-    stack: list[tuple[bool, list[str | None]]] = []
-
-    def add(value: str | float | bool | None, decimals: int, offset: int) -> None:
-        line = bisect_right(starts, offset) - 1
-        end = starts[line + 1] if line + 1 < len(starts) else len(text)
-        quoted = text[starts[line] : end].strip()
-        if len(quoted) > TEXT_CHARACTERS:
-            quoted = text[max(starts[line], offset - 60) : min(end, offset + TEXT_CHARACTERS - 60)].strip()
-        path = tuple(str(frame[1][0]) for frame in stack)
-        leaves.append(Leaf(path, value, decimals, Place(file, line + 1, quoted)))
+    # Of a list the next index, of an object the key, which is None until it is read.
+    stack: list[int | str | None] = []
 
     def done() -> None:
         if stack:
-            is_list, key = stack[-1]
-            key[0] = str(int(key[0] or 0) + 1) if is_list else None
+            stack[-1] = None if isinstance(place := stack[-1], str | None) else place + 1
 
     for match in _TOKEN.finditer(text):
         token = match.group()
         if token in "{[":
             if len(stack) >= MAX_DEPTH:
                 return leaves, "it is nested too deeply"
-            stack.append((token == "[", ["0" if token == "[" else None]))
+            stack.append(0 if token == "[" else None)
         elif token in "}]":
             if stack:
                 stack.pop()
@@ -67,21 +53,32 @@ def read_leaves(file: str, text: str) -> tuple[list[Leaf], str | None]:
                 break
         elif token in ":,":
             continue
-        elif stack and not stack[-1][0] and stack[-1][1][0] is None:
+        elif stack and stack[-1] is None:
             if token.startswith('"'):
-                stack[-1][1][0] = _string(token)
+                stack[-1] = _string(token)
         elif stack:
-            if token.startswith('"'):
-                add(_string(token), 0, match.start())
-            elif token in _WORDS:
-                add(_WORDS[token], 0, match.start())
-            else:
-                value = float(token)
-                add(value if math.isfinite(value) else token, _decimals(token), match.start())
+            is_number = token not in _WORDS and not token.startswith('"')
+            line = bisect_right(starts, match.start()) - 1
+            end = starts[line + 1] if line + 1 < len(starts) else len(text)
+            quoted = text[starts[line] : end].strip()
+            if len(quoted) > TEXT_CHARACTERS:
+                first = match.start() - 60
+                quoted = text[max(starts[line], first) : min(end, first + TEXT_CHARACTERS)].strip()
+            decimals = _decimals(token) if is_number else 0
+            leaves.append(Leaf(tuple(map(str, stack)), _value(token), decimals, Place(file, line + 1, quoted)))
             done()
         if len(leaves) > MAX_LEAVES:
             return leaves, f"it holds more than {MAX_LEAVES:,} values"
     return leaves, problem
+
+
+def _value(token: str) -> str | float | bool | None:
+    if token in _WORDS:
+        return _WORDS[token]
+    if token.startswith('"'):
+        return _string(token)
+    number = float(token)
+    return number if math.isfinite(number) else token
 
 
 def _string(token: str) -> str:

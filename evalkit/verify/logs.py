@@ -7,6 +7,8 @@ output with digits in place, and never where it holds a format string.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import islice
 
 from evalkit.verify.statements import Number, Place, Run, Score, Text
 
@@ -49,7 +51,6 @@ _STOP = re.compile(
 )
 _TRAIN_TIME = re.compile(r"train_time:\s*" + _NUMBER + r"\s*(ms|s|m)\b", re.I)
 _STEP_AVG = re.compile(r"step_avg:\s*" + _NUMBER + r"\s*ms", re.I)
-_STEP_OF = re.compile(r"step:\s*(\d{1,30})(?:/\d+)?", re.I)
 _TOTAL = re.compile(
     r"total[ _](?:[A-Za-z0-9+.-]+[ _]){0,3}?(?:submission|artifact)(?:[ _]size)?\s*([\w+./-]*)"
     r"\s*(?:\([^)]*\))?\s*[:=]\s*" + _NUMBER + r"(?!\s*[MK]i?B|\.\d)",
@@ -72,7 +73,6 @@ _LONE = re.compile(r"^([a-z][a-z0-9_]*): (\S+)$")
 _ANNOTATION = re.compile(r"(?:int|float|str|bool|Tensor|dict|list|tuple|Any)\b|.*[,(]$")
 _PAIR_LINE = re.compile(r"^(?:[A-Za-z][A-Za-z0-9_]*:\S+)(?: [A-Za-z][A-Za-z0-9_]*:\S+)*$")
 _ENABLED = re.compile(r"^([A-Za-z][\w ]*):\s*enabled\b(.*)$")
-_AFTER = re.compile(r"gptq:\s*(?:calibrated|collected|generated)\b.*?\bin\s*" + _NUMBER + r"\s*(ms|s)\b", re.I)
 _START = re.compile(r"^(?:model_params|train_loader|val_loader|hyperparameters|seed)\b", re.I)
 _SOURCE = re.compile(
     r"""[fF]["']|\b(?:log0?|print|format)\(|\bself\.|^\s*(?:def|return|if|for|elif|while|import|from|raise|assert)\b.*[:()]|"""
@@ -100,23 +100,19 @@ _KEYS = (
 
 def looks_like_log(text: Text) -> bool:
     """Whether a text file has lines that only a run prints: one in a ``.log``, else two."""
-    marks = 0
     enough = 1 if text.file.lower().endswith(".log") else 2
-    for whole in text.lines:
-        line = whole[:MAX_OUTPUT]
-        low = line.lower()
-        if "{" in line:
-            continue
-        if (
-            ("bpb" in low and _BPB.search(line))
-            or (("train_loss" in low or "train loss" in low) and _LOSS_DIGITS.search(line))
-            or ("submission" in low and _TOTAL.search(line))
-            or ("stopping_early" in low and _STOP.search(line))
-        ):
-            marks += 1
-            if marks >= enough:
-                return True
-    return False
+    marks = (line for line in text.lines if _is_output(line[:MAX_OUTPUT]))
+    return len(list(islice(marks, enough))) == enough
+
+
+def _is_output(line: str) -> bool:
+    low = line.lower()
+    return "{" not in line and bool(
+        ("bpb" in low and _BPB.search(line))
+        or (("train_loss" in low or "train loss" in low) and _LOSS_DIGITS.search(line))
+        or ("submission" in low and _TOTAL.search(line))
+        or ("stopping_early" in low and _STOP.search(line))
+    )
 
 
 _LOSS_DIGITS = re.compile(r"loss\D{0,3}\d+\.\d+", re.I)
@@ -140,17 +136,15 @@ def read_log(text: Text) -> list[Run]:
                 break
             line = line[prefix.end() :]
         run = runs[-1]
-        if _START.match(line) and _DIGIT.search(line) and "=" not in line.split(":")[0]:
-            if run.finals or run.train_ms:
-                run = Run(text.file)
-                runs.append(run)
-        elif line.rstrip(":").lower() == "hyperparameters":
-            if run.finals or run.train_ms or run.settings:
-                run = Run(text.file)
-                runs.append(run)
+        heading = line.rstrip(":").lower() == "hyperparameters"
+        begins = _START.match(line) and _DIGIT.search(line) and "=" not in line.split(":")[0]
+        if (begins or heading) and (run.finals or run.train_ms or (heading and run.settings)):
+            run = Run(text.file)
+            runs.append(run)
+        if heading:
             block = True
             continue
-        _read_line(run, line, raw, low, text, index, block)
+        _read_line(run, line, raw, low, text.place(index), block)
         if not _SETTING.match(raw):
             block = False
     kept: list[Run] = []
@@ -169,51 +163,46 @@ def _values(run: Run) -> list[float]:
 _DIGIT = re.compile(r"\d")
 
 
-def _read_line(run: Run, line: str, raw: str, low: str, text: Text, index: int, block: bool) -> None:
+def _read_line(run: Run, line: str, raw: str, low: str, place: Place, block: bool) -> None:
     if block and (m := _SETTING.match(raw)):
-        run.settings.setdefault(m.group(1), (m.group(2).strip(), text.place(index)))
+        run.settings.setdefault(m.group(1), (m.group(2).strip(), place))
     if m := _SEED.match(line):
-        run.seed = _number(m.group(1), text, index)
+        run.seed = _number(m.group(1), place)
         return
     if "bpb" in low or "bits per byte" in low or "bits_per_byte" in low:
-        _read_score(run, line, text, index)
+        _read_score(run, line, place)
     if "time" in low and "eval" not in low:
-        _read_time(run, line, text, index)
+        _read_time(run, line, place)
     if "submission" in low or "artifact" in low or "total" in low:
         for m in _TOTAL.finditer(line):
-            run.totals.append((m.group(1).lower(), _number(m.group(2), text, index)))
+            run.totals.append((m.group(1).lower(), _number(m.group(2), place)))
     if "bytes" in low:
         if m := _MODEL.match(line):
-            run.models.append((m.group(1).lower(), _number(m.group(2), text, index)))
+            run.models.append((m.group(1).lower(), _number(m.group(2), place)))
         if m := _CODE.search(line):
-            kind = (
-                "compressed" if m.group(1) and "uncompressed" not in m.group(1) and "compress" in m.group(1) else "raw"
-            )
-            run.codes.append((kind, _number(m.group(2), text, index)))
+            compressed = m.group(1) and "uncompressed" not in m.group(1) and "compress" in m.group(1)
+            run.codes.append(("compressed" if compressed else "raw", _number(m.group(2), place)))
     if "tokens" in low and (m := _VAL_TOKENS.search(line)):
-        run.tokens = _number(m.group(1), text, index)
-    if "gptq" in low and (m := _AFTER.search(line)):
-        seconds = float(m.group(1).replace(",", "")) / (1000 if m.group(2) == "ms" else 1)
-        run.after_clock.append((line[:60], Number(seconds, 1, text.place(index))))
+        run.tokens = _number(m.group(1), place)
     if "step" not in low:
-        _read_settings(run, line, low, text, index)
+        _read_settings(run, line, low, place)
 
 
-def _read_settings(run: Run, line: str, low: str, text: Text, index: int) -> None:
+def _read_settings(run: Run, line: str, low: str, place: Place) -> None:
     """Read settings outside an indented block: before training all of them, later only what is said to be enabled."""
     if m := _ENABLED.match(line):
         for key, value in _PAIR.findall(m.group(2)):
-            run.settings.setdefault(f"{m.group(1)}.{key}", (value, text.place(index)))
+            run.settings.setdefault(f"{m.group(1)}.{key}", (value, place))
     elif run.train_ms or run.finals or "loss" in low or "bpb" in low:
         return
     elif (m := _LONE.match(line)) and not _ANNOTATION.match(m.group(2)):
-        run.settings.setdefault(m.group(1), (m.group(2), text.place(index)))
+        run.settings.setdefault(m.group(1), (m.group(2), place))
     elif _PAIR_LINE.match(line) and not _STEP.match(line):
         for key, value in _PAIR.findall(line):
-            run.settings.setdefault(key, (value, text.place(index)))
+            run.settings.setdefault(key, (value, place))
 
 
-def _read_score(run: Run, line: str, text: Text, index: int) -> None:
+def _read_score(run: Run, line: str, place: Place) -> None:
     found = [m for m in _BPB.finditer(line) if 0.001 < float(m.group(2)) < 50]
     if not found:
         return
@@ -240,8 +229,8 @@ def _read_score(run: Run, line: str, text: Text, index: int) -> None:
             Score(
                 label=own or m.group(1).lower(),
                 kind=kind,
-                bpb=_number(m.group(2), text, index),
-                loss=_number(losses[0], text, index) if paired else None,
+                bpb=_number(m.group(2), place),
+                loss=_number(losses[0], place) if paired else None,
                 eval_seconds=seconds,
                 bytes_scored=int(float(scored.group(1).replace(",", ""))) if scored else None,
                 tokens_scored=int(float(tokens.group(1).replace(",", ""))) if tokens else None,
@@ -259,32 +248,22 @@ def _label(words: str) -> str:
     return re.sub(r"_?exact$", "", words)
 
 
-def _read_time(run: Run, line: str, text: Text, index: int) -> None:
+def _read_time(run: Run, line: str, place: Place) -> None:
     if m := _STOP.search(line):
-        run.train_ms.append(_milliseconds(m.group(1), m.group(2), text, index))
-        if s := _STEP_OF.search(line):
-            run.steps = _number(s.group(1), text, index)
+        run.train_ms.append(_milliseconds(m.group(1), m.group(2), place))
     elif (m := _TRAIN_TIME.search(line)) and _STEP.match(line):
-        if m.group(2).lower() == "ms":
-            run.train_ms.append(_milliseconds(m.group(1), m.group(2), text, index))
-        else:
-            value = _milliseconds(m.group(1), m.group(2), text, index)
-            # Minutes with one decimal: no better than six seconds.
-            run.train_ms.append(Number(value.value, -3 if m.group(2).lower() == "s" else -4, value.place))
+        time = _milliseconds(m.group(1), m.group(2), place)
+        # Minutes with one decimal: no better than six seconds.
+        run.train_ms.append(replace(time, decimals={"ms": 0, "s": -3, "m": -4}[m.group(2).lower()]))
     if m := _STEP_AVG.search(line):
         run.step_ms = float(m.group(1).replace(",", ""))
 
 
-def _milliseconds(digits: str, unit: str, text: Text, index: int) -> Number:
+def _milliseconds(digits: str, unit: str, place: Place) -> Number:
     value = float(digits.replace(",", "")) * {"ms": 1, "s": 1000, "m": 60_000}[unit.lower()]
-    return Number(value, 0, text.place(index))
+    return Number(value, 0, place)
 
 
-def _number(digits: str, text: Text, index: int) -> Number:
+def _number(digits: str, place: Place) -> Number:
     digits = digits.replace(",", "")
-    return Number(float(digits), len(digits.partition(".")[2]), text.place(index))
-
-
-def quote(place: Place) -> dict[str, object]:
-    """Return a place as the report's JSON has it."""
-    return {"file": place.file, "line": place.line, "text": place.text}
+    return Number(float(digits), len(digits.partition(".")[2]), place)

@@ -28,9 +28,7 @@ def page(report: VerifyReport) -> str:
     parts = [
         f"<h1>{escape(report.folder.path.name)}</h1>",
         '<p class="sub">What the folder claims, and what its own files say of it. Nothing in it was executed.</p>',
-        '<div class="tiles">',
-        *(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles),
-        '</div><div class="grid">',
+        grid_below(tiles),
         *(_claim(c) for c in sorted(report.claims, key=lambda c: c.status != CONTRADICTED)),
         "</div>",
         _list("Notes", notes),
@@ -51,6 +49,12 @@ def document(title: str, body: str, script: str = "") -> str:
         f"<title>{escape(title)}</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n<main>{body}</main>\n"
         f"{f'<script>{script}</script>' if script else ''}\n</body>\n</html>\n"
     )
+
+
+def grid_below(tiles: list[tuple[str, str]]) -> str:
+    """Return tiles of a value and its name, and the beginning of what stands below them."""
+    shown = (f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles)
+    return f'<div class="tiles">{"".join(shown)}</div><div class="grid">'
 
 
 def badge(word: str) -> str:

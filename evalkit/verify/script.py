@@ -12,15 +12,14 @@ from evalkit.source.script import unwrap as undo
 from evalkit.verify.statements import Script
 
 MAX_SOURCE = 4 << 20
+_BPB = re.compile(r"bpb|bits_per_byte", re.I)
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 4 << 20}]  # the preset's own dictionary would take 670 MB
 
 
 def read_script(files: dict[str, int], scripts: dict[str, bytes]) -> Script | None:
     """Return the script that ships: ``train_gpt.py`` at the top, else the training script nearest to it.
 
-    Args:
-        files: sizes of all files.
-        scripts: contents of the ``.py`` files.
+    ``files`` holds the sizes of all files, ``scripts`` the contents of the ``.py`` files.
     """
     names = [f for f in scripts if re.search(r"train|main|submission|run", f.rpartition("/")[2], re.I)]
     name = min(
@@ -58,15 +57,12 @@ def byte_constants(source: str) -> list[tuple[int, str, float]]:
         return []
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name, value = node.targets[0].id.lower(), node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            name, value = node.target.id.lower(), node.value
-        else:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        if "bpb" not in name and "bits_per_byte" not in name:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if len(targets) > 1 or not isinstance(targets[0], ast.Name) or not _BPB.search(targets[0].id):
             continue
-        for part in ast.walk(value):
+        for part in ast.walk(node.value):
             if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Div):
                 found += [
                     (node.lineno, ast.unparse(node)[:200], c)

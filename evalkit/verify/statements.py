@@ -78,10 +78,10 @@ class Run:
         totals: model plus code, in bytes, with the codec's name on the line.
         models: serialized models, in bytes.
         codes: code sizes in bytes, as ``raw`` or ``compressed``.
-        stops: training time in milliseconds at the end, with the step and milliseconds a step where printed.
+        train_ms: training time in milliseconds, as far as the run had come.
+        step_ms: milliseconds a step, where printed.
         tokens: validation tokens.
         settings: printed settings by name.
-        steps: steps at the stop.
     """
 
     file: str
@@ -92,10 +92,8 @@ class Run:
     codes: list[tuple[str, Number]] = field(default_factory=list)
     train_ms: list[Number] = field(default_factory=list)
     step_ms: float | None = None
-    steps: Number | None = None
     tokens: Number | None = None
     settings: dict[str, tuple[str, Place]] = field(default_factory=dict)
-    after_clock: list[tuple[str, Number]] = field(default_factory=list)
 
     @property
     def finals(self) -> list[Score]:
@@ -126,9 +124,7 @@ class SeedResult:
 
     seed: str
     bpb: Number | None = None
-    loss: Number | None = None
     bytes_total: Number | None = None
-    steps: Number | None = None
     place: Place | None = None
     group: tuple[str, ...] = ()
 
@@ -142,7 +138,7 @@ class Declared:
         leaves: every value in it.
         headline: the score.
         loss: nats per token beside it.
-        total: bytes of model and code, the largest that is stated.
+        totals: bytes of model and code, wherever they are stated.
         seeds: seeds in the order of the file.
         results: per seed.
         problem: why the file cannot be read as JSON.
@@ -165,7 +161,6 @@ class Text:
     file: str
     size: int
     lines: tuple[str, ...]
-    whole: bool = True
 
     def place(self, index: int) -> Place:
         """Return the place of a line, counted from 0."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from evalkit.verify.statements import Folder, Number, Place, Run, Score
 
@@ -64,7 +66,9 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     if rows := _stated_rows(folder, stated):
         return rows
     if singles:
-        return Support("single", tuple(_sharpest(singles)), singles[-1][1].bpb.value)
+        # Of lines that repeat one score the most precise, with a loss.
+        sharpest = _one_a_run(singles, lambda score: (score.loss is not None, score.bpb.decimals))
+        return Support("single", tuple(sharpest), singles[-1][1].bpb.value)
     if means:
         return means[0]
     if _is_missing_seed(folder, stated):
@@ -74,7 +78,7 @@ def find_support(folder: Folder, stated: Number | None) -> Support:
     shown = [(run, s) for run in folder.runs for s in run.scores if s.kind != "final" and same(stated, s.bpb)]
     if shown:
         return Support("progress", tuple(shown[-1:]), shown[-1][1].bpb.value)
-    return Support("none", tuple(_last(finals)), None)
+    return Support("none", tuple(_one_a_run(finals, lambda score: 0)))
 
 
 def _stated_rows(folder: Folder, stated: Number) -> Support | None:
@@ -144,13 +148,10 @@ def _is_rounded_twin(run: Run, score: Score) -> bool:
 
 def _by_label(finals: list[tuple[Run, Score]]) -> dict[str, list[tuple[Run, Score]]]:
     """Return the most precise line of every label in every run."""
-    groups: dict[str, dict[int, tuple[Run, Score]]] = {}
+    groups: dict[str, list[tuple[Run, Score]]] = {}
     for run, score in finals:
-        group = groups.setdefault(score.label, {})
-        old = group.get(id(run))
-        if old is None or score.bpb.decimals >= old[1].bpb.decimals:
-            group[id(run)] = (run, score)
-    return {label: list(group.values()) for label, group in groups.items()}
+        groups.setdefault(score.label, []).append((run, score))
+    return {label: _one_a_run(group, lambda score: score.bpb.decimals) for label, group in groups.items()}
 
 
 def _mean(stated: Number, scores: list[tuple[Run, Score]]) -> Support | None:
@@ -178,15 +179,8 @@ def _mean_of_some(stated: Number, scores: list[tuple[Run, Score]]) -> Support | 
             ):
                 versions = {code.value for run, _ in chosen for kind, code in run.codes if kind == "raw"}
                 mean = math.fsum(s.bpb.value for _, s in chosen) / size
-                fitting.append(
-                    (
-                        len({run.file.rpartition("/")[0] for run, _ in chosen}),
-                        len(versions),
-                        abs(mean - stated.value),
-                        chosen,
-                        mean,
-                    )
-                )
+                folders = {run.file.rpartition("/")[0] for run, _ in chosen}
+                fitting.append((len(folders), len(versions), abs(mean - stated.value), chosen, mean))
         if fitting:
             *_, best, mean = min(fitting, key=lambda f: f[:3])
             return Support("subset", best, mean)
@@ -199,22 +193,13 @@ def _is_mean(stated: Number, values: list[float], slack: float) -> bool:
     return any(abs(stated.value - m) <= max(allowed, tolerance(stated) if slack else 0.0) for m in means)
 
 
-def _sharpest(scores: list[tuple[Run, Score]]) -> list[tuple[Run, Score]]:
-    """Return, of lines that repeat one score, the most precise with a loss; one a run."""
+def _one_a_run(scores: list[tuple[Run, Score]], worth: Callable[[Score], Any]) -> list[tuple[Run, Score]]:
+    """Return the line of every run that is worth most; of equals the last."""
     best: dict[int, tuple[Run, Score]] = {}
     for run, score in scores:
-        old = best.get(id(run))
-        if old is None or (score.loss is not None, score.bpb.decimals) >= (
-            old[1].loss is not None,
-            old[1].bpb.decimals,
-        ):
+        if id(run) not in best or worth(score) >= worth(best[id(run)][1]):
             best[id(run)] = (run, score)
     return list(best.values())
-
-
-def _last(finals: list[tuple[Run, Score]]) -> list[tuple[Run, Score]]:
-    """Return the last score of every run."""
-    return list({id(run): (run, score) for run, score in finals}.values())
 
 
 def claimed_runs(folder: Folder, support: Support) -> list[Run]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from evalkit.plumbing.table import format_pairs
-from evalkit.verify.claim import CONTRADICTED, HOLDS
+from evalkit.verify.claim import CONTRADICTED
 from evalkit.verify.verify import VerifyReport
-
-_MARKS = {HOLDS: "holds", CONTRADICTED: "CONTRADICTED"}
 
 
 def as_text(report: VerifyReport) -> str:
     """Return the verdict, a line for every claim, and under a contradiction the lines that disagree."""
     lines = [format_pairs([("folder", report.folder.path.name), ("verdict", report.verdict)]), ""]
     for claim in report.claims:
-        lines.append(f"{claim.claim.ljust(14)} {_MARKS.get(claim.status, claim.status).ljust(13)} {claim.message}")
+        mark = claim.status.upper() if claim.status == CONTRADICTED else claim.status
+        lines.append(f"{claim.claim.ljust(14)} {mark.ljust(13)} {claim.message}")
         if claim.status == CONTRADICTED:
             lines += [f"    {p.file}:{p.line}: {printable(p.text)}" for p in claim.evidence]
     notes = [f"note: {note}" for note in report.folder.notes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,8 @@ class VerifyReport:
             "folder": self.folder.path.name,
             "verdict": self.verdict,
             "claims": [
-                {
-                    "claim": c.claim,
-                    "status": c.status,
-                    "stated": c.stated,
-                    "found": c.found,
-                    "evidence": [{"file": p.file, "line": p.line, "text": p.text} for p in c.evidence],
-                    "message": c.message,
-                }
-                for c in self.claims
+                {name: claim[name] for name in ("claim", "status", "stated", "found", "evidence", "message")}
+                for claim in map(asdict, self.claims)
             ],
             "scores": self.scores,
             "notes": list(self.folder.notes),

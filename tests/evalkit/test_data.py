@@ -97,6 +97,31 @@ def test_an_error_in_a_worker_is_one_sentence(tokenizer_path: Path, tmp_path: Pa
     assert "UTF-16 text" in capsys.readouterr().err
 
 
+def test_lost_text_is_refused_unless_it_is_asked_for_and_then_counted(tmp_path: Path, capsys) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    words = ["plain words alone", "the quick brown fox jumps over the lazy dog"]
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(words * 20),
+        model_prefix=str(tmp_path / "lossy"),
+        vocab_size=60,
+        model_type="bpe",
+        minloglevel=2,
+        num_threads=1,
+    )
+    source = tmp_path / "docs.jsonl"
+    source.write_text('{"text": "plain words"}\n{"text": "fox \u2603 dog \u2603"}\n')
+    arguments = ["data", "tokenize", str(source), "--tokenizer", str(tmp_path / "lossy.model"), "--workers", "1"]
+    assert run_command([*arguments, "--out", str(tmp_path / "o")]) == 2
+    assert "--keep-unknown" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    assert run_command([*arguments, "--out", str(tmp_path / "o"), "--keep-unknown"]) == 0
+    assert "2 unknown tokens stand for lost text" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["unknown_tokens"] == 2
+    stream = open_shards(str(tmp_path / "o" / "*.bin"))
+    assert (stream.read(0, len(stream)) == Tokenizer(tmp_path / "lossy.model").unk_id).sum() == 2
+
+
 def checked(shards: Path, tokenizer: Path, **changes: object) -> Verification:
     return verify(VerifyOptions(shards=(str(shards),), tokenizer=tokenizer, **changes))  # type: ignore[arg-type]
 

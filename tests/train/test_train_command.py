@@ -17,8 +17,7 @@ from evalkit.cli.main import run_command
 from evalkit.train.files import load_tensors, read_json
 from evalkit.train.loop import Trainer
 
-QUICK = SMALL | {"train.precision": "float32", "optimizer.ns_precision": "float32"}
-KEYS = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+KEYS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
 def train(*arguments: object) -> int:
@@ -94,7 +93,7 @@ def test_best_goes_the_whole_way_in_one_command(
     code = tmp_path / "train_gpt.py"
     code.write_text("print('score me')\n")
     cap = 60_000
-    settings = QUICK | {"model.vocab_size": "384", "train.batch_tokens": "128", "train.spans": "1"}
+    settings = SMALL | {"model.vocab_size": "384", "train.batch_tokens": "128", "train.spans": "1"}
     assert run_command([
         "run", "--recipe", "best", "--scale", "32x2", "--steps", "3", "--data", str(shards),
         "--tokenizer", str(tokenizer_path), "--out", str(tmp_path / "best"), "--target-bytes", str(cap),

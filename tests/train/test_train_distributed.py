@@ -83,15 +83,15 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
     # Without QAT: its steps turn rounding noise into jumps from one grid point to the next.
     forward = {"train__precision": "float32", "qat__enabled": "false"}
-    exact = forward | {"optimizer__ns_precision": "float32"}
+    exact, coarse = (forward | {"optimizer__ns_precision": dtype} for dtype in ("float32", "bfloat16"))
     single = {"optimizer__layout": "matrices"}
     later = {"optimizer__row_normalise": "true", "model__layer_order": "0,1,1,2", "schedule__loop_start": "0.5"}
     recipes = {
-        "banks": recipe(root, "banks", **forward),
+        "banks": recipe(root, "banks", **coarse),
         "exact-banks": recipe(root, "exact-banks", **exact),
         "exact": recipe(root, "exact", **exact, **single, **later),
-        "half": recipe(root, "half", **forward, optimizer__momentum_precision="bfloat16"),
-        "mixed": recipe(root, "mixed", **single, qat__enabled="false"),
+        "half": recipe(root, "half", **coarse, optimizer__momentum_precision="bfloat16"),
+        "mixed": recipe(root, "mixed", **single, **coarse | {"train__precision": "bfloat16"}),
     }
     for processes in (1, 2, 4):
         names = {

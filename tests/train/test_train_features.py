@@ -94,7 +94,7 @@ def noise(name: str, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("recipe", "feature"), model_features())
 def test_a_feature_of_the_model_changes_the_loss(recipe: str, feature: str) -> None:
-    keys = SMALL | {"train.precision": "float32"}
+    keys = SMALL
     config = resolve(load_recipe(recipe), keys, scale="64x4")
     off = "projection" if feature == "xsa_form" else OFF[feature]
     without = dataclasses.replace(config, model=dataclasses.replace(config.model, **{feature: off}))
@@ -120,7 +120,7 @@ def test_a_feature_of_the_model_changes_the_loss(recipe: str, feature: str) -> N
     ],
 )
 def test_the_gradient_reaches_every_parameter(recipe: str, more: dict[str, str]) -> None:
-    config = resolve(load_recipe(recipe), SMALL | {"train.precision": "float32"} | more, scale="64x4")
+    config = resolve(load_recipe(recipe), SMALL | more, scale="64x4")
     weights = {name: noise(name, value).requires_grad_() for name, value in GPT(config.model).state_dict().items()}
     ids = torch.randint(0, VOCAB, (2, 33), generator=torch.Generator().manual_seed(1))
     loss, _ = Objective(config, CPU, compiled=False)(
@@ -211,8 +211,7 @@ def test_as_run_switches_change_the_weights(trained: Any) -> None:
 
 
 def test_the_layouts_agree(trained: Any) -> None:
-    exact = {"train.precision": "float32", "optimizer.ns_precision": "float32"}
-    banks, single = trained("pr634", **exact), trained("pr634", **exact, **{"optimizer.layout": "matrices"})
+    banks, single = trained("pr634"), trained("pr634", **{"optimizer.layout": "matrices"})
     shared = set(banks) & set(single)
     assert {"tok_emb.weight", "skip_weights"} <= shared
     for name in shared:

@@ -27,7 +27,7 @@ from evalkit.train.run import train_model
 from evalkit.train.schedules import Clock
 
 LATER = ("pr1218", "pr1334", "pr1394", "pr1477", "pr1493", "pr1529")
-QUICK = SMALL | {"train.spans": "1", "train.precision": "float32", "optimizer.ns_precision": "float32"}
+QUICK = SMALL | {"train.spans": "1"}
 
 
 def settings(recipe: str = "pr1493", steps: int = 8, **keys: str) -> RunConfig:

@@ -106,7 +106,7 @@ def test_row_normalised_muon_agrees_with_the_formula(shape: tuple[int, int]) -> 
 
 
 def test_rows_get_length_one() -> None:
-    config = OptimizerConfig(row_normalise=True, nesterov=False)
+    config = OptimizerConfig(row_normalise=True, nesterov=False, ns_precision="float32")
     g = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     seen = []
 
@@ -124,7 +124,9 @@ def test_rows_get_length_one() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nesterov: bool) -> None:
     mine, theirs = nn.Parameter(gaussian(*shape)), nn.Parameter(gaussian(*shape))
-    muon = Muon({"w": mine}, OptimizerConfig(nesterov=nesterov, matrix_weight_decay=0.04), ALONE)
+    muon = Muon(
+        {"w": mine}, OptimizerConfig(nesterov=nesterov, matrix_weight_decay=0.04, ns_precision="bfloat16"), ALONE
+    )
     oracle = torch.optim.Muon(
         [theirs], lr=0.02, weight_decay=0.04, momentum=0.95, nesterov=nesterov, adjust_lr_fn="original"
     )
@@ -140,7 +142,7 @@ def test_muon_agrees_with_torch_at_constant_momentum(shape: tuple[int, int], nes
 
 def test_momentum_is_a_plain_sum() -> None:
     w, first, second = nn.Parameter(torch.zeros(8, 8)), gaussian(8, 8, seed=1), gaussian(8, 8, seed=2)
-    muon = Muon({"w": w}, OptimizerConfig(matrix_weight_decay=0.0), ALONE)
+    muon = Muon({"w": w}, OptimizerConfig(matrix_weight_decay=0.0, ns_precision="bfloat16"), ALONE)
     w.grad = first
     muon.step(lr=0.1, momentum=0.5)
     w.grad = second
@@ -183,6 +185,7 @@ def trained(layout: str, steps: int = 4, **keys: str) -> tuple[dict[str, torch.T
         "model.vocab_size": "64",
         "qat.enabled": "false",
         "train.precision": "float32",
+        "optimizer.ns_precision": "bfloat16",
     }
     config = resolve(load_recipe("tiny"), overrides | {k.replace("__", "."): v for k, v in keys.items()}, scale="32x3")
     state = initial_weights(config.model, config.init, seed=0)

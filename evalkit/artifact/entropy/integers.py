@@ -10,7 +10,7 @@ Values inside [-32, 31] are one symbol of 64; a matrix with wider values codes `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,6 +21,8 @@ from evalkit.artifact.entropy.rangecoder import (
     COUNT_STEP,
     Bank,
     Coder,
+    State,
+    Words,
     decode_symbol,
     decode_uniform,
     encode_symbol,
@@ -41,8 +43,7 @@ Int8Matrix = npt.NDArray[np.int8]
 Codes = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class IntegerTables:
+class IntegerTables(NamedTuple):
     """The adaptive tables of one group of matrices.
 
     Attributes:
@@ -57,7 +58,8 @@ class IntegerTables:
 def make_tables(wide: bool) -> IntegerTables:
     """Return fresh tables for values in [-32, 31], or for any int8 when ``wide``."""
     if not wide:
-        return IntegerTables(high=make_bank(_prior(gaussian_pmf(-32, 64), _PRIOR_OBSERVATIONS)), low=_no_low())
+        high = make_bank(_prior(gaussian_pmf(-32, 64), _PRIOR_OBSERVATIONS))
+        return IntegerTables(high=high, low=uniform_bank(1, 4, 1))
     pmf = gaussian_pmf(-128, 256)
     octaves = pmf[4::8].reshape(-1, 4)  # the middle bin of every octave
     total = octaves.sum(axis=1, keepdims=True)
@@ -66,10 +68,6 @@ def make_tables(wide: bool) -> IntegerTables:
         high=make_bank(_prior(pmf.reshape(BINS, 64, 4).sum(axis=2), _PRIOR_OBSERVATIONS)),
         low=make_bank(_prior(conditional, _LOW_OBSERVATIONS)),
     )
-
-
-def _no_low() -> Bank:
-    return uniform_bank(1, 4, 1)
 
 
 def _prior(pmf_q24: npt.NDArray[np.int64], observations: int) -> npt.NDArray[np.int64]:
@@ -177,17 +175,13 @@ def _spread_class(codes: Codes) -> int:
 
 
 @numba.njit(cache=True)
-def _encode_codes(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int, codes: Codes
-) -> None:
+def _encode_codes(state: State, words: Words, bank: Bank, context: int, codes: Codes) -> None:
     for i in range(codes.size):
         encode_symbol(state, words, bank, context, codes[i] + CODE_RANGE // 2)
 
 
 @numba.njit(cache=True)
-def _decode_codes(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int, codes: Codes
-) -> None:
+def _decode_codes(state: State, words: Words, bank: Bank, context: int, codes: Codes) -> None:
     for i in range(codes.size):
         codes[i] = decode_symbol(state, words, bank, context) - CODE_RANGE // 2
 
@@ -210,15 +204,9 @@ def decode_axis(coder: Coder, bank: Bank, axis: int, count: int) -> Codes:
 
 @numba.njit(cache=True)
 def _encode_values(
-    state: npt.NDArray[np.uint64],
-    words: npt.NDArray[np.uint32],
-    high: Bank,
-    low: Bank,
-    values: Int8Matrix,
-    rows: Codes,
-    cols: Codes,
-    wide: bool,
+    state: State, words: Words, tables: IntegerTables, values: Int8Matrix, rows: Codes, cols: Codes, wide: bool
 ) -> None:
+    high, low = tables
     for r in range(values.shape[0]):
         for c in range(values.shape[1]):
             b = min(max(rows[r] + cols[c], 0), BINS - 1)
@@ -233,15 +221,9 @@ def _encode_values(
 
 @numba.njit(cache=True)
 def _decode_values(
-    state: npt.NDArray[np.uint64],
-    words: npt.NDArray[np.uint32],
-    high: Bank,
-    low: Bank,
-    values: Int8Matrix,
-    rows: Codes,
-    cols: Codes,
-    wide: bool,
+    state: State, words: Words, tables: IntegerTables, values: Int8Matrix, rows: Codes, cols: Codes, wide: bool
 ) -> None:
+    high, low = tables
     for r in range(values.shape[0]):
         for c in range(values.shape[1]):
             b = min(max(rows[r] + cols[c], 0), BINS - 1)
@@ -261,7 +243,7 @@ def encode_matrix(coder: Coder, codes: Bank, tables: IntegerTables, values: Int8
     encode_axis(coder, codes, 0, rows)
     encode_axis(coder, codes, 1, cols)
     reserve(coder, 2 * values.size + 8)
-    _encode_values(coder.state, coder.words, tables.high, tables.low, values, rows + np.int32(base), cols, wide)
+    _encode_values(coder.state, coder.words, tables, values, rows + np.int32(base), cols, wide)
 
 
 def decode_matrix(coder: Coder, codes: Bank, tables: IntegerTables, shape: tuple[int, int], wide: bool) -> Int8Matrix:
@@ -270,5 +252,5 @@ def decode_matrix(coder: Coder, codes: Bank, tables: IntegerTables, shape: tuple
     rows = decode_axis(coder, codes, 0, shape[0]) + np.int32(base)
     cols = decode_axis(coder, codes, 1, shape[1])
     values = np.empty(shape, dtype=np.int8)
-    _decode_values(coder.state, coder.words, tables.high, tables.low, values, rows, cols, wide)
+    _decode_values(coder.state, coder.words, tables, values, rows, cols, wide)
     return values

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
-Int8Matrix = npt.NDArray[np.int8]
+from evalkit.artifact.entropy.integers import Int8Matrix
 
 MAX_WORK = 1 << 32  # rows * cols * cols of one matrix: seconds of prediction
 _MAX_COLS = 2048  # bounds the filter at 32 MiB
@@ -27,8 +26,9 @@ def prediction_work(shape: tuple[int, int]) -> int:
 
 
 @numba.njit(cache=True)
-def _transform(source: Int8Matrix, result: Int8Matrix, inverse: bool, rate: int) -> None:
+def _transformed(source: Int8Matrix, inverse: bool) -> Int8Matrix:
     rows, cols = source.shape
+    result = np.empty_like(source)
     weights = np.zeros((cols, cols), dtype=np.int64)  # 2^-16
     x = np.zeros(cols, dtype=np.int64)
     energy = np.int64(0)
@@ -51,22 +51,21 @@ def _transform(source: Int8Matrix, result: Int8Matrix, inverse: bool, rate: int)
             result[r, c] = other
             x[c] = other if inverse else given
             error = min(max((x[c] << 8) - (total >> 8), -(1 << 17)), 1 << 17)
-            gain = (error * rate << 16) // (floor + so_far)
+            gain = (error * _RATE_16THS << 16) // (floor + so_far)
             for k in range(c):
                 weights[c, k] += (gain * x[k] + 2048) >> 12
             so_far += x[c] * x[c]
         energy += so_far
+    return result
 
 
 def residuals(values: Int8Matrix) -> Int8Matrix:
     """Return what prediction leaves of a matrix, modulo 256."""
-    result = np.empty_like(values)
-    _transform(values, result, False, _RATE_16THS)
-    return result
+    residual: Int8Matrix = _transformed(values, False)
+    return residual
 
 
 def restore(left: Int8Matrix) -> Int8Matrix:
     """Undo :func:`residuals`."""
-    result = np.empty_like(left)
-    _transform(left, result, True, _RATE_16THS)
-    return result
+    restored: Int8Matrix = _transformed(left, True)
+    return restored

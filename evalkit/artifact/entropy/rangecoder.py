@@ -42,14 +42,16 @@ _TOP = np.uint64((1 << PROB_BITS) - 1)
 _ONE = np.uint64(1)
 
 Bank = npt.NDArray[np.int32]
+State = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.uint32]
 
 
 @dataclass(kw_only=True)
 class Coder:
     """An encoder's or a decoder's arrays; see the module's docstring."""
 
-    state: npt.NDArray[np.uint64]
-    words: npt.NDArray[np.uint32]
+    state: State
+    words: Words
 
 
 @numba.njit(cache=True)
@@ -84,19 +86,14 @@ def _rebuild(bank: Bank, context: int) -> None:
     bank[context, 2 * symbols] = start
 
 
-@numba.njit(cache=True)
-def _rebuild_all(bank: Bank) -> None:
-    for context in range(bank.shape[0]):
-        _rebuild(bank, context)
-
-
 def make_bank(prior: npt.NDArray[np.int64]) -> Bank:
     """Return a bank that starts from ``prior``: integers ``[contexts, symbols]``, at least 1 each."""
     contexts, symbols = prior.shape
     bank = np.zeros((contexts, 2 * symbols + _EXTRA), dtype=np.int32)
     bank[:, :symbols] = prior
     bank[:, -2:] = _FIRST_INTERVAL
-    _rebuild_all(bank)
+    for context in range(contexts):
+        _rebuild(bank, context)
     return bank
 
 
@@ -118,7 +115,7 @@ def _learn(bank: Bank, context: int, symbol: int) -> None:
 
 
 @numba.njit(cache=True)
-def _carry(words: npt.NDArray[np.uint32], used: int) -> None:
+def _carry(words: Words, used: int) -> None:
     i = used - 1
     while words[i] == np.uint32(0xFFFFFFFF):
         words[i] = np.uint32(0)
@@ -127,7 +124,7 @@ def _carry(words: npt.NDArray[np.uint32], used: int) -> None:
 
 
 @numba.njit(cache=True, inline="always")
-def _encode_interval(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], start: int, freq: int) -> None:
+def _encode_interval(state: State, words: Words, start: int, freq: int) -> None:
     low = state[0]
     step = state[1] >> _U16
     new_low = low + step * np.uint64(start)
@@ -144,9 +141,7 @@ def _encode_interval(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32
 
 
 @numba.njit(cache=True, inline="always")
-def _decode_interval(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], start: int, freq: int, step: int
-) -> None:
+def _decode_interval(state: State, words: Words, start: int, freq: int, step: int) -> None:
     code = state[0] - step * np.uint64(start)
     width = step * np.uint64(freq)
     if width < _LIMIT32:
@@ -162,9 +157,7 @@ def _decode_interval(
 
 
 @numba.njit(cache=True)
-def encode_symbol(
-    state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int, symbol: int
-) -> None:
+def encode_symbol(state: State, words: Words, bank: Bank, context: int, symbol: int) -> None:
     """Code ``symbol`` under ``context`` and learn from it."""
     symbols = (bank.shape[1] - _EXTRA) >> 1
     start = np.int64(bank[context, symbols + symbol])
@@ -173,7 +166,7 @@ def encode_symbol(
 
 
 @numba.njit(cache=True)
-def decode_symbol(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bank: Bank, context: int) -> np.int64:
+def decode_symbol(state: State, words: Words, bank: Bank, context: int) -> np.int64:
     """Return the next symbol under ``context`` and learn from it."""
     symbols = (bank.shape[1] - _EXTRA) >> 1
     step = state[1] >> _U16
@@ -188,14 +181,14 @@ def decode_symbol(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], 
 
 
 @numba.njit(cache=True)
-def encode_uniform(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int, value: int) -> None:
+def encode_uniform(state: State, words: Words, bits: int, value: int) -> None:
     """Code ``value`` in ``[0, 2^bits)`` as equally likely numbers; ``bits`` at most 16."""
     shift = PROB_BITS - bits
     _encode_interval(state, words, value << shift, 1 << shift)
 
 
 @numba.njit(cache=True)
-def decode_uniform(state: npt.NDArray[np.uint64], words: npt.NDArray[np.uint32], bits: int) -> np.int64:
+def decode_uniform(state: State, words: Words, bits: int) -> np.int64:
     """Return a number coded by :func:`encode_uniform`."""
     shift = PROB_BITS - bits
     step = state[1] >> _U16

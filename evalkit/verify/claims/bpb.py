@@ -19,12 +19,10 @@ def check_bpb(folder: Folder, support: Support) -> list[Claim]:
     claims = [c for run, score in pairs if (c := _pair(folder, run, score))]
     if odd := _between_runs(pairs):
         claims.append(odd)
-    contradicted = [c for c in claims if c.status == CONTRADICTED]
-    if contradicted:
-        return contradicted[:3]
-    if any(c.status == HOLDS for c in claims):
-        return [c for c in claims if c.status == HOLDS][:1]
-    return _constants(folder) or [Claim("bpb", NOT_STATED, "no claimed line gives loss and bits per byte together")]
+    contradicted, holding = ([c for c in claims if c.status == status] for status in (CONTRADICTED, HOLDS))
+    if found := contradicted[:3] or holding[:1] or _constants(folder):
+        return found
+    return [Claim("bpb", NOT_STATED, "no claimed line gives loss and bits per byte together")]
 
 
 def _pair(folder: Folder, run: Run, score: Score) -> Claim | None:

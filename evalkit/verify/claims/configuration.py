@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
-from evalkit.verify.statements import Folder, Place, Run
+from evalkit.verify.statements import Folder, Run
 from evalkit.verify.support import same, seed_of
 
 _FREE = re.compile(
@@ -30,21 +30,18 @@ def check_configuration(folder: Folder, runs: list[Run]) -> list[Claim]:
 
 def _settings(runs: list[Run]) -> Claim | None:
     rows = [r for r in runs if len(r.settings) >= 3]
-    for i, run in enumerate(rows[1:], 1):
-        for key, (value, place) in run.settings.items():
+    for run in rows[1:]:
+        for key, (value, _) in run.settings.items():
             other = rows[0].settings.get(key)
-            if (
-                other is None
-                or _FREE.search(key.rpartition(".")[2])
-                or _same_value(value, other[0])
-                or _is_place(value)
+            if other is not None and not (
+                _FREE.search(key.rpartition(".")[2]) or _same_value(value, other[0]) or _is_place(value)
             ):
-                continue
-            return _differ(key, other[0], value, other[1], place, rows[0], rows[i])
+                return _differ(key, rows[0], run)
     return None
 
 
-def _differ(key: str, a: str, b: str, first: Place, second: Place, one: Run, two: Run) -> Claim:
+def _differ(key: str, one: Run, two: Run) -> Claim:
+    (a, first), (b, second) = one.settings[key], two.settings[key]
     said = f"the runs of one claim differ in {key}: {a} in {one.file}, {b} in {two.file}"
     return Claim("configuration", CONTRADICTED, said, a, b, places(first, second))
 
@@ -59,21 +56,14 @@ def _same_value(a: str, b: str) -> bool:
 
 
 def _is_place(value: str) -> bool:
-    return (
-        "/" in value
-        or bool(re.search(r"\.(?:pt|ptz|bin|model|txt|log|npz)$", value))
-        or bool(re.search(r"[\d.]+(?:ms|s|MiB)$", value))
-    )
+    return "/" in value or bool(re.search(r"\.(?:pt|ptz|bin|model|txt|log|npz)$|[\d.]+(?:ms|s|MiB)$", value))
 
 
 def _parameters(runs: list[Run]) -> Claim | None:
-    counts = [(r, *r.settings["model_params"]) for r in runs if "model_params" in r.settings]
-    values = {v for _, v, _ in counts}
-    if len(values) < 2:
-        return None
-    one = counts[0]
-    two = next(c for c in counts if c[1] != one[1])
-    return _differ("model_params", one[1], two[1], one[2], two[2], one[0], two[0])
+    key = "model_params"
+    counted = [r for r in runs if key in r.settings]
+    other = next((r for r in counted if r.settings[key][0] != counted[0].settings[key][0]), None)
+    return None if other is None else _differ(key, counted[0], other)
 
 
 def _mixed_rows(folder: Folder) -> Claim | None:

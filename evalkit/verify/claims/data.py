@@ -49,12 +49,8 @@ def check_data(folder: Folder) -> list[Claim]:
 
 
 def _shards(folder: Folder) -> list[tuple[str, Place]]:
-    found = []
-    for run in folder.runs:
-        for key in ("train_shards", "train_loader"):
-            if key in run.settings:
-                found.append(run.settings[key])
-    return found
+    keys = ("train_shards", "train_loader")
+    return [run.settings[key] for run in folder.runs for key in keys if key in run.settings]
 
 
 def _overlap(folder: Folder) -> Claim | None:
@@ -65,13 +61,14 @@ def _overlap(folder: Folder) -> Claim | None:
     full = [r.tokens for r in folder.runs if r.tokens and r.tokens.value in (47_851_520.0, 47_853_343.0)]
     if not full:
         return None
-    stated: list[tuple[int, Place]] = []
-    for text in folder.texts:
-        for index, line in enumerate(text.lines):
-            stated += [(_count(m.group(1)), text.place(index)) for m in _VAL_DOCS.finditer(line)]
-    for leaf in folder.declared.leaves:
-        if isinstance(leaf.value, str):
-            stated += [(_count(m.group(1)), leaf.place) for m in _VAL_DOCS.finditer(leaf.value)]
+    stated = [
+        (_count(m.group(1)), text.place(index))
+        for text in folder.texts
+        for index, line in enumerate(text.lines)
+        for m in _VAL_DOCS.finditer(line)
+    ]
+    told = [(leaf.value, leaf.place) for leaf in folder.declared.leaves if isinstance(leaf.value, str)]
+    stated += [(_count(m.group(1)), place) for words, place in told for m in _VAL_DOCS.finditer(words)]
     local = [(v, p) for v, p in _shards(folder) if v.isdigit() and int(v) > 1000]
     if any(n >= DOCUMENTS for n, _ in stated):
         return None

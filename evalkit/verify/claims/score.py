@@ -13,7 +13,8 @@ def check_score(folder: Folder, support: Support) -> list[Claim]:
     if headline is None and support.relation in ("single", "mean"):
         headline = folder.declared.loss  # some files put bits per byte there
     if headline is None:
-        return [_without_headline(folder)]
+        where = f"{folder.declared.file} states no score" if folder.declared.file else "there is no submission.json"
+        return [Claim("score", NOT_STATED, where)]
     lines = places(headline, *(s.bpb for _, s in support.scores[:6]))
     claims = [_headline(folder, support, headline, lines)]
     if claims[0].status != NOT_STATED:
@@ -21,56 +22,41 @@ def check_score(folder: Folder, support: Support) -> list[Claim]:
     return claims
 
 
-def _without_headline(folder: Folder) -> Claim:
-    where = f"{folder.declared.file} states no score" if folder.declared.file else "there is no submission.json"
-    return Claim("score", NOT_STATED, where)
-
-
 def _headline(folder: Folder, support: Support, headline: Number, lines: tuple[Place, ...]) -> Claim:
-    stated = headline.value
-    n = len(support.scores)
-    if support.relation == "single":
-        label = support.scores[0][1].label
-        return Claim("score", HOLDS, f"{stated} is the final score {label} of a log", stated, support.value, lines)
-    if support.relation in ("mean", "subset"):
+    stated, first = headline.value, support.scores[0][1] if support.scores else None
+
+    def claim(status: str, said: str, found: float | str | None = None) -> Claim:
+        return Claim("score", status, said, stated, found, lines)
+
+    if support.relation == "single" and first:
+        return claim(HOLDS, f"{stated} is the final score {first.label} of a log", support.value)
+    if support.relation in ("mean", "subset") and first:
         assert support.value is not None
-        label = support.scores[0][1].label
         which = "the" if support.relation == "mean" else "some of the"
         off = abs(stated - support.value)
         note = f" (off by {off:.1e})" if off > 1.1 * max(headline.unit, 1e-8) else ""
-        return Claim(
-            "score", HOLDS, f"{stated} is the mean of {label} over {which} {n} logs{note}", stated, support.value, lines
-        )
+        said = f"{stated} is the mean of {first.label} over {which} {len(support.scores)} logs{note}"
+        return claim(HOLDS, said, support.value)
     if support.relation == "missing":
-        said = f"{stated} is the mean of the stated seeds; not each of them has a log"
-        return Claim("score", NOT_STATED, said, stated, None, lines)
+        return claim(NOT_STATED, f"{stated} is the mean of the stated seeds; not each of them has a log")
     if support.relation == "elsewhere":
         assert support.place is not None
-        said = f"{stated} stands in {support.place.file}; no log prints it"
-        return Claim("score", NOT_STATED, said, stated, support.value, (*lines[:1], support.place))
+        lines = (*lines[:1], support.place)
+        return claim(NOT_STATED, f"{stated} stands in {support.place.file}; no log prints it", support.value)
     if support.relation == "no logs" or not any(run.scores for run in folder.runs):
-        return Claim("score", NOT_STATED, f"no log prints a score to compare {stated} with", stated, None, lines[:1])
-    shipped = any(codec for r in folder.runs for codec, _ in (*r.models, *r.totals)) or any(
-        r.finals for r in folder.runs
-    )
-    if support.relation == "progress" and not shipped:
-        said = f"{stated} stands on a line of training; the log evaluates nothing that ships"
-        return Claim("score", NOT_STATED, said, stated, support.value, lines)
-    if support.relation == "progress":
-        label = support.scores[0][1].kind
-        words = {"step": "a training step", "progress": "a line of progress"}.get(
-            label, "a diagnostic of weights that do not ship"
-        )
-        said = f"{stated} stands only on {words}, not on a final score"
-        return Claim("score", CONTRADICTED, said, stated, support.value, lines)
+        lines = lines[:1]
+        return claim(NOT_STATED, f"no log prints a score to compare {stated} with")
+    if support.relation == "progress" and first:
+        if not any(r.finals or any(codec for codec, _ in (*r.models, *r.totals)) for r in folder.runs):
+            said = f"{stated} stands on a line of training; the log evaluates nothing that ships"
+            return claim(NOT_STATED, said, support.value)
+        words = {"step": "a training step", "progress": "a line of progress"}
+        where = words.get(first.kind, "a diagnostic of weights that do not ship")
+        return claim(CONTRADICTED, f"{stated} stands only on {where}, not on a final score", support.value)
     if not support.scores:
-        return Claim(
-            "score", CONTRADICTED, f"{stated} stands in no log, and no log prints a final score", stated, None, lines
-        )
+        return claim(CONTRADICTED, f"{stated} stands in no log, and no log prints a final score")
     finals = ", ".join(f"{s.bpb.value:g}" for _, s in support.scores[:4])
-    return Claim(
-        "score", CONTRADICTED, f"{stated} is in no log and no mean of logs; they end at {finals}", stated, finals, lines
-    )
+    return claim(CONTRADICTED, f"{stated} is in no log and no mean of logs; they end at {finals}", finals)
 
 
 def _seed(folder: Folder, result: SeedResult) -> Claim | None:

@@ -21,7 +21,7 @@ def check_seeds(folder: Folder, runs: list[Run]) -> list[Claim]:
         return [Claim("seeds", CONTRADICTED, said, name, seed_of(run), places(*stated, run.seed))]
     stated_seeds = set(folder.declared.seeds)
     logged = {s for r in runs if (s := seed_of(r))}
-    if len(stated_seeds) > 1 and logged and (twice := _twice(folder, runs)):
+    if len(stated_seeds) > 1 and logged and (twice := _twice(runs)):
         return [twice]
     if stated_seeds and logged:
         missing, other = stated_seeds - logged, logged - stated_seeds
@@ -42,7 +42,7 @@ def _list(seeds: set[str]) -> str:
     return ", ".join(sorted(seeds, key=int))
 
 
-def _twice(folder: Folder, runs: list[Run]) -> Claim | None:
+def _twice(runs: list[Run]) -> Claim | None:
     """Return a contradiction where two seeds print the same steps with the same losses: one run told twice."""
     seen: dict[tuple[float, ...], Run] = {}
     for run in runs:

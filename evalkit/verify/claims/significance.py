@@ -8,7 +8,7 @@ import re
 from evalkit.plumbing.constants import RECORD_NATS
 from evalkit.verify.claim import CONTRADICTED, HOLDS, NOT_STATED, Claim, places
 from evalkit.verify.known import bytes_per_token
-from evalkit.verify.statements import Folder, Number
+from evalkit.verify.statements import Folder
 from evalkit.verify.support import Support
 
 _CLEARS = re.compile(r"\b(?:clear|exceed|pass|satisf|surpass)\w*\b[^.|]{0,40}\b0\.005[- ]?nats?\b", re.I)
@@ -26,7 +26,8 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
     scores in a sentence the worst is taken, which favours the claim.
     """
     stated = folder.declared.headline
-    ratio = _ratio(support)
+    losses = ((s.loss, s.bpb) for _, s in support.scores if s.loss and s.loss.value > 0)
+    ratio = next((bytes_per_token(loss, bpb)[0] for loss, bpb in losses), None)
     if stated is None or ratio is None:
         return [Claim("significance", NOT_STATED, "no comparison with an earlier record is stated in numbers")]
     holds: Claim | None = None
@@ -47,14 +48,10 @@ def check_significance(folder: Folder, support: Support) -> list[Claim]:
                 return [Claim("significance", CONTRADICTED, said, RECORD_NATS, gain, lines)]
             said = f"the gain over {max(earlier)} is {gain:.4f} nats per token"
             holds = holds or Claim("significance", HOLDS, said, RECORD_NATS, gain, lines)
-    return [holds or _sigma(folder, support, stated)]
+    return [holds or _sigma(support)]
 
 
-def _ratio(support: Support) -> float | None:
-    return next((bytes_per_token(s.loss, s.bpb)[0] for _, s in support.scores if s.loss and s.loss.value > 0), None)
-
-
-def _sigma(folder: Folder, support: Support, stated: Number) -> Claim:
+def _sigma(support: Support) -> Claim:
     values = [s.bpb.value for _, s in support.scores] if support.relation in ("mean", "subset") else []
     note = ""
     if len(values) > 1:

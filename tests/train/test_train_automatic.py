@@ -1,0 +1,84 @@
+"""What ``auto`` stands for: by device, by counts, and by what a resumed run did before."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from evalkit.plumbing.hardware import MatrixSpeed
+from evalkit.plumbing.ranks import Ranks
+from evalkit.recipes import load_recipe
+from evalkit.train import automatic
+from evalkit.train.automatic import settle, training_flops_per_token
+from evalkit.train.config import RunConfig
+from evalkit.train.resolve import resolve
+
+SLOW = MatrixSpeed(processor="old", float32=100.0, bfloat16=20.0)
+FAST = MatrixSpeed(processor="new", float32=100.0, bfloat16=400.0)
+LONG = {"train.batch_tokens": "8192", "train.spans": "1"}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "matrix_speed", lambda device: SLOW)
+    monkeypatch.setattr(automatic, "_has_compiler", lambda: True)
+
+
+def best(overrides: dict[str, str] | None = None, *, steps: int | None = 2000) -> RunConfig:
+    return resolve(load_recipe("best"), LONG | (overrides or {}), steps=steps)
+
+
+def answers(config: RunConfig) -> tuple[str, str, str]:
+    return config.train.precision, config.optimizer.ns_precision, config.train.compile
+
+
+def test_a_cpu_trains_in_what_it_multiplies_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answers(settle(best(steps=2), Ranks()))[:2] == ("float32", "float32")
+    monkeypatch.setattr(automatic, "matrix_speed", lambda device: FAST)
+    assert answers(settle(best(steps=2), Ranks()))[:2] == ("bfloat16", "bfloat16")
+
+
+def test_a_gpu_trains_in_bfloat16_and_compiles() -> None:
+    gpu = dataclasses.replace(Ranks(), device=torch.device("cuda"))
+    assert answers(settle(best(steps=2), gpu)) == ("bfloat16", "bfloat16", "on")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "compiled"),
+    [
+        ({}, 2000, "on"),
+        ({}, 50, "off"),
+        ({"train.max_seconds": "600"}, None, "off"),
+        ({"train.max_seconds": "7200"}, None, "on"),
+    ],
+)
+def test_a_cpu_compiles_long_runs(overrides: dict[str, str], steps: int | None, compiled: str) -> None:
+    assert settle(best(overrides, steps=steps), Ranks()).train.compile == compiled
+
+
+def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "_has_compiler", lambda: False)
+    assert settle(best(), Ranks()).train.compile == "off"
+
+
+def test_what_is_said_is_done() -> None:
+    said = {"train.precision": "bfloat16", "optimizer.ns_precision": "bfloat16", "train.compile": "off"}
+    assert answers(settle(best(said), Ranks())) == ("bfloat16", "bfloat16", "off")
+
+
+def test_a_resumed_run_keeps_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settle(best(), Ranks())
+    monkeypatch.setattr(automatic, "matrix_speed", lambda device: FAST)
+    monkeypatch.setattr(automatic, "_has_compiler", lambda: False)
+    assert answers(settle(best(), Ranks(), before)) == answers(before) == ("float32", "float32", "on")
+
+
+def test_operations_are_counted_once_for_each_visit() -> None:
+    model = best().model
+    twice = dataclasses.replace(model, layer_order=(*range(model.num_layers), *range(model.num_layers)))
+    head = 6 * model.model_dim * model.vocab_size
+    once = training_flops_per_token(model, 1024)
+    assert training_flops_per_token(twice, 1024) - head == pytest.approx(2 * (once - head))
+    # By hand: two products in the forward pass and four in the backward pass, for every weight of a block.
+    blocks = model.num_layers * (2 * 512**2 + 2 * 512 * 256 + 2 * 512 * 1536)
+    assert training_flops_per_token(model, 0) == pytest.approx(6 * blocks + head + 6 * model.num_layers * 512)
