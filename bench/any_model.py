@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import print_header, print_row, scoring_parser
+from common import print_header, print_row, scored_alike, scoring_parser
 
 import evalkit
 
@@ -37,16 +37,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "own.py"
             file.write_text(FACTORY.format(recipe=options.recipe), encoding="utf-8")
-            shared = {
-                "tokens": options.tokens,
-                "tokenizer": options.tokenizer,
-                "limit_tokens": options.limit_tokens,
-                "dtype": options.dtype,
-                "threads": options.threads,
-            }
-            plain = evalkit.ScoreOptions(artifact=artifact, recipe=options.recipe, seq_len=options.seq_len, **shared)
+            alike = scored_alike(options)
+            plain = evalkit.ScoreOptions(artifact=artifact, recipe=options.recipe, seq_len=options.seq_len, **alike)
             window = evalkit.open_session(plain).sliding.seq_len  # a module knows no recipe, so no window of one
-            module = evalkit.ScoreOptions(module=f"{file}:make", weights=artifact, seq_len=window, **shared)
+            module = evalkit.ScoreOptions(module=f"{file}:make", weights=artifact, seq_len=window, **alike)
             seconds: dict[str, list[float]] = {"artifact": [], "module": []}
             reports = {}
             for _ in range(options.repeats):

@@ -7,14 +7,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from evalkit.tokens.shards import open_shard
+from evalkit.tokens.tokenizer import ByteTable
 
 BENCH = Path(__file__).resolve().parent
 SHARED = BENCH.parent / "../shared"
+Result = TypeVar("Result")
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -32,6 +35,12 @@ def scoring_parser(description: str | None, limit_tokens: int) -> argparse.Argum
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     return parser
+
+
+def scored_alike(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the arguments of :func:`scoring_parser` but the artifacts say to ``ScoreOptions``."""
+    names = ("tokens", "tokenizer", "limit_tokens", "dtype", "threads")
+    return {name: getattr(options, name) for name in names}
 
 
 def print_row(*cells: object) -> None:
@@ -64,14 +73,23 @@ def network_inputs(count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     return neural, 1.05 * neural - 0.02, entropy
 
 
-def cpu_seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """Return the least processor time of several runs: other load on the machine counts less than in wall time."""
-    best = float("inf")
+def one_byte_each(vocab_size: int) -> ByteTable:
+    """Return the bytes of tokens of which each stands for one."""
+    no = np.zeros(vocab_size, dtype=bool)
+    return ByteTable(base=np.ones(vocab_size, dtype=np.int32), has_space=no, is_boundary=no)
+
+
+def cpu_seconds(work: Callable[[], Result], repeats: int = 1) -> tuple[float, Result]:
+    """Return the least processor time of several runs, and what the last gave.
+
+    Other load on the machine counts less in it than in wall time.
+    """
+    seconds = []
     for _ in range(repeats):
         start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
+        result = work()
+        seconds.append(time.process_time() - start)
+    return min(seconds), result
 
 
 def replace_table(name: str, body: str) -> None:

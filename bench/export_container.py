@@ -19,13 +19,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import SHARED, parser_of
+from common import SHARED, cpu_seconds, parser_of
 
 from evalkit.artifact.load import load_artifact
 from evalkit.artifact.native import NativeMetadata, read_native, write_native
@@ -61,21 +60,15 @@ def order_0_bytes(tensors: Mapping[str, StoredTensor]) -> float:
 def line(label: str, tensors: Mapping[str, StoredTensor], layout: TorchLayout) -> str:
     payload = torch_payload(tensors, layout)
     sizes = [len(compress_payload(payload, "zstd")), len(compress_payload(payload, "xz")), order_0_bytes(tensors)]
-    started = time.process_time()
-    data = write_native(tensors, NativeMetadata())
-    written = time.process_time() - started
-    reads = []
-    for _ in range(3):
-        started = time.process_time()
-        artifact = read_native(data)
-        reads.append(time.process_time() - started)
+    written, data = cpu_seconds(lambda: write_native(tensors, NativeMetadata()))
+    read, artifact = cpu_seconds(lambda: read_native(data), 3)
     for name, tensor in tensors.items():
         assert artifact.tensors[name].values.tobytes() == tensor.values.tobytes(), name
     assert hashlib.sha256(write_native(tensors, NativeMetadata())).digest() == hashlib.sha256(data).digest()
     n_values = sum(t.values.size for t in tensors.values())
     columns = " ".join(f"{size:11,.0f}" for size in (n_values, *sizes, len(data)))
     gains = " ".join(f"{100 * (1 - len(data) / size):6.2f}%" for size in sizes)
-    return f"{label:34} {columns} {gains} {written:6.2f} {min(reads):6.2f}"
+    return f"{label:34} {columns} {gains} {written:6.2f} {read:6.2f}"
 
 
 def trained_tensors(run: Path, rms: float, data: Path, calibration_tokens: int) -> Mapping[str, StoredTensor]:

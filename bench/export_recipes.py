@@ -14,10 +14,11 @@ with the clips chosen by the same measure, on training tokens that calibration h
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from evalkit.train.export.export import quantize_state_dict
 from evalkit.train.export.pipeline import plan_of, target_weights
 from evalkit.train.export.refine import refine
 from evalkit.train.export.text import TrainingText
-from evalkit.train.folder import load_run
+from evalkit.train.folder import TrainedModel, load_run
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule
 from evalkit.train.quantization.rows import PERCENTILES, weighted_row_error
@@ -88,6 +89,54 @@ class Text:
         return f"{ratio:+.5f} +- {error:.5f}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run of ``evalkit train`` with its network, texts to measure on, and what calibrates."""
+
+    trained: TrainedModel
+    model: GPT
+    texts: dict[str, Text]
+    reader: TrainingText
+    hessians: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, folder: Path, options: argparse.Namespace, refine_steps: int = 0) -> Opened:
+        """Return a run folder with what the options of :func:`runs_parser` name."""
+        trained = load_run(folder)
+        model = GPT(trained.config.model).eval().requires_grad_(False)
+        model.load_state_dict(trained.weights)
+        shards = {"validation": find_shards(options.data, trained.config.data)[1]}
+        if options.other:
+            shards["other"] = [options.other]
+        seq_len, tokenizer = trained.config.train.seq_len, Tokenizer(options.tokenizer)
+        count = options.calibration_tokens
+        reader = TrainingText(options.data, trained, calibration_tokens=count, refine_steps=refine_steps)
+        return cls(
+            trained=trained,
+            model=model,
+            texts={kind: Text.read(paths, options.tokens, seq_len, tokenizer) for kind, paths in shards.items()},
+            reader=reader,
+            hessians=collect_hessians(model, reader.calibration()),
+        )
+
+    def bits(self, text: Text, tensors: Mapping[str, StoredTensor]) -> npt.NDArray[np.float64]:
+        """Return -log2 p of every target of a text under stored tensors."""
+        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        state = {name: torch.from_numpy(held_values(tensor)).reshape(shapes[name]) for name, tensor in tensors.items()}
+        return text.bits(self.model, state)
+
+
+def runs_parser(description: str | None, calibration_tokens: int) -> argparse.ArgumentParser:
+    """Return a parser with what says how runs are measured."""
+    parser = parser_of(description)
+    parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
+    parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=65536, help="of each text")
+    parser.add_argument("--calibration-tokens", type=int, default=calibration_tokens)
+    return parser
+
+
 def uniform_plan(bits: int) -> QuantizationPlan:
     """Every matrix of the blocks at one width, the rest as it is."""
     return QuantizationPlan(
@@ -100,15 +149,6 @@ def uniform_plan(bits: int) -> QuantizationPlan:
     )
 
 
-def without_gptq(plan: QuantizationPlan) -> QuantizationPlan:
-    return replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
-
-
-def as_state(model: GPT, tensors: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    return {name: torch.from_numpy(held_values(tensor)).reshape(shapes[name]) for name, tensor in tensors.items()}
-
-
 def output_ratios(
     weights: Mapping[str, torch.Tensor],
     plan: QuantizationPlan,
@@ -117,7 +157,7 @@ def output_ratios(
 ) -> list[float]:
     """Return the output error of GPTQ over that of rounding, for every matrix."""
     gptq = quantize_state_dict(weights, plan, seen)
-    nearest = quantize_state_dict(weights, without_gptq(plan), seen)
+    nearest = quantize_state_dict(weights, plan.without_gptq(), seen)
 
     def error(tensors: Mapping[str, StoredTensor], name: str) -> float:
         left = weights[name] - torch.from_numpy(tensors[name].dequantize())
@@ -128,19 +168,13 @@ def output_ratios(
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = runs_parser(__doc__, 65536)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder with training and validation shards")
-    parser.add_argument("--other", type=Path, help="a shard of other text to measure on")
-    parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--recipes", default="baseline,pr333,pr592,pr344,pr634,pr849")
     parser.add_argument("--plans", default="own,int6,int5")
-    parser.add_argument("--tokens", type=int, default=65536, help="of each text")
-    parser.add_argument("--calibration-tokens", type=int, default=65536)
     parser.add_argument("--refine", type=int, default=100, help="steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = Tokenizer(options.tokenizer)
     print_header(
         "recipe", "plan", "text", "float", "nearest", "GPTQ - nearest", "nearest, refined - nearest",
         "GPTQ, refined - nearest", "GPTQ, refined - float", "output error: smallest, median, largest", left=3,
@@ -148,37 +182,28 @@ def main() -> None:
     for recipe in options.recipes.split(","):
         if not (options.runs / recipe / "summary.json").exists():
             continue
-        trained = load_run(options.runs / recipe)
-        weights = trained.weights
-        model = GPT(trained.config.model).eval().requires_grad_(False)
-        model.load_state_dict(weights)
-        seq_len = trained.config.train.seq_len
-        shards, validation = find_shards(options.data, trained.config.data)
-        texts = {"validation": Text.read(validation, options.tokens, seq_len, tokenizer)}
-        if options.other:
-            texts["other"] = Text.read([options.other], options.tokens, seq_len, tokenizer)
-        reader = TrainingText(
-            options.data, trained, calibration_tokens=options.calibration_tokens, refine_steps=options.refine
-        )
-        seen = collect_hessians(model, reader.calibration())
+        run = Opened.of(options.runs / recipe, options, options.refine)
+        model, reader, weights, seen = run.model, run.reader, run.trained.weights, run.hessians
+        shards, _ = find_shards(options.data, run.trained.config.data)
         stream = TrainingTokens(shards, vocab_size=model.config.vocab_size)
-        later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens)).view(-1, 1, seq_len)
+        later = torch.from_numpy(stream.read(stream.num_tokens // 2, options.calibration_tokens))
+        later = later.view(-1, 1, run.trained.config.train.seq_len)
         unseen = collect_hessians(model, list(later)) if options.plans != "own" else {}
-        exact = {kind: text.bits(model, weights) for kind, text in texts.items()}
+        exact = {kind: text.bits(model, weights) for kind, text in run.texts.items()}
         for label in options.plans.split(","):
             own = label == "own"
-            plan = plan_of(trained) if own else uniform_plan(int(label.removeprefix("int")))
-            target, _ = target_weights(model, trained, plan, seen, reader.held_out()) if own else (weights, [])
+            plan = plan_of(run.trained) if own else uniform_plan(int(label.removeprefix("int")))
+            target, _ = target_weights(model, run.trained, plan, seen, reader.held_out()) if own else (weights, [])
             rounded = {
-                "nearest": quantize_state_dict(weights, without_gptq(plan)),
+                "nearest": quantize_state_dict(weights, plan.without_gptq()),
                 "gptq": quantize_state_dict(target, plan, seen),
             }
             if own and options.refine:
                 for name in ("nearest", "gptq"):
                     rounded[f"{name}, refined"] = refine(model.config, rounded[name], reader.refinement, options.refine)
             ratios = [] if own else output_ratios(weights, plan, seen, unseen)
-            for kind, text in texts.items():
-                bits = {name: text.bits(model, as_state(model, tensors)) for name, tensors in rounded.items()}
+            for kind, text in run.texts.items():
+                bits = {name: run.bits(text, tensors) for name, tensors in rounded.items()}
                 bits["float"] = exact[kind]
                 cells = [recipe, label, kind]
                 cells += [f"{text.per_byte(bits[name]):.5f}" for name in ("float", "nearest")]

@@ -23,62 +23,51 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from evalkit.legality.report import LegalityReport
-    from evalkit.report.score_report import ScoreReport
+import numpy as np
+import sentencepiece
+import torch
+import zstandard
+
+from evalkit.artifact.compression import inflate
+from evalkit.artifact.load import load_artifact
+from evalkit.artifact.native import _HEADER_FILTERS, NativeMetadata, write_native
+from evalkit.codec.container import MAGIC, Header, pack, unpack
+from evalkit.legality.report import Finding, LegalityReport
+from evalkit.model.gpt import GPT
+from evalkit.plumbing.errors import EvalkitError
+from evalkit.recipes import load_recipe
+from evalkit.report.load import SavedReport, read_report, read_token_scores
+from evalkit.report.page import PageOptions, build_page
+from evalkit.report.score_report import ArtifactIdentity, ScoreReport
+from evalkit.source.reading import read_source
+from evalkit.tokens.shards import open_shard, write_shard
+from evalkit.tokens.stream import TokenStream, read_documents
+from evalkit.tokens.tokenizer import Tokenizer
+from evalkit.train.export.export import pack_artifact, quantize_state_dict
+from evalkit.train.export.torch_layouts import LAYOUTS
+from evalkit.train.quantization.plan import PLANS
+from evalkit.verbs.coding import restored_options
+from evalkit.verify.verify import verify_folder
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tests.evalkit.reports import invented_report
+from tests.evalkit.source.source_scripts import plain
 
 INTERESTING = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1]
+COMPRESSIONS = ("zstd", "xz", "zlib")
 NASTY_JSON = [
     "null", "true", "-1", "0", "1e999", "-1e308", "NaN", "Infinity", '""', "[]", "{}", '"\\ud800"', "1" * 5000,
     '"' + "a" * 3000 + '"', "[" * 2000 + "]" * 2000, "4294967296", "9007199254740993", "0.1", '"none"', "1099511627776",
     '"../../x"', "[1,2,3]", '{"sha256":"x"}',
 ]  # fmt: skip
 
-
-_SCRIPT = """
-import os
-import torch
-from torch import Tensor, nn
-import torch.nn.functional as F
-
-class Hyperparameters:
-    vocab_size = int(os.environ.get("VOCAB_SIZE", 1024))
-    num_layers = int(os.environ.get("NUM_LAYERS", 2))
-    model_dim = int(os.environ.get("MODEL_DIM", 64))
-    logit_softcap = float(os.environ.get("LOGIT_SOFTCAP", 30.0))
-    rope_base = float(os.environ.get("ROPE_BASE", 10000.0))
-
-class MLP(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.fc = nn.Linear(dim, 4 * dim, bias=False)
-        self.proj = nn.Linear(4 * dim, dim, bias=False)
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(torch.relu(self.fc(x)).square())
-
-class GPT(nn.Module):
-    def __init__(self, args):
-        super().__init__()
-        self.tok_emb = nn.Embedding(args.vocab_size, args.model_dim)
-        self.blocks = nn.ModuleList([MLP(args.model_dim) for _ in range(args.num_layers)])
-        self.softcap = args.logit_softcap
-    def forward(self, ids):
-        x = self.tok_emb(ids)
-        for block in self.blocks:
-            x = x + block(F.rms_norm(x, (x.size(-1),)))
-        logits = F.linear(x, self.tok_emb.weight)
-        return self.softcap * torch.tanh(logits / self.softcap)
-
-def main():
-    args = Hyperparameters()
-    model = GPT(args)
-"""
 _LOG = b"""num_layers:2 model_dim:64 seed:1337
 step:100/200 train_loss:3.1 train_time:1000ms step_avg:10.0ms
 step:200/200 val_loss:2.0726 val_bpb:1.2271 train_time:2000ms
@@ -201,12 +190,7 @@ def _through_file(folder: Path, suffix: str, read: Callable[[Path], Any]) -> Cal
 
 
 def _artifact_targets(folder: Path) -> Iterator[Target]:
-    import zstandard
-
-    from evalkit.artifact.compression import inflate
-    from evalkit.artifact.load import load_artifact
-
-    artifacts = _valid_artifacts(folder)
+    artifacts = _valid_artifacts()
     payloads = {name: inflate(data) for name, data in artifacts.items() if name != "native"}
 
     def make_torch(rng: random.Random) -> bytes:
@@ -220,8 +204,6 @@ def _artifact_targets(folder: Path) -> Iterator[Target]:
 
     def make_index(rng: random.Random) -> bytes:
         """Change the pickled index alone and repair the zip around it."""
-        import zipfile
-
         source = zipfile.ZipFile(io.BytesIO(payloads[rng.choice(list(payloads))]))
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as archive:
@@ -238,8 +220,6 @@ def _artifact_targets(folder: Path) -> Iterator[Target]:
         length = int.from_bytes(body[:4], "little")
         header, payload = body[4 : 4 + length], body[4 + length :]
         if rng.random() < 0.6:
-            from evalkit.artifact.native import _HEADER_FILTERS
-
             raw = lzma.decompress(header, format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
             header = lzma.compress(mutate_json(rng, raw), format=lzma.FORMAT_RAW, filters=_HEADER_FILTERS)
         else:
@@ -258,11 +238,6 @@ def _artifact_targets(folder: Path) -> Iterator[Target]:
 
 
 def _shard_target(folder: Path) -> Target:
-    import numpy as np
-
-    from evalkit.tokens.shards import open_shard, write_shard
-    from evalkit.tokens.stream import TokenStream
-
     write_shard(folder / "shard.bin", np.random.default_rng(0).integers(0, 384, 3000))
     shard = (folder / "shard.bin").read_bytes()
 
@@ -279,12 +254,6 @@ def _shard_target(folder: Path) -> Target:
 
 
 def _coded_target(folder: Path) -> Target:
-    import numpy as np
-
-    from evalkit.codec.container import MAGIC, Header, pack, unpack
-    from evalkit.tokens.tokenizer import Tokenizer
-    from evalkit.verbs.coding import restored_options
-
     tokenizer = folder / "tiny.model"
     words = np.arange(300, dtype="<u4").tobytes()
     coded = pack(
@@ -332,10 +301,6 @@ def _coded_target(folder: Path) -> Target:
 
 
 def _document_targets(folder: Path) -> Iterator[Target]:
-    import zstandard
-
-    from evalkit.tokens.stream import read_documents
-
     lines = b"".join(
         json.dumps({"text": text, "n": 1}).encode() + b"\n" for text in ("one two", "na\u00efve \u2192", "x" * 80)
     )
@@ -361,14 +326,12 @@ def _document_targets(folder: Path) -> Iterator[Target]:
 
 
 def _report_targets(folder: Path) -> Iterator[Target]:
-    import numpy as np
-
-    from evalkit.report.load import SavedReport, read_report, read_token_scores
-    from evalkit.report.page import PageOptions, build_page
-
-    report = json.dumps(_valid_report().to_dict()).encode()
     valid = SavedReport(path=folder / "report.json", report=_valid_report())
-    check = json.dumps(_valid_check(valid.report).to_dict()).encode()
+    report = json.dumps(valid.report.to_dict()).encode()
+    finding = Finding(axiom="causality", position=7, evidence={"nats": 0.1}, message="moved")
+    subject = {"subject": valid.report.subject()}
+    audited = LegalityReport(findings=(finding,), covered=subject, uncovered=("x",), seconds=1.0)
+    check = json.dumps(audited.to_dict()).encode()
     scores = io.BytesIO()
     np.savez(scores, position=np.arange(1, 101), nll=np.full(100, 2.5), bytes=np.full(100, 2, dtype=np.int32))
 
@@ -394,10 +357,7 @@ def _report_targets(folder: Path) -> Iterator[Target]:
 
 def _submission_targets(folder: Path) -> Iterator[Target]:
     """Scripts, logs and submission.json, as ``--source``, ``--log`` and ``verify`` read them."""
-    from evalkit.source.reading import read_source
-    from evalkit.verify.verify import verify_folder
-
-    script = _SCRIPT.encode()
+    script = plain().encode()
     parts = {"train_gpt.py": script, "train.log": _LOG, "submission.json": _SUBMISSION}
     (folder / "submission").mkdir(exist_ok=True)
 
@@ -422,15 +382,7 @@ def _submission_targets(folder: Path) -> Iterator[Target]:
     yield Target("submission folder", 0.04, valid, make_folder, read_folder)
 
 
-def _valid_artifacts(folder: Path) -> dict[str, bytes]:
-    import torch
-
-    from evalkit.model.gpt import GPT
-    from evalkit.recipes import load_recipe
-    from evalkit.train.export.export import quantize_state_dict, write_artifact
-    from evalkit.train.export.torch_layouts import LAYOUTS
-    from evalkit.train.quantization.plan import PLANS
-
+def _valid_artifacts() -> dict[str, bytes]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = load_recipe("pr849").model_config(
@@ -439,51 +391,30 @@ def _valid_artifacts(folder: Path) -> dict[str, bytes]:
     )  # fmt: skip
     state = {k: torch.randn_like(v) * 0.15 for k, v in GPT(config).state_dict().items()}
     tensors = quantize_state_dict(state, PLANS["pr849"])
-    files = {}
-    for container in ("torch-zstd", "torch-xz", "torch-zlib"):
-        write_artifact(folder / "a", tensors, container, layout=LAYOUTS["pr849"])
-        files[container] = (folder / "a").read_bytes()
-    write_artifact(folder / "a", quantize_state_dict(state, PLANS["pr333"]), "torch-zlib", layout=LAYOUTS["pr333"])
-    files["layout A"] = (folder / "a").read_bytes()
-    from evalkit.artifact.native import NativeMetadata, write_native
-
-    files["native"] = write_native(
-        tensors, NativeMetadata(config=config.to_dict(), recipe={"name": "pr849", "seq_len": 64})
-    )
-    return files
+    metadata = NativeMetadata(config=config.to_dict(), recipe={"name": "pr849", "seq_len": 64})
+    layout_a = quantize_state_dict(state, PLANS["pr333"])
+    return {
+        **{f"torch-{how}": pack_artifact(tensors, f"torch-{how}", layout=LAYOUTS["pr849"]) for how in COMPRESSIONS},
+        "layout A": pack_artifact(layout_a, "torch-zlib", layout=LAYOUTS["pr333"]),
+        "native": write_native(tensors, metadata),
+    }
 
 
 def _valid_report() -> ScoreReport:
-    from evalkit.plumbing.provenance import CodeIdentity
-    from evalkit.report.score_report import ArtifactIdentity, ScoreReport, TokenizerIdentity, TokensIdentity
-
-    return ScoreReport(
+    return invented_report(
         artifact=ArtifactIdentity(
             path="missing.ptz", sha256="0", bytes=10, format="layout B", compression="zstd", parameters=5
         ),
         recipe="pr849",
         config={"vocab_size": 384},
         config_origins={"vocab_size": "shapes"},
-        tokens=TokensIdentity(names=("missing.bin",), sha256="0"),
-        tokenizer=TokenizerIdentity(path="missing", sha256="0"),
         tokens_scored=100,
         bytes_scored=200,
-        bytes_raw=None,
         nats=250.0,
         stride=64,
         seq_len=128,
-        device="cpu",
-        dtype="float32",
         context="sliding",
-        mixer="hedge",
         ttt=True,
-        settings={"model": {}},
-        verdict=None,
-        ledger_sha256="0",
-        seconds=1.0,
-        tokens_per_second=1.0,
-        versions={"evalkit": "0"},
-        code=CodeIdentity(commit="0", dirty=False),
         mixer_report={
             "method": "hedge",
             "experts": {"neural": {"nats": 1.0, "leave_one_out_gain": 0.1, "mean_weight": 1.0}},
@@ -513,26 +444,18 @@ def _restart_peak_mib() -> float:
     return _peak_mib()
 
 
-def _valid_check(report: ScoreReport) -> LegalityReport:
-    from evalkit.legality.report import Finding, LegalityReport
-
-    finding = Finding(axiom="causality", position=7, evidence={"nats": 0.1}, message="moved")
-    return LegalityReport(findings=(finding,), covered={"subject": report.subject()}, uncovered=("x",), seconds=1.0)
-
-
-def _worker(index: int, seed: int, first: int, count: int, seconds: float, folder: str, pipe: Any, beat: Any) -> None:
-    import numpy as np
-
+def _worker(
+    index: int, seed: int, inputs: range, seconds: float, folder: str, outcome: Outcome, pipe: Any, beat: Any
+) -> None:
+    """Go on with what a target has come to, and send it back."""
     np.seterr(all="ignore")
-    from evalkit.plumbing.errors import EvalkitError
-
     started = time.monotonic()
     work = Path(folder)
     make_tokenizer(work)
     target = build_targets(work)[index]
     target.read(target.valid)  # a reader that refuses valid input would make the counts worthless; also warms up
-    outcome = Outcome(baseline_mib=_restart_peak_mib())
-    for i in range(first, first + count):
+    outcome.baseline_mib = max(outcome.baseline_mib, _restart_peak_mib())
+    for i in inputs:
         data = target.make(random.Random(f"{seed}-{target.name}-{i}"))
         (work / "current").write_bytes(data)
         began = time.monotonic()
@@ -550,8 +473,8 @@ def _worker(index: int, seed: int, first: int, count: int, seconds: float, folde
         outcome.slowest = max(outcome.slowest, time.monotonic() - began)
         if time.monotonic() - started > seconds:
             break
-    outcome.peak_mib = _peak_mib()
-    outcome.seconds = time.monotonic() - started
+    outcome.peak_mib = max(outcome.peak_mib, _peak_mib())
+    outcome.seconds += time.monotonic() - started
     pipe.send(outcome)
 
 
@@ -559,8 +482,6 @@ def make_tokenizer(folder: Path) -> None:
     """Train a tiny tokenizer: the reader of compressed files asks for one."""
     if (folder / "tiny.model").exists():
         return
-    import sentencepiece
-
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 50),
@@ -591,7 +512,7 @@ def _fuzz(index: int, name: str, args: argparse.Namespace, count: int, seconds: 
         beat = context.Array("d", [float(first), 0.0])
         process = context.Process(
             target=_worker,
-            args=(index, args.seed, first, count - first, until - time.monotonic(), str(work), there, beat),
+            args=(index, args.seed, range(first, count), until - time.monotonic(), str(work), total, there, beat),
         )
         process.start()
         there.close()
@@ -616,11 +537,7 @@ def _fuzz(index: int, name: str, args: argparse.Namespace, count: int, seconds: 
             total.inputs += at - first + 1
             first = at + 1
             continue
-        for key in ("inputs", "accepted", "refused", "crashes"):
-            setattr(total, key, getattr(total, key) + getattr(ended, key))
-        for key in ("slowest", "peak_mib", "baseline_mib"):
-            setattr(total, key, max(getattr(total, key), getattr(ended, key)))
-        total.seconds += ended.seconds
+        total = ended
         break
     if args.keep:
         for file in [*work.glob("crash-*"), *work.glob("fatal-*")]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,20 +29,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import BENCH, parser_of, print_header, print_row
+from common import network_inputs, one_byte_each, parser_of, print_header, print_row
 from scoring import STRIDE, plain_loop
 
 from evalkit.mixers import Mixer, default_config
 from evalkit.model.config import ModelConfig
 from evalkit.model.gpt import GPT
 from evalkit.model.kernels import fastest_attention
+from evalkit.plumbing.provenance import code_identity
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.mixed import MixedForecaster
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.prequential.streaming import StreamingConfig, StreamingForecaster
 from evalkit.recipes import load_recipe
 from evalkit.tokens.shards import write_shard
-from evalkit.tokens.tokenizer import ByteTable
 from evalkit.train.automatic import settle, training_flops_per_token
 from evalkit.train.data import TrainingTokens
 from evalkit.train.folder import TrainingFolder
@@ -52,7 +51,6 @@ from evalkit.train.resolve import resolve
 from evalkit.ttt.config import PRESETS
 from evalkit.ttt.forecaster import TTTForecaster
 
-SECTIONS = ("scoring", "streaming", "mixing", "ttt", "training")
 REPEATS = 5
 
 
@@ -126,10 +124,13 @@ class Bench:
         self.shapes = GPU_SHAPES if self.on_gpu else CPU_SHAPES
         self.recipes = recipes
 
+    def changes(self, recipe: str) -> dict[str, int]:
+        """Return what is other than in the recipe's model."""
+        return self.shapes.changes.get(recipe, {} if self.on_gpu else SMALL)
+
     def config(self, recipe: str) -> ModelConfig:
         """Return a recipe's model."""
-        changes = self.shapes.changes.get(recipe, {} if self.on_gpu else SMALL)
-        return load_recipe(recipe).model_config(**changes)
+        return load_recipe(recipe).model_config(**self.changes(recipe))
 
     def model(self, recipe: str) -> GPT:
         """Return it with drawn weights."""
@@ -195,6 +196,18 @@ def side_flops(config: ModelConfig, seq_len: int, scored: int) -> float:
     return (len(config.passes) - 1) * layer + last + head
 
 
+def of_windows(shapes: Shapes, seconds: float, first: float, flops: float = 0.0, note: str = "") -> Measured:
+    """Return what is known of the scoring of all windows; ``flops`` are those of one."""
+    return Measured(
+        seconds=seconds,
+        first=first,
+        tokens=shapes.windows * STRIDE,
+        context=shapes.windows * shapes.seq_len,
+        flops=shapes.windows * flops,
+        note=note,
+    )
+
+
 def scoring(bench: Bench) -> Iterator[Row]:
     """Sliding windows beside the plain compiled loop."""
     for recipe in bench.recipes:
@@ -210,14 +223,8 @@ def score_windows(bench: Bench, recipe: str, batch: int, until: float) -> Measur
     shapes, forecaster = bench.shapes, bench.sliding(recipe, batch)
     tokens = bench.tokens(recipe, shapes.stop)
     seconds, first = bench.median(lambda: forecaster.score(tokens, shapes.first, shapes.stop), until)
-    return Measured(
-        seconds=seconds,
-        first=first,
-        tokens=shapes.windows * STRIDE,
-        context=shapes.windows * shapes.seq_len,
-        flops=shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, STRIDE),
-        note=f"{forecaster._batch_size(first=False)} windows, {forecaster.kernel or 'no choice of kernel'}",
-    )
+    note = f"{forecaster._batch_size(first=False)} windows, {forecaster.kernel or 'no choice of kernel'}"
+    return of_windows(shapes, seconds, first, side_flops(bench.config(recipe), shapes.seq_len, STRIDE), note)
 
 
 def score_plainly(bench: Bench, recipe: str, batch: int, until: float) -> Measured:
@@ -229,34 +236,28 @@ def score_plainly(bench: Bench, recipe: str, batch: int, until: float) -> Measur
     seconds, first = bench.median(
         lambda: plain_loop(forward, tokens, shapes.windows, shapes.seq_len, batch, str(bench.device)), until
     )
-    return Measured(
-        seconds=seconds,
-        first=first,
-        tokens=shapes.windows * STRIDE,
-        context=shapes.windows * shapes.seq_len,
-        flops=shapes.windows * side_flops(bench.config(recipe), shapes.seq_len, shapes.seq_len),
-    )
+    return of_windows(shapes, seconds, first, side_flops(bench.config(recipe), shapes.seq_len, shapes.seq_len))
 
 
 def streaming(bench: Bench) -> Iterator[Row]:
     """Keys and values kept: a forward pass a token."""
     shapes = bench.shapes
+    config = StreamingConfig(
+        seq_len=shapes.seq_len,
+        block=min(StreamingConfig.block, shapes.seq_len // 4),
+        device=str(bench.device),
+        dtype="bfloat16",
+    )
+    count = shapes.streamed
     for recipe in bench.recipes:
 
         def work(until: float, recipe: str = recipe) -> Measured:
-            config = StreamingConfig(
-                seq_len=shapes.seq_len,
-                block=min(StreamingConfig.block, shapes.seq_len // 4),
-                device=str(bench.device),
-                dtype="bfloat16",
-            )
             forecaster = StreamingForecaster(bench.model(recipe), config)
-            count = shapes.streamed
             tokens = bench.tokens(recipe, count + 1)
             seconds, took = bench.median(lambda: forecaster.score(tokens, 1, count + 1), until)
             return Measured(seconds=seconds, first=took, tokens=count, context=count)
 
-        yield f"{recipe}, blocks of {min(StreamingConfig.block, shapes.seq_len // 4)}", work
+        yield f"{recipe}, blocks of {config.block}", work
 
 
 def mixing(bench: Bench) -> Iterator[Row]:
@@ -272,12 +273,9 @@ def mix_alone(bench: Bench, recipe: str, until: float) -> Measured:
     shapes, tokens = bench.shapes, bench.tokens(recipe, bench.shapes.stop)
     mixer = Mixer(default_config(bench.config(recipe).vocab_size))
 
-    def numbers(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.full(count, -2.0), np.full(count, -2.0), np.full(count, 2.0)
-
-    mixer.score(tokens[: shapes.first], 1, shapes.first, *numbers(shapes.first - 1))
+    mixer.score(tokens[: shapes.first], 1, shapes.first, *network_inputs(shapes.first - 1))
     mixer.commit(shapes.first)
-    given = numbers(shapes.stop - shapes.first)
+    given = network_inputs(shapes.stop - shapes.first)
     seconds, first = bench.median(lambda: mixer.score(tokens, shapes.first, shapes.stop, *given), until)
     return Measured(seconds=seconds, first=first, tokens=shapes.windows * STRIDE, context=0)
 
@@ -290,30 +288,23 @@ def mix_both(bench: Bench, recipe: str, until: float) -> Measured:
     forecaster.score(tokens[: shapes.first], 1, shapes.first)
     forecaster.observe(tokens[: shapes.first], 1, shapes.first)
     seconds, first = bench.median(lambda: forecaster.score(tokens, shapes.first, shapes.stop), until)
-    return Measured(
-        seconds=seconds, first=first, tokens=shapes.windows * STRIDE, context=shapes.windows * shapes.seq_len
-    )
+    return of_windows(shapes, seconds, first)
 
 
 def ttt(bench: Bench) -> Iterator[Row]:
     """Test-time training: a chunk is scored, and then trained on."""
     shapes = bench.shapes
-    presets = {"pr849": "published", "pr1493": "pr1493"}
+    chunk = shapes.chunk
     for recipe in bench.recipes:
 
         def work(until: float, recipe: str = recipe) -> Measured:
-            config = bench.config(recipe)
-            chunk = shapes.chunk
             tokens = bench.tokens(recipe, 3 * chunk + 1)
-            sliding = bench.sliding(recipe).config
-            how = PRESETS[presets.get(recipe, "default")]()
-            no = np.zeros(config.vocab_size, dtype=bool)
-            table = ByteTable(base=np.ones(config.vocab_size, dtype=np.int32), has_space=no, is_boundary=no)
+            preset = {"pr849": "published", "pr1493": "pr1493"}.get(recipe, "default")
             forecaster = TTTForecaster(
                 bench.model(recipe),
-                sliding,
-                replace(how, chunk_tokens=chunk),
-                table,
+                bench.sliding(recipe).config,
+                replace(PRESETS[preset](), chunk_tokens=chunk),
+                one_byte_each(bench.config(recipe).vocab_size),
                 num_chunks=100,
             )
             seconds, parts = [], []
@@ -330,10 +321,10 @@ def ttt(bench: Bench) -> Iterator[Row]:
                 first=seconds[0],
                 tokens=chunk,
                 context=chunk // STRIDE * shapes.seq_len,
-                note=f"{presets.get(recipe, 'default')}: {parts[-1]}",
+                note=f"{preset}: {parts[-1]}",
             )
 
-        yield f"{recipe}, a chunk of {shapes.chunk:,}", work
+        yield f"{recipe}, a chunk of {chunk:,}", work
 
 
 def training(bench: Bench) -> Iterator[Row]:
@@ -356,7 +347,14 @@ def training(bench: Bench) -> Iterator[Row]:
                         ),
                         "data": lambda: trainer._stream.span(1, 0, spans=1, span_tokens=count, seq_len=shapes.seq_len),
                     }
-                    with _kernel(bench, trainer):
+                    kernel = fastest_attention(
+                        trainer.config.model,
+                        seq_len=shapes.seq_len,
+                        device=bench.device,
+                        dtype=torch.bfloat16,
+                        training=True,
+                    )
+                    with nullcontext() if kernel is None else kernel.active():
                         seconds, took = bench.median(parts[part], until)
                     flops = 0.0
                     if part in ("whole step", "forward and backward"):
@@ -368,9 +366,7 @@ def training(bench: Bench) -> Iterator[Row]:
 
 def _trainer(bench: Bench, recipe: str, folder: Path) -> Trainer:
     shapes = bench.shapes
-    changes = bench.shapes.changes.get(recipe, {} if bench.on_gpu else SMALL)
-    settings = {f"model.{name}": str(value) for name, value in changes.items()}
-    settings |= {
+    settings = {f"model.{name}": str(value) for name, value in bench.changes(recipe).items()} | {
         "train.batch_tokens": str(shapes.step_tokens),
         "train.spans": "1",
         "train.seq_len": str(shapes.seq_len),
@@ -388,22 +384,7 @@ def _trainer(bench: Bench, recipe: str, folder: Path) -> Trainer:
     )
 
 
-def _kernel(bench: Bench, trainer: Trainer) -> Any:
-    kernel = fastest_attention(
-        trainer.config.model,
-        seq_len=bench.shapes.seq_len,
-        device=bench.device,
-        dtype=torch.bfloat16,
-        training=True,
-    )
-    return nullcontext() if kernel is None else kernel.active()
-
-
-def commit() -> str:
-    """Return the commit of the code, with a mark where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+SECTIONS = {"scoring": scoring, "streaming": streaming, "mixing": mixing, "ttt": ttt, "training": training}
 
 
 def known_rows(path: Path, machine: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -416,21 +397,10 @@ def known_rows(path: Path, machine: dict[str, str]) -> dict[str, dict[str, Any]]
 
 def show(row: dict[str, Any]) -> None:
     """Print a row of the table."""
-
-    def number(value: float, form: str) -> str:
-        return format(value, form) if value else "-"
-
-    print_row(
-        row["section"],
-        row["what"],
-        f"{row['seconds']:.4g}",
-        f"{row['first']:.1f}",
-        number(row["tokens"] / row["seconds"], ",.0f"),
-        number(row["context"] / row["seconds"], ",.0f"),
-        number(row["mfu"], ".1%"),
-        number(row["peak_mb"], ",.0f"),
-        row["note"],
-    )
+    rates = ((row["tokens"] / row["seconds"], ",.0f"), (row["context"] / row["seconds"], ",.0f"))
+    numbers = (*rates, (row["mfu"], ".1%"), (row["peak_mb"], ",.0f"))
+    cells = (format(value, form) if value else "-" for value, form in numbers)
+    print_row(row["section"], row["what"], f"{row['seconds']:.4g}", f"{row['first']:.1f}", *cells, row["note"])
 
 
 def run_row(bench: Bench, work: Callable[[float], Measured], until: float, rate: float) -> dict[str, Any]:
@@ -463,18 +433,17 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     bench = Bench(options.device, tuple(options.recipes.split(",")))
     card = torch.cuda.get_device_name() if bench.on_gpu else "cpu"
-    machine = {"card": card, "torch": torch.__version__, "commit": commit()}
+    machine = {"card": card, "torch": torch.__version__, "commit": str(code_identity())}
     known = known_rows(options.out, machine)
     rate = bench.matmul_rate()
     print(", ".join(machine.values()), f"bfloat16 matrix product {rate / 1e12:.3g} TFLOP/s\n", sep=", ")
     print_header(
         "section", "what", "seconds", "first call", "tokens/s", "context tokens/s", "MFU", "peak MB", "note", left=2
     )
-    functions = {"scoring": scoring, "streaming": streaming, "mixing": mixing, "ttt": ttt, "training": training}
     left_out = []
     for number, section in enumerate(chosen):
         until = time.monotonic() + (end - time.monotonic()) / (len(chosen) - number)
-        for what, work in functions[section](bench):
+        for what, work in SECTIONS[section](bench):
             key = f"{section}: {what}"
             if key not in known:
                 if time.monotonic() >= until:

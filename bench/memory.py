@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import parser_of, print_header
+from common import one_byte_each, parser_of, print_header
 
 from evalkit.data.shard_writer import ShardWriter
 from evalkit.model.gpt import GPT
@@ -26,7 +26,6 @@ from evalkit.prequential.loop import run_prequential
 from evalkit.prequential.sliding import SlidingConfig, SlidingForecaster
 from evalkit.recipes import load_recipe
 from evalkit.tokens.stream import TokenStream, open_shards
-from evalkit.tokens.tokenizer import ByteTable
 
 
 class Uniform:
@@ -71,8 +70,7 @@ def _resident() -> tuple[float, float]:
 
 
 def run(forecaster: Any, stream: TokenStream, vocab_size: int, folder: Path) -> None:
-    ones, no = np.ones(vocab_size, np.int32), np.zeros(vocab_size, bool)
-    run_prequential(forecaster, stream, ByteTable(base=ones, has_space=no, is_boundary=no), Ledger(folder))
+    run_prequential(forecaster, stream, one_byte_each(vocab_size), Ledger(folder))
 
 
 def network(recipe: str, dtype: str, folder: Path) -> None:

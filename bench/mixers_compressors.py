@@ -39,25 +39,13 @@ def main() -> None:
         "PPMd order 12": lambda: ppmd(text, 12),
     }
     for name, compress in compressors.items():
-        size = 0
-
-        def work(compress: object = compress) -> None:
-            nonlocal size
-            size = len(compress())  # type: ignore[operator]
-
-        seconds = cpu_seconds(work)
-        print_row(name, f"{8 * size / len(text):.4f}", f"{len(text) / seconds / 1e6:.2f}", "")
+        seconds, packed = cpu_seconds(compress)
+        print_row(name, f"{8 * len(packed) / len(text):.4f}", f"{len(text) / seconds / 1e6:.2f}", "")
     for name, preset in (("default", default_config), ("best", best_config)):
         config = preset(options.vocab, network=False)
         Mixer(config).score_stream(tokens[:2000])  # compiles
-        nats = 0.0
-
-        def score(config: object = config) -> None:
-            nonlocal nats
-            nats = float(np.sum(Mixer(config).score_stream(tokens)))  # type: ignore[arg-type]
-
-        seconds = cpu_seconds(score, repeats=3)
-        bpb = nats / math.log(2) / len(text)
+        seconds, nll = cpu_seconds(lambda config=config: Mixer(config).score_stream(tokens), repeats=3)
+        bpb = float(np.sum(nll)) / math.log(2) / len(text)
         speeds = f"{len(text) / seconds / 1e6:.2f}", f"{len(tokens) / seconds:,.0f}"
         print_row(f"mixers, {name}, no network", f"{bpb:.4f}", *speeds)
 

@@ -99,29 +99,25 @@ def main() -> None:
     )
     columns = ("s / million", "nats / token", "MB of tables", "million records", "peak MB of process")
     print_header("million tokens", *columns, left=0)
-    done, nats, since = 1, 0.0, 1
-    wall = cpu = total = seconds = 0.0
-    mark = options.every * 1_000_000
+    done, total, wall, cpu = 1, 0.0, 0.0, 0.0
+    step = options.every * 1_000_000
     while done < len(tokens):
-        stop = min(done + SPAN, len(tokens), mark)
+        since, nats = done, 0.0
+        stop = min((done // step + 1) * step, len(tokens))
         began, began_cpu = time.perf_counter(), time.process_time()
-        nll = mixer.score(tokens, done, stop, *said(done, stop))
-        mixer.commit(stop)
-        wall += time.perf_counter() - began
-        cpu += time.process_time() - began_cpu
-        nats += float(nll.sum())
-        done = stop
-        if done == mark or done == len(tokens):
-            report = mixer.report()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-            print_row(
-                f"{done / 1e6:.0f}", f"{(wall - seconds) / (done - since) * 1e6:.2f}", f"{nats / (done - since):.4f}",
-                f"{sum(report['table_bytes'].values()) / 1e6:.0f}", f"{sum(report['records'].values()) / 1e6:.1f}",
-                f"{peak:.0f}",
-            )  # fmt: skip
-            total += nats
-            nats, since, seconds = 0.0, done, wall
-            mark += options.every * 1_000_000
+        for start in range(since, stop, SPAN):
+            done = min(start + SPAN, stop)
+            nats += float(mixer.score(tokens, start, done, *said(start, done)).sum())
+            mixer.commit(done)
+        seconds = time.perf_counter() - began
+        wall, cpu, total = wall + seconds, cpu + time.process_time() - began_cpu, total + nats
+        report = mixer.report()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        print_row(
+            f"{done / 1e6:.0f}", f"{seconds / (done - since) * 1e6:.2f}", f"{nats / (done - since):.4f}",
+            f"{sum(report['table_bytes'].values()) / 1e6:.0f}", f"{sum(report['records'].values()) / 1e6:.1f}",
+            f"{peak:.0f}",
+        )  # fmt: skip
     average = total / (len(tokens) - 1)
     print(f"\ntotal {wall:.1f} s by the clock, {cpu:.1f} s of processor time; {average:.5f} nats a token")
 

@@ -53,7 +53,7 @@ def main() -> None:
     print_header("what", "tokens/s", "ns a token", "s for 62 million", "times evalkit")
     first = None
     for name, (work, repeats) in rows.items():
-        each = cpu_seconds(work, repeats) / (len(tokens) - 1)
+        each = cpu_seconds(work, repeats)[0] / (len(tokens) - 1)
         first = first or each
         print_row(name, f"{1 / each:,.0f}", f"{1e9 * each:,.0f}", f"{62e6 * each:,.0f}", f"{each / first:.2f}")
     if options.recipe:
@@ -81,9 +81,8 @@ def share_of_full_size(recipe: str, tokens: np.ndarray) -> str:
     total = seconds["score"] + seconds["mix"]
     logits = torch.randn(STRIDE, model_config.vocab_size)
     with one_thread_each(1):
-        experts = cpu_seconds(lambda: network_experts(logits), 20) - cpu_seconds(
-            lambda: target_nll(logits, tokens[:STRIDE]), 20
-        )
+        experts, _ = cpu_seconds(lambda: network_experts(logits), 20)
+        experts -= cpu_seconds(lambda: target_nll(logits, tokens[:STRIDE]), 20)[0]
     mix, share = seconds["mix"] / total, 8 * max(experts, 0.0) / total
     return (
         f"\n{recipe}, window {WINDOW}, stride {STRIDE}, bfloat16, {torch.get_num_threads()} threads: "

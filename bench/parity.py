@@ -6,31 +6,20 @@ python bench/parity.py ../shared/parity --tokenizers ../shared/data/tokenizers
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import parser_of, print_header, print_row
+from common import BENCH, parser_of, print_header, print_row
 
 from evalkit.tokens.shards import write_shard
 from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
 
-_LOOP = "0,1,2,1,2,1,2,3,4"
-SETTINGS: dict[str, dict[str, str]] = {
-    "333": {"xsa_last_n": "2"},
-    "344": {},
-    "592": {"xsa_last_n": "2"},
-    "634": {},
-    "849": {},
-    "1218": {"value_embed_layers": "2,4"},
-    "1334": {"value_embed_layers": "2,4", "layer_order": "0,1,2,1,2,3,4", "parallel_start": "1"},
-    "1394": {"layer_order": "0,1,2,1,2,1,2,3"},
-    "1493": {"layer_order": _LOOP, "parallel_start": "3"},
-    "1477": {"layer_order": _LOOP, "parallel_start": "3"},
-    "1529": {"layer_order": _LOOP, "parallel_start": "3"},
-}
-VOCABULARY = {"1218": 4096, "1334": 4096, "1394": 8192, "1493": 8192, "1477": 8192, "1529": 8192}
+sys.path.append(str(BENCH.parent))
+from tests.evalkit.test_parity import CASES
+
 SHORT = {"chunk_tokens": "2048", "epochs": "2", "batch_sequences": "2"}
 LATER_TTT = (("1493", "ttt"), ("1477", "ttt"), ("1529", "ttt_hash"), ("1529", "ttt_no_hash"))
 TTT = ("plain", "mixer_only", "ttt_only", "both", "ttt_only_no_averaging", "both_no_averaging")
@@ -40,7 +29,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokenizers", type=Path, required=True, help="folder with fineweb_{1024,4096,8192}_bpe.model")
-    parser.add_argument("--systems", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--systems", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--ttt", action="store_true", help="also test-time training, and PR849's mixer, whole streams")
     parser.add_argument(
         "--limit-tokens", type=int, default=0, help="the first positions of the artifacts' streams alone"
@@ -48,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     print_header("system", "positions", "max difference, nats", "rms", "bpb", "reference", "relative")
     for system in options.systems:
-        extra = {"settings": {"model": SETTINGS[system]}, "limit_tokens": options.limit_tokens}
+        extra = {"settings": {"model": CASES[system][1]}, "limit_tokens": options.limit_tokens}
         compare(system, system, options.folder / system / "small", options.tokenizers, extra)
     for variant in TTT if options.ttt and "849" in options.systems else ():
         folder = options.folder / "849/small/ttt" / variant
@@ -66,13 +55,13 @@ def main() -> None:
         if system in options.systems:
             folder = options.folder / system / "small/ttt" / variant
             ttt = {"preset": f"pr{system}"} | SHORT | ({"hash_buckets": "0"} if variant == "ttt_no_hash" else {})
-            extra = {"ttt": True, "settings": {"model": SETTINGS[system], "ttt": ttt}}
+            extra = {"ttt": True, "settings": {"model": CASES[system][1], "ttt": ttt}}
             compare(f"{system} {variant}", system, folder, options.tokenizers, extra)
 
 
 def compare(label: str, system: str, folder: Path, tokenizers: Path, extra: dict) -> None:
     artifact = next((folder if "ttt" not in folder.parts else folder.parents[1]).glob("*.ptz"))
-    tokenizer = str(tokenizers / f"fineweb_{VOCABULARY.get(system, 1024)}_bpe.model")
+    tokenizer = str(tokenizers / f"fineweb_{CASES[system][0]}_bpe.model")
     reference = np.load(folder / "nll.npz")
     expected = json.loads((folder / "result.json").read_text())["exactly_once"]["bpb"]
     with tempfile.TemporaryDirectory() as temporary:

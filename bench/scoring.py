@@ -73,13 +73,9 @@ def main() -> None:
         )
         sliding = SlidingForecaster(fresh(dtype), SlidingConfig(seq_len=options.seq_len, stride=STRIDE, dtype=dtype))
         sides[f"evalkit, {dtype}"] = lambda sliding=sliding: sliding.score(tokens[:stop], first, stop)
+    block = min(StreamingConfig.block, options.seq_len // 4)
     for name in ("float32", "bfloat16"):
-        stream = StreamingForecaster(
-            fresh(name),
-            StreamingConfig(
-                seq_len=options.seq_len, block=min(StreamingConfig.block, options.seq_len // 4), dtype=name
-            ),
-        )
+        stream = StreamingForecaster(fresh(name), StreamingConfig(seq_len=options.seq_len, block=block, dtype=name))
         stream.score(tokens[:first], 1, first)
         stream.observe(tokens[:first], 1, first)
         sides[f"evalkit streaming, {name}"] = lambda stream=stream: stream.score(

@@ -9,11 +9,13 @@ what is missing. ``--table`` prints the systems as entries of ``evalkit/artifact
 
 from __future__ import annotations
 
-import argparse
+import json
 import re
 import subprocess
 import tempfile
 from pathlib import Path
+
+from common import parser_of
 
 from evalkit.artifact.infer import infer_from_shapes
 from evalkit.model.config import ModelConfig
@@ -77,7 +79,7 @@ def entry(reading: SourceReading) -> dict[str, object]:
 
 def main() -> None:
     """Print a line for each record, and the count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("git_dir")
     parser.add_argument("--only", default="", help="folders whose names hold this word")
     parser.add_argument("--verbose", action="store_true", help="print every setting and where it is written")
@@ -98,7 +100,7 @@ def main() -> None:
         name = pull_request(options.git_dir, f"{TRACK}/{folder}")
         if options.table:
             if reading.shapes:
-                values = ", ".join(f"{key} = {_toml(value)}" for key, value in entry(reading).items())
+                values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in entry(reading).items())
                 note = "" if whole else f"  # {reading.problems[0]}"
                 print(f"{name} = {{ {values}, seq_len = {reading.seq_len} }}{note}")
             continue
@@ -109,14 +111,6 @@ def main() -> None:
             for key, found in reading.settings.items():
                 print(f"          {key} = {found.value}  ({found.origin})")
     print(f"{resolved} of {scripts} resolved" if not options.table else f"# {resolved} of {scripts} resolved")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return str(list(value))
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 if __name__ == "__main__":

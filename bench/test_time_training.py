@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common import print_header, print_row, scoring_parser
+from common import print_header, print_row, scored_alike, scoring_parser
 
 from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.score import score
@@ -38,9 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     columns = ("artifact", "what trains", "bpb", "gain", "95%", "steps", "score s", "train s", "train / minimum")
     print_header(*columns, left=2)
-    names = ("tokens", "tokenizer", "limit_tokens", "dtype", "threads")
     for artifact in options.artifacts:
-        common = ScoreOptions(artifact=artifact, **{name: getattr(options, name) for name in names})
+        common = ScoreOptions(artifact=artifact, **scored_alike(options))
         frozen = score(common)
         name = artifact.rsplit("/", 1)[-1]
         print_row(name, "nothing", f"{frozen.bpb:.4f}", "", "", "", f"{frozen.seconds:.0f}", "", "")

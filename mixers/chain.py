@@ -38,10 +38,9 @@ _FILL = 0.64
 class NgramChain(Undoable):
     """Counts and probabilities of the orders 0 to ``orders - 1`` of one token stream.
 
-    What was learned since the last ``commit`` can be rolled back exactly. When the table is full it grows, up to
-    ``memory_bytes``; from then on old and rare n-grams are dropped one by one, so time stays linear. What is dropped
-    when is decided by the stream alone, so splitting the stream differently changes nothing. ``discounts`` is
-    float64[orders, 3].
+    When the table is full it grows, up to ``memory_bytes``; from then on old and rare n-grams are dropped one by one,
+    so time stays linear. What is dropped when is decided by the stream alone, so splitting the stream differently
+    changes nothing. ``discounts`` is float64[orders, 3].
     """
 
     def __init__(

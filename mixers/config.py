@@ -116,10 +116,9 @@ def default_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
     """Return the fast preset: the six default experts under Hedge, or the four n-grams alone without a network."""
-    experts = ("neural", *NGRAMS, "entropy") if network else NGRAMS
     return MixerConfig(
         vocab_size=vocab_size,
-        experts=experts,
+        experts=("neural", *NGRAMS, "entropy") if network else NGRAMS,
         share=0.001,
         contexts=("order",),
         document_token=document_token,
@@ -131,13 +130,10 @@ def best_config(
     vocab_size: int, *, network: bool = True, document_token: int | None = 1, memory_bytes: int = DEFAULT_MEMORY_BYTES
 ) -> MixerConfig:
     """Return the preset for the fewest bits: the tree expert, and the gate beside a network."""
-    experts: tuple[str, ...] = ("tree",)
-    if network:
-        # The n-grams that the tree is made of add nothing beside it.
-        experts = ("neural", "entropy", "tree")
     return MixerConfig(
         vocab_size=vocab_size,
-        experts=experts,
+        # The n-grams that the tree is made of add nothing beside it.
+        experts=("neural", "entropy", "tree") if network else ("tree",),
         method="gate",
         contexts=("entropy",) if network else (),
         document_token=document_token,

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from evalkit.mixers.chain import NgramChain
 from evalkit.mixers.config import NGRAMS, MixerConfig
-from evalkit.mixers.hedge import LOG_FLOOR
 from evalkit.mixers.inputs import Network
 from evalkit.mixers.tree_expert import TreeExpert
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-State = dict[str, npt.NDArray[np.generic]]
+from evalkit.mixers.undo import Floats, Ints, State
 
 _TREE_SHARE = 0.6
 """The tree's part of the memory where there are n-grams beside it."""
@@ -56,16 +51,12 @@ class Experts:
         return [count for store in self.stores.values() for count in store.code_counts]
 
     def advance(self, tokens: Ints, network: Network) -> tuple[Floats, Ints]:
-        """Score then learn the next tokens of the stream, one by one.
-
-        Args:
-            tokens: int64[T].
-            network: the network's values at the tokens.
+        """Score then learn the next tokens of the stream, int64[T], one by one; ``network`` has its values at them.
 
         Returns:
             float64[T, E], each expert's probability of each token, and int64[T, C], the context codes.
         """
-        values, codes = {}, [np.zeros((len(tokens), 0), dtype=np.int64)]
+        values, codes = {"neural": network[0], "entropy": network[1]}, [np.zeros((len(tokens), 0), dtype=np.int64)]
         for name, store in self.stores.items():
             values[name], store_codes = store.advance(tokens)
             codes.append(store_codes)
@@ -74,12 +65,15 @@ class Experts:
             if name in NGRAMS:
                 mixed[:, e] = values["stream"][:, NGRAMS.index(name)]
             else:
-                mixed[:, e] = np.exp({"neural": network[0], "entropy": network[1], **values}[name])
+                mixed[:, e] = np.exp(values[name])
         return mixed, np.concatenate(codes, axis=1)
 
-    def rows(self, neural_logprobs: Floats | None, entropy_logprobs: Floats | None) -> tuple[Floats, Ints]:
-        """Return float64[E, V], every expert's log-probabilities at the current position, and int64[C], the codes."""
-        values, codes = {}, [np.zeros(0, dtype=np.int64)]
+    def rows(self, neural: Floats, tempered: Floats) -> tuple[Floats, Ints]:
+        """Return float64[E, V], every expert's log-probabilities at the current position, and int64[C], the codes.
+
+        The network's own are given, float64[V] each.
+        """
+        values, codes = {"neural": neural, "entropy": tempered}, [np.zeros(0, dtype=np.int64)]
         for name, store in self.stores.items():
             values[name], store_codes = store.row()
             codes.append(store_codes)
@@ -87,10 +81,8 @@ class Experts:
         for e, name in enumerate(self.config.experts):
             if name in NGRAMS:
                 log_rows[e] = np.log(values["stream"][NGRAMS.index(name)])
-            elif name == "tree":
-                log_rows[e] = values["tree"]
             else:
-                log_rows[e] = _given(neural_logprobs if name == "neural" else entropy_logprobs)
+                log_rows[e] = values[name]
         return log_rows, np.concatenate(codes)
 
     def commit(self) -> None:
@@ -120,10 +112,3 @@ class Experts:
 def _triples(triples: tuple[tuple[float, float, float], ...], orders: int) -> Floats:
     """Return float64[orders, 3]: one triple of discounts for each order, the last repeated."""
     return np.array([triples[min(k, len(triples) - 1)] for k in range(orders)], dtype=np.float64).reshape(orders, 3)
-
-
-def _given(row: Floats | None) -> Floats:
-    """Return a network's row, floored; it must be there."""
-    if row is None:
-        raise ValueError("the network's log-probabilities are missing; the configuration needs them")
-    return np.maximum(np.asarray(row, dtype=np.float64), LOG_FLOOR)

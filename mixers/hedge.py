@@ -20,11 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from numba import njit
-
-Floats = npt.NDArray[np.float64]
 
 LOG_FLOOR = -700.0
 """Log-probabilities enter the mixtures no lower than this, so that no sum underflows to zero (1e-304 a token)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,23 +10,20 @@ import numpy.typing as npt
 
 from evalkit.mixers.config import MixerConfig
 from evalkit.mixers.hedge import LOG_FLOOR
+from evalkit.mixers.undo import Floats
 
-Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.integer[Any]]
 
 Network = tuple[Floats, Floats, Floats]
-"""A network's log-probabilities, those re-tempered, and its entropies, float64[T] each."""
+"""A network's log-probabilities, those re-tempered, and its entropies: float64[T], or [V], [V], [] at one position."""
+
+_NAMES = ("neural_logp", "entropy_logp", "entropy")
 
 
 def check_tokens(tokens: Tokens, start: int, stop: int, *, first: int, vocab_size: int) -> Tokens:
     """Return the stream as an array in which ``[start, stop)`` can be learned.
 
-    Args:
-        tokens: the stream, one-dimensional integers.
-        start: first position to learn.
-        stop: one past the last.
-        first: first position whose token must lie in the vocabulary: 0 where token 0 has not been learned yet.
-        vocab_size: V.
+    Tokens from ``first`` on must lie in the vocabulary: from 0 on where token 0 has not been learned yet.
 
     Raises:
         ValueError: the array has another shape or type, is too short, or holds a token outside the vocabulary.
@@ -42,49 +40,33 @@ def check_tokens(tokens: Tokens, start: int, stop: int, *, first: int, vocab_siz
     return array
 
 
-def check_network(config: MixerConfig, count: int, *inputs: Floats | None) -> Network:
-    """Return (neural, re-tempered, entropy) as float64[count] each, zeros where the configuration has no use.
+def check_network(
+    config: MixerConfig, shapes: tuple[tuple[int, ...], ...], inputs: Sequence[Floats | float | None]
+) -> Network:
+    """Return (neural, re-tempered, entropy), float64 of three shapes, zeros where the configuration has no use.
 
     Raises:
         ValueError: something that the configuration needs is missing or malformed.
     """
     needed = ("neural" in config.experts, "entropy" in config.experts, "entropy" in config.contexts)
+    given = (*inputs, *(None,) * (3 - len(inputs)))
     checked = []
-    for name, need, value in zip(("neural_logp", "entropy_logp", "entropy"), needed, inputs, strict=True):
+    for name, need, value, shape in zip(_NAMES, needed, given, shapes, strict=True):
         if not need:
-            checked.append(np.zeros(count))
+            checked.append(np.zeros(shape))
             continue
         if value is None:
             raise ValueError(f"{name} is missing; the configuration needs it")
         array = np.asarray(value, dtype=np.float64)
-        if array.shape != (count,):
-            raise ValueError(f"{name} has shape {array.shape}; expected ({count},)")
-        _check_values(name, array, logarithm=name != "entropy")
-        checked.append(array if name == "entropy" else np.maximum(array, LOG_FLOOR))
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+        if name == "entropy":
+            if not bool(np.all(np.isfinite(array))):
+                raise ValueError(f"{name} holds NaN or infinite values; expected entropies in nats")
+        # Rounding may leave the log of a near-certain token a hair above 0.
+        elif not bool(np.all(array <= 1e-6)):
+            raise ValueError(f"{name} holds NaN or values above 0; expected log-probabilities in nats")
+        else:
+            array = np.maximum(array, LOG_FLOOR)
+        checked.append(array)
     return checked[0], checked[1], checked[2]
-
-
-def check_row(config: MixerConfig, name: str, row: Floats | None) -> Floats | None:
-    """Return one row of log-probabilities checked and floored, or None where the configuration needs none.
-
-    Raises:
-        ValueError: the row is needed and missing, or malformed.
-    """
-    if name not in config.experts:
-        return None
-    if row is None:
-        raise ValueError(f"the {name} expert's log-probabilities are missing; the configuration needs them")
-    array = np.asarray(row, dtype=np.float64)
-    if array.shape != (config.vocab_size,):
-        raise ValueError(f"the {name} expert's row has shape {array.shape}; expected ({config.vocab_size},)")
-    _check_values(name, array, logarithm=True)
-    return np.maximum(array, LOG_FLOOR)
-
-
-def _check_values(name: str, values: Floats, *, logarithm: bool) -> None:
-    """Raise ValueError if log-probabilities are NaN or positive, or entropies NaN or infinite."""
-    # Rounding may leave the log of a near-certain token a hair above 0.
-    if logarithm and not bool(np.all(values <= 1e-6)):
-        raise ValueError(f"{name} holds NaN or values above 0; expected log-probabilities in nats")
-    if not logarithm and not bool(np.all(np.isfinite(values))):
-        raise ValueError(f"{name} holds NaN or infinite values; expected entropies in nats")

@@ -11,13 +11,11 @@ import numpy.typing as npt
 
 from evalkit.mixers.config import MixerConfig
 from evalkit.mixers.experts import Experts
-from evalkit.mixers.inputs import Network, check_network, check_row, check_tokens
+from evalkit.mixers.inputs import Network, check_network, check_tokens
+from evalkit.mixers.undo import Floats, State
 from evalkit.mixers.weighting import Weighting
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
-State = dict[str, npt.NDArray[np.generic]]
 
 MAX_SPAN = 1 << 20
 """Most tokens between two commits: the undo log and a table that a roll-back may need are held in memory."""
@@ -39,21 +37,13 @@ class Mixer:
         self._position = 0  # tokens learned, the pending ones included
         self._committed = 0
         self._pending = np.zeros(0, dtype=np.int64)
-        self._stash: tuple[int, Floats | None, Floats | None, float] | None = None
+        self._stash: tuple[int, Network] | None = None  # a position and what the network said there
         self._experts = Experts(config)
         self._weighting = Weighting(config, self._experts.code_counts)
 
     # -- scoring ----------------------------------------------------------------------------------------------------
 
-    def score(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logp: Floats | None = None,
-        entropy_logp: Floats | None = None,
-        entropy: Floats | None = None,
-    ) -> Floats:
+    def score(self, tokens: Tokens, start: int, stop: int, *network: Floats | None) -> Floats:
         """Return ``-ln p(tokens[i] | tokens[:i])`` for ``i`` in ``[start, stop)``, learning each token once scored.
 
         What was learned since the last ``commit`` is undone first, so that a span may be scored again.
@@ -62,9 +52,8 @@ class Mixer:
             tokens: one-dimensional integers, at least ``stop`` of them; only ``[:stop]`` is read.
             start: where the last commit ended; 1 on the first call (token 0 is context and is not scored).
             stop: one past the last position; at most ``MAX_SPAN`` after ``start``.
-            neural_logp: float64[stop - start], the network's log-probability of each token.
-            entropy_logp: float64[stop - start], the same of the re-tempered network.
-            entropy: float64[stop - start], entropy of the network's distribution, nats.
+            network: float64[stop - start] each, as far as the configuration needs them: the network's log-probability
+                of each token, the same of the re-tempered network, and the entropy of its distribution, nats.
 
         Returns:
             float64[stop - start], nats.
@@ -73,17 +62,9 @@ class Mixer:
             ValueError: a span out of order, a token outside the vocabulary, or network inputs missing or malformed.
         """
         self.rollback()
-        return self.extend(tokens, start, stop, neural_logp, entropy_logp, entropy)
+        return self.extend(tokens, start, stop, *network)
 
-    def extend(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logp: Floats | None = None,
-        entropy_logp: Floats | None = None,
-        entropy: Floats | None = None,
-    ) -> Floats:
+    def extend(self, tokens: Tokens, start: int, stop: int, *network: Floats | None) -> Floats:
         """Go on with the span that was scored last, undoing nothing; otherwise as ``score``.
 
         A span may so be scored in pieces, each as soon as the network has done it. ``start`` is where the last piece
@@ -93,11 +74,12 @@ class Mixer:
         if start != expected:
             raise ValueError(f"score starts at {start}; expected {expected}, where the tokens learned so far end")
         ids = self._check_tokens(tokens, start, stop)
-        network = check_network(self.config, stop - start, neural_logp, entropy_logp, entropy)
+        shape = (stop - start,)
+        checked = check_network(self.config, (shape, shape, shape), network)
         if self._position == 0:
             self._learn_first(ids)
         nll = np.empty(stop - start)
-        self._advance(ids, start, stop, network, nll)
+        self._advance(ids, start, stop, checked, nll)
         return nll
 
     def commit(self, stop: int) -> None:
@@ -120,47 +102,25 @@ class Mixer:
         self._position = self._committed
         self._pending = self._pending[:0]
 
-    def score_stream(
-        self,
-        tokens: Tokens,
-        neural_logp: Floats | None = None,
-        entropy_logp: Floats | None = None,
-        entropy: Floats | None = None,
-        span: int = 65536,
-    ) -> Floats:
-        """Score a whole stream from where the last commit ended, committing span by span.
+    def score_stream(self, tokens: Tokens, *network: Floats | None, span: int = 65536) -> Floats:
+        """Score a whole stream from where the last commit ended, committing every ``span`` tokens.
 
-        Args:
-            tokens: one-dimensional integers.
-            neural_logp: float64[scored positions], and so for the other two; see ``score``.
-            entropy_logp: see ``score``.
-            entropy: see ``score``.
-            span: tokens between commits.
-
-        Returns:
-            float64[scored positions], nats; the first is position 1 on a fresh mixer.
+        ``network`` is as for ``score``, for all scored positions. Returns their nats, float64; the first is position 1
+        on a fresh mixer.
         """
         self.rollback()
         first = max(self._committed, 1)
         pieces = [np.zeros(0)]
         for start in range(first, len(tokens), span):
             stop = min(start + span, len(tokens))
-            piece = slice(start - first, stop - first)
-            inputs = [None if x is None else x[piece] for x in (neural_logp, entropy_logp, entropy)]
+            inputs = (None if x is None else x[start - first : stop - first] for x in network)
             pieces.append(self.score(tokens, start, stop, *inputs))
             self.commit(stop)
         return np.concatenate(pieces)
 
     # -- whole rows -------------------------------------------------------------------------------------------------
 
-    def distribution(
-        self,
-        tokens: Tokens,
-        position: int,
-        neural_logprobs: Floats | None = None,
-        entropy_logprobs: Floats | None = None,
-        entropy: float | None = None,
-    ) -> Floats:
+    def distribution(self, tokens: Tokens, position: int, *network: Floats | float | None) -> Floats:
         """Return float64[V], the log-probability of every token at ``position`` given ``tokens[:position]``.
 
         The mixer first learns the tokens between the last commit and ``position`` that it has not learned yet (and
@@ -171,9 +131,8 @@ class Mixer:
         Args:
             tokens: one-dimensional integers, at least ``position`` of them.
             position: at least 1.
-            neural_logprobs: float64[V], the network's log-probabilities at ``position``.
-            entropy_logprobs: float64[V], the same of the re-tempered network.
-            entropy: the network's entropy there, nats.
+            network: as far as the configuration needs them: the network's log-probabilities at ``position``,
+                float64[V], the same of the re-tempered network, and its entropy, nats.
 
         Raises:
             ValueError: ``position`` lies before the last commit, or network values are missing.
@@ -181,44 +140,20 @@ class Mixer:
         if position < max(self._committed, 1):
             raise ValueError(f"position {position} lies before {max(self._committed, 1)}, where the last commit ended")
         self._move_to(tokens, position)
-        neural = check_row(self.config, "neural", neural_logprobs)
-        tempered = check_row(self.config, "entropy", entropy_logprobs)
-        if entropy is None and "entropy" in self.config.contexts:
-            raise ValueError("the weight sets depend on the network's entropy at the position; it is missing")
-        row_entropy = 0.0 if entropy is None else float(entropy)
-        self._stash = (position, neural, tempered, row_entropy)
+        row = (self.vocab_size,)
+        neural, tempered, entropy = said = check_network(self.config, (row, row, ()), network)
+        self._stash = (position, said)
         log_rows, codes = self._experts.rows(neural, tempered)
-        return self._weighting.mix(log_rows, codes, row_entropy)
+        return self._weighting.mix(log_rows, codes, float(entropy))
 
-    def distributions(
-        self,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        neural_logprobs: Floats | None = None,
-        entropy_logprobs: Floats | None = None,
-        entropy: Floats | None = None,
-    ) -> Floats:
-        """Return float64[stop - start, V]: the rows at ``[start, stop)``, row ``i - start`` given ``tokens[:i]`` alone.
+    def distributions(self, tokens: Tokens, start: int, stop: int, *network: Floats | None) -> Floats:
+        """Return float64[stop - start, V]: the rows of ``distribution`` at ``[start, stop)``.
 
-        Args:
-            tokens: one-dimensional integers, at least ``stop - 1`` of them.
-            start: first position, at or after the last commit.
-            stop: one past the last.
-            neural_logprobs: float64[stop - start, V], the network's rows.
-            entropy_logprobs: float64[stop - start, V], the same re-tempered.
-            entropy: float64[stop - start], nats.
+        ``network`` has a row for each position. Of ``tokens`` only ``[:stop - 1]`` is read.
         """
         out = np.empty((max(stop - start, 0), self.vocab_size))
-        for i in range(start, stop):
-            k = i - start
-            out[k] = self.distribution(
-                tokens,
-                i,
-                None if neural_logprobs is None else neural_logprobs[k],
-                None if entropy_logprobs is None else entropy_logprobs[k],
-                None if entropy is None else float(entropy[k]),
-            )
+        for k in range(len(out)):
+            out[k] = self.distribution(tokens, start + k, *(None if x is None else x[k] for x in network))
         return out
 
     # -- reports and state ------------------------------------------------------------------------------------------
@@ -318,13 +253,9 @@ class Mixer:
                     f"cannot learn tokens [{start}, {position}) without the network's values there; "
                     "score the span, or ask for its rows one position after the other"
                 )
-            _, neural, tempered, entropy = self._stash
+            neural, tempered, entropy = self._stash[1]
             token = int(array[start])
-            network = (
-                np.array([0.0 if neural is None else neural[token]]),
-                np.array([0.0 if tempered is None else tempered[token]]),
-                np.array([entropy]),
-            )
+            network = (neural[token : token + 1], tempered[token : token + 1], entropy[None])
         self._advance(array, start, position, network, np.empty(position - start))
 
     def _learn_first(self, tokens: Tokens) -> None:

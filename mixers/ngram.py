@@ -156,15 +156,6 @@ def _find(records: Any, parent: Any, token: Any, h: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _free(records: Any, h: Any) -> Any:
-    """Return the empty slot where a new record with this hash goes."""
-    e = _home(h, records.shape[0])
-    while records[e, IDENTITY] != 0:
-        e = _next(e, records.shape[0])
-    return e
-
-
-@njit(cache=True, _nrt=False)
 def _slot_of_parent(records: Any, e: Any) -> Any:
     """Return the slot of the context of the record at ``e``, 0 (the root) also where a damaged table lacks it."""
     s = _home(_step_back(np.int64(records[e, HASH]), np.int64(records[e, TOKEN])), records.shape[0])
@@ -175,6 +166,19 @@ def _slot_of_parent(records: Any, e: Any) -> Any:
             return np.int64(0)
         s = _next(s, records.shape[0])
     return s
+
+
+@njit(cache=True, _nrt=False)
+def _interpolated(records: Any, s: Any, e: Any, discounts: Any, k: Any, p: Any) -> Any:
+    """Return order k's probability of the token whose record is in slot ``e`` (below 0: none); ``p`` is that below."""
+    t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
+    t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
+    t3 = np.int64(records[s, MORE])
+    mass = (discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3) * p
+    if e >= 0:
+        c = records[e, COUNT]
+        mass += c - discounts[k, min(c, 3) - 1]
+    return mass / records[s, TOTAL]
 
 
 @njit(cache=True, _nrt=False)
@@ -350,17 +354,9 @@ def ngram_pass(
             s = state[CONTEXT + k]
             e = _find(records, records[s, IDENTITY], y, _step(np.int64(records[s, HASH]), np.int64(y)))
             places[k] = e
-            n = records[s, TOTAL]
-            if n > 0:
+            if records[s, TOTAL] > 0:
                 best = k + 1
-                t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
-                t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
-                t3 = np.int64(records[s, MORE])
-                mass = (discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3) * p
-                if e >= 0:
-                    c = records[e, COUNT]
-                    mass += c - discounts[k, min(c, 3) - 1]
-                p = mass / n
+                p = _interpolated(records, s, e, discounts, k, p)
             probs[i, k] = p
         for k in range(depth + 1, orders):
             probs[i, k] = p
@@ -422,22 +418,14 @@ def ngram_rows(table: Any, discounts: Any, vocab_size: Any, rows: Any) -> Any:
     best = 0
     for k in range(discounts.shape[0]):
         s = state[CONTEXT + k] if k <= state[DEPTH] else np.int64(0)
-        n = records[s, TOTAL] if k <= state[DEPTH] else np.uint32(0)
-        if n > 0:
+        counted = k <= state[DEPTH] and records[s, TOTAL] > 0
+        if counted:
             best = k + 1
-        t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
-        t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
-        t3 = np.int64(records[s, MORE])
-        held = discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3
         for y in range(vocab_size):
             p = rows[k - 1, y] if k > 0 else 1.0 / vocab_size
-            if n > 0:
-                mass = held * p
+            if counted:
                 e = _find(records, records[s, IDENTITY], np.uint32(y), _step(np.int64(records[s, HASH]), y))
-                if e >= 0:
-                    c = records[e, COUNT]
-                    mass += c - discounts[k, min(c, 3) - 1]
-                p = mass / n
+                p = _interpolated(records, s, e, discounts, k, p)
             rows[k, y] = p
     return best * CODES_PER_ORDER
 
@@ -452,7 +440,9 @@ def ngram_move(records: Any, table: Any) -> None:
         table.state[CONTEXT + k] = -table.state[CONTEXT + k]  # not yet moved
     for s in range(1, records.shape[0]):
         if records[s, IDENTITY] != 0:
-            e = _free(table.records, np.int64(records[s, HASH]))
+            e = _home(np.int64(records[s, HASH]), table.records.shape[0])
+            while table.records[e, IDENTITY] != 0:
+                e = _next(e, table.records.shape[0])
             for w in range(RECORD_WORDS):
                 table.records[e, w] = records[s, w]
             for k in range(1, depth + 1):

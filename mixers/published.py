@@ -17,6 +17,7 @@ Source: openai/parameter-golf PR 849; arithmetic in float32 as there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,7 @@ import numpy.typing as npt
 Float32s = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.integer[Any]]
 
-EXPERTS = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
-ILLEGAL_BECAUSE = (
-    "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
-    "probabilities sum to more than 1"
-)
 TRIGRAM_ROWS, FOURGRAM_ROWS = 65536, 32768
-WARM_UP_TOKENS = 10000
 _LARGEST_TABLES = 8 * 1024**3
 
 
@@ -46,6 +41,31 @@ def fourgram_row(a: Tokens, b: Tokens, c: Tokens) -> npt.NDArray[np.int64]:
     return mixed % FOURGRAM_ROWS
 
 
+class _Table:
+    """Counts of tokens by context, float32[rows, V]; ``row_of`` gives the row of a context's tokens.
+
+    A token's probability is (count + smoothing) / (max(total, least) + V smoothing), in float32.
+    """
+
+    def __init__(
+        self, row_of: Callable[..., npt.NDArray[np.int64]], rows: int, vocab_size: int, smoothing: float, least: int
+    ) -> None:
+        self.row_of = row_of
+        self._counts = np.zeros((rows, vocab_size), dtype=np.float32)
+        self._totals = np.zeros(rows, dtype=np.float32)
+        self._smoothing, self._least = np.float32(smoothing), np.float32(least)
+
+    def nll(self, row: Any, targets: Tokens) -> Any:
+        """Return minus the log of the targets' probabilities."""
+        least = np.maximum(self._totals[row], self._least) + self._smoothing * np.float32(self._counts.shape[1])
+        return -np.log((self._counts[row, targets] + self._smoothing) / least)
+
+    def add(self, row: Any, targets: Tokens) -> None:
+        """Count the targets."""
+        np.add.at(self._counts, (row, targets), np.float32(1))
+        np.add.at(self._totals, row, np.float32(1))
+
+
 class PublishedMixer:
     """The six experts and the Hedge of PR849, with its own constants and order of updates.
 
@@ -54,16 +74,19 @@ class PublishedMixer:
         eta: base learning rate; the step in use is ``eta / (1 + 1e-4 tokens counted)``.
 
     Attributes:
-        log_weights: float32[6], unnormalised, in the order of ``EXPERTS``.
+        log_weights: float32[6], unnormalised, in the order of ``experts``.
         tokens_counted: tokens given to ``observe_chunk`` so far, border tokens twice.
         experts: names of the experts.
         warm_up_tokens: tokens to count before anything but the network has a say.
         illegal_because: why no decoder can follow.
     """
 
-    experts = EXPERTS
-    warm_up_tokens = WARM_UP_TOKENS
-    illegal_because = ILLEGAL_BECAUSE
+    experts = ("neural", "unigram", "bigram", "trigram", "4-gram", "entropy")
+    warm_up_tokens = 10000
+    illegal_because = (
+        "the published mixer's entropy expert claims probability exp(-H) for whatever token comes, so the mixture's "
+        "probabilities sum to more than 1"
+    )
 
     def __init__(self, vocab_size: int, eta: float = 0.1) -> None:
         if vocab_size < 2:
@@ -75,12 +98,11 @@ class PublishedMixer:
         self.log_weights = np.array([2, 0, 0, 0, 0, 0], dtype=np.float32)
         self.tokens_counted = 0
         self._unigram = np.zeros(vocab_size, dtype=np.float32)
-        self._bigram = np.zeros((vocab_size, vocab_size), dtype=np.float32)
-        self._trigram = np.zeros((TRIGRAM_ROWS, vocab_size), dtype=np.float32)
-        self._fourgram = np.zeros((FOURGRAM_ROWS, vocab_size), dtype=np.float32)
-        self._bigram_total = np.zeros(vocab_size, dtype=np.float32)
-        self._trigram_total = np.zeros(TRIGRAM_ROWS, dtype=np.float32)
-        self._fourgram_total = np.zeros(FOURGRAM_ROWS, dtype=np.float32)
+        self._tables = (
+            _Table(lambda c: c, vocab_size, vocab_size, 0.1, 0),
+            _Table(trigram_row, TRIGRAM_ROWS, vocab_size, 0.01, 1),
+            _Table(fourgram_row, FOURGRAM_ROWS, vocab_size, 0.005, 1),
+        )
 
     @property
     def weights(self) -> Float32s:
@@ -91,34 +113,19 @@ class PublishedMixer:
     @property
     def mixing(self) -> bool:
         """Whether the mixture is in use; before 10,000 counted tokens the network scores alone."""
-        return self.tokens_counted >= WARM_UP_TOKENS
+        return self.tokens_counted >= self.warm_up_tokens
 
     def expert_nll(self, contexts: Tokens, targets: Tokens, neural_nll: Any, neural_entropy: Any) -> Float32s:
-        """Return float32[n, 6], minus the log of what each expert claims for the targets.
-
-        Args:
-            contexts: integers [n, 3], the tokens three, two and one before the target (0 beyond a window's left edge).
-            targets: integers [n].
-            neural_nll: float32[n], nats, of the sharpened network.
-            neural_entropy: float32[n], nats, of the sharpened network.
-        """
+        """Return float32[n, 6], minus the log of what each expert claims for the targets; see :meth:`score_batch`."""
         contexts = np.asarray(contexts, dtype=np.int64)
-        a, b, c = contexts[:, 0], contexts[:, 1], contexts[:, 2]
         y = np.asarray(targets, dtype=np.int64)
-        v = np.float32(self.vocab_size)
-        tenth, hundredth, two_hundredth = np.float32(0.1), np.float32(0.01), np.float32(0.005)
-        one = np.float32(1)
-        h3, h4 = trigram_row(b, c), fourgram_row(a, b, c)
+        tenth = np.float32(0.1)
         nll = np.empty((len(y), 6), dtype=np.float32)
         nll[:, 0] = neural_nll
-        nll[:, 1] = -np.log((self._unigram[y] + tenth) / (np.float32(self.tokens_counted) + tenth * v))
-        nll[:, 2] = -np.log((self._bigram[c, y] + tenth) / (self._bigram_total[c] + tenth * v))
-        nll[:, 3] = -np.log(
-            (self._trigram[h3, y] + hundredth) / (np.maximum(self._trigram_total[h3], one) + hundredth * v)
-        )
-        nll[:, 4] = -np.log(
-            (self._fourgram[h4, y] + two_hundredth) / (np.maximum(self._fourgram_total[h4], one) + two_hundredth * v)
-        )
+        total = np.float32(self.tokens_counted) + tenth * np.float32(self.vocab_size)
+        nll[:, 1] = -np.log((self._unigram[y] + tenth) / total)
+        for n, table in enumerate(self._tables, start=1):
+            nll[:, n + 1] = table.nll(table.row_of(*contexts[:, 3 - n :].T), y)
         nll[:, 5] = neural_entropy
         return nll
 
@@ -168,14 +175,8 @@ class PublishedMixer:
         t = np.asarray(tokens, dtype=np.int64)
         if t.ndim != 1 or (len(t) and (int(t.min()) < 0 or int(t.max()) >= self.vocab_size)):
             raise ValueError(f"a chunk of shape {t.shape} must be one row of tokens below {self.vocab_size}")
-        one = np.float32(1)
         self.tokens_counted += len(t)
-        np.add.at(self._unigram, t, one)
-        np.add.at(self._bigram, (t[:-1], t[1:]), one)
-        np.add.at(self._bigram_total, t[:-1], one)
-        h3 = trigram_row(t[:-2], t[1:-1])
-        np.add.at(self._trigram, (h3, t[2:]), one)
-        np.add.at(self._trigram_total, h3, one)
-        h4 = fourgram_row(t[:-3], t[1:-2], t[2:-1])
-        np.add.at(self._fourgram, (h4, t[3:]), one)
-        np.add.at(self._fourgram_total, h4, one)
+        np.add.at(self._unigram, t, np.float32(1))
+        for n, table in enumerate(self._tables, start=1):
+            count = max(len(t) - n, 0)
+            table.add(table.row_of(*(t[i : i + count] for i in range(n))), t[n:])

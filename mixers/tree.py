@@ -58,16 +58,6 @@ SQUASH_SCALE = 4096 / 24.0
 _CLIP = 1e-7
 
 
-class Lists(NamedTuple):
-    """The counts of the stream, or of the current document, as :mod:`evalkit.mixers.tree_lists` describes them."""
-
-    pool: Array  # uint64[words]
-    contexts: Array  # uint64[contexts]
-    state: Array  # int64[4 + orders]
-    heap: Array  # int64[2 << bits], units of 1/256
-    heap_count: Array  # int64[2 << bits]
-
-
 class Shape(NamedTuple):
     """What a store's numbers mean."""
 
@@ -107,10 +97,8 @@ class Sums(NamedTuple):
     back_off: Array  # float64[K], the weight of the next lower order
     places: Array  # int64[orders], where the token's entry stands in each order's list, -1 for nowhere
     document_places: Array  # int64[document orders]
-    left: Array  # int64[K], mass of a node's left subtree, and so on
-    right: Array
-    left_count: Array
-    right_count: Array
+    sides: Array  # int64[2, K], mass of a node's left and of its right subtree
+    side_counts: Array  # int64[2, K]
     below: Array  # int64[K], mass of the path's node
     below_count: Array
 
@@ -146,7 +134,8 @@ def new_sums(orders: int, document_orders: int, width: int) -> Sums:
     paths = (np.zeros((total, width), dtype=np.int64) for _ in range(2))
     floats = (np.zeros(total) for _ in range(2))
     places = (np.zeros(max(count, 1), dtype=np.int64) for count in (orders, document_orders))
-    return Sums(*paths, *floats, *places, *(np.zeros(total, dtype=np.int64) for _ in range(6)))
+    sides = (np.zeros((2, total), dtype=np.int64) for _ in range(2))
+    return Sums(*paths, *floats, *places, *sides, *(np.zeros(total, dtype=np.int64) for _ in range(2)))
 
 
 def new_nodes(nodes: int, orders: int, document_orders: int) -> Nodes:
@@ -166,12 +155,6 @@ def new_nodes(nodes: int, orders: int, document_orders: int) -> Nodes:
         raw_mantissas=mantissas.view(np.int64),
         exponents=np.zeros(nodes * total),
     )
-
-
-@njit(cache=True, _nrt=False)
-def _code(order: Any, total: Any, distinct: Any, levels: Any) -> Any:
-    """Return the context code where the highest order with counts is ``order - 1`` and its counts sum to ``total``."""
-    return (order * LEVELS + levels[min(total, 81)]) * 3 + max(min(distinct, 3) - 1, 0)
 
 
 @njit(cache=True, _nrt=False)
@@ -286,13 +269,8 @@ def _logs(nodes: Any, count: Any) -> None:
 
     A series instead of the library's logarithm, as plain loops that compile to vector instructions.
     """
-    ratios, raw, mantissas, raw_mantissas, exponents = (
-        nodes.ratios,
-        nodes.raw,
-        nodes.mantissas,
-        nodes.raw_mantissas,
-        nodes.exponents,
-    )
+    ratios, raw, exponents = nodes.ratios, nodes.raw, nodes.exponents
+    mantissas, raw_mantissas = nodes.mantissas, nodes.raw_mantissas
     columns = nodes.cells.shape[1]
     size = count * columns
     for i in range(size):
@@ -309,12 +287,6 @@ def _logs(nodes: Any, count: Any) -> None:
     for r in range(count):
         for k in range(columns):
             nodes.x[r, k] = ratios[r * columns + k]
-
-
-@njit(cache=True, _nrt=False)
-def _squash(x: Any) -> Any:
-    """Return the sigmoid."""
-    return 1.0 / (1.0 + math.exp(-x))
 
 
 @njit(cache=True, _nrt=False)
@@ -350,11 +322,11 @@ def _inputs(
             low = left_leaves * inverse
             high = right_leaves * inverse
         if sums.inverses[k] > 0.0:
-            low = sums.left[k] * sums.inverses[k] + sums.back_off[k] * low
-            high = sums.right[k] * sums.inverses[k] + sums.back_off[k] * high
+            low = sums.sides[0, k] * sums.inverses[k] + sums.back_off[k] * low
+            high = sums.sides[1, k] * sums.inverses[k] + sums.back_off[k] * high
         nodes.ratios[r * total + k] = high / low
-        left_count = sums.left_count[k]
-        right_count = sums.right_count[k]
+        left_count = sums.side_counts[0, k]
+        right_count = sums.side_counts[1, k]
         if left_count + right_count > 0:
             if k < orders:
                 deep = k + 1
@@ -402,7 +374,7 @@ def _mix(nodes: Any, r: Any, learned: Any) -> Any:
         a = (a + c) + (b + d)
         nodes.dots[r, s] = a
         logit += learned.finals[nodes.rows[r, 0], s] * a
-    p = _squash(logit)
+    p = 1.0 / (1.0 + math.exp(-logit))
     return min(max(p, _CLIP), 1.0 - _CLIP)
 
 
@@ -449,7 +421,8 @@ def _weigh(lists: Any, shape: Any, sums: Any, first: Any, k: Any, units: Any, to
         distinct = np.int64(3)
         if k > first:
             distinct = np.int64(lists.contexts[lists.state[CONTEXT + k - first]] >> np.uint64(32)) & 0xFFFF
-        codes[t, 1 if first > 0 else 0] = _code(k - first + 1, total, distinct, shape.levels)
+        size_class = (k - first + 1) * LEVELS + shape.levels[min(total, 81)]
+        codes[t, 1 if first > 0 else 0] = size_class * 3 + max(min(distinct, 3) - 1, 0)
 
 
 @njit(cache=True, _nrt=False)
@@ -524,16 +497,10 @@ def tree_pass(
             nodes.asked[bit] = 1 if left_leaves > 0 and right_leaves > 0 else 0
             if nodes.asked[bit]:
                 for k in range(total):
-                    if branch:
-                        sums.left[k] = mass[k, bit]
-                        sums.left_count[k] = count[k, bit]
-                        sums.right[k] = sums.below[k]
-                        sums.right_count[k] = sums.below_count[k]
-                    else:
-                        sums.right[k] = mass[k, bit]
-                        sums.right_count[k] = count[k, bit]
-                        sums.left[k] = sums.below[k]
-                        sums.left_count[k] = sums.below_count[k]
+                    sums.sides[branch, k] = sums.below[k]
+                    sums.side_counts[branch, k] = sums.below_count[k]
+                    sums.sides[1 - branch, k] = mass[k, bit]
+                    sums.side_counts[1 - branch, k] = count[k, bit]
                 previous = stream.state[PREVIOUS]
                 _inputs(shape, curves, tables, sums, nodes, bit, bit, node, left_leaves, right_leaves, previous)
             for k in range(total):
@@ -635,10 +602,9 @@ def tree_row(
                 probs[2 * node] = probs[node]
                 continue
             for k in range(orders + shape.document_orders):
-                sums.left[k] = mass[k, 2 * node]
-                sums.right[k] = mass[k, 2 * node + 1]
-                sums.left_count[k] = count[k, 2 * node]
-                sums.right_count[k] = count[k, 2 * node + 1]
+                for side in range(2):
+                    sums.sides[side, k] = mass[k, 2 * node + side]
+                    sums.side_counts[side, k] = count[k, 2 * node + side]
             previous = stream.state[PREVIOUS]
             _inputs(shape, curves, learned.tables, sums, nodes, 0, bit, node, left_leaves, right_leaves, previous)
             _logs(nodes, 1)

@@ -13,7 +13,6 @@ from evalkit.mixers.tree import (
     WEIGHTED_NODES,
     Curves,
     Learned,
-    Lists,
     Shape,
     input_count,
     new_nodes,
@@ -21,7 +20,7 @@ from evalkit.mixers.tree import (
     tree_pass,
     tree_row,
 )
-from evalkit.mixers.tree_lists import CODES_PER_ORDER, CONTEXT, CONTEXT_TOP, DEPTH, LEVELS, POOL_TOP, tree_prune
+from evalkit.mixers.tree_lists import CODES_PER_ORDER, CONTEXT, CONTEXT_TOP, DEPTH, LEVELS, POOL_TOP, Lists, tree_prune
 from evalkit.mixers.undo import Array, Floats, Ints, Undoable
 
 _FINAL_RATE = 0.002
@@ -35,7 +34,7 @@ _AGEING = ((1, 0.1), (1, 0.25), (1, 0.5), (1, 0.75), (1, 0.9), (2, 0.75), (4, 0.
 class TreeExpert(Undoable):
     """Scores tokens bit by bit from counts of the stream (``orders``) and of the document (``document_orders``).
 
-    ``rate`` is the step of the logistic weights. What was learned since the last ``commit`` can be rolled back exactly.
+    ``rate`` is the step of the logistic weights.
     """
 
     def __init__(
@@ -155,23 +154,23 @@ class TreeExpert(Undoable):
 
     def make_room(self) -> None:
         """Double lists that are full (places stay) or, at the bound, move what is not rare to new ones."""
-        pool, contexts, state = (self.arrays[name] for name in ("pool", "contexts", "state"))
-        size = len(pool)
+        lists = self._lists("")
+        state, size = lists.state, len(lists.pool)
         if self._fits(state, size):
             return
         if size < self._max_pool:
             size = min(2 * size, self._max_pool)
-            self.arrays |= {"pool": _lengthened(pool, size), "contexts": _lengthened(contexts, size // 2)}
+            self.arrays["pool"] = _lengthened(lists.pool, size)
+            self.arrays["contexts"] = _lengthened(lists.contexts, size // 2)
             return
-        new_pool, new_contexts, new_state = np.zeros_like(pool), np.zeros_like(contexts), np.zeros_like(state)
+        new = Lists(*map(np.zeros_like, lists))
         for highest_count, oldest in _AGEING:
-            newest = int(oldest * state[CONTEXT_TOP])
-            tree_prune(pool, contexts, state, self._bits, highest_count, newest, new_pool, new_contexts, new_state)
-            if new_state[POOL_TOP] <= 0.6 * size and new_state[CONTEXT_TOP] <= 0.3 * size:
+            tree_prune(lists, self._bits, highest_count, int(oldest * state[CONTEXT_TOP]), new)
+            if new.state[POOL_TOP] <= 0.6 * size and new.state[CONTEXT_TOP] <= 0.3 * size:
                 break
-        new_pool[int(new_state[POOL_TOP]) :] = 0
-        new_contexts[int(new_state[CONTEXT_TOP]) :] = 0
-        self.replace({"pool": new_pool, "contexts": new_contexts, "state": new_state})
+        new.pool[int(new.state[POOL_TOP]) :] = 0
+        new.contexts[int(new.state[CONTEXT_TOP]) :] = 0
+        self.replace({"pool": new.pool, "contexts": new.contexts, "state": new.state})
 
     def pack(self) -> dict[str, Array]:
         """Return the part of the arrays that is in use: beyond it lies what roll-backs left behind."""

@@ -10,9 +10,10 @@ Kernels of this module call only functions of this module: numba's file cache ch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 LEVELS = 12
@@ -27,23 +28,25 @@ STREAM_STORE, DOCUMENT_STORE = 0, 2
 """Numbers of the two stores' pools in the undo log; the contexts of a store have its pool's number plus one."""
 
 
+class Lists(NamedTuple):
+    """The counts of the stream, or of the current document."""
+
+    pool: npt.NDArray[np.uint64]  # [words]
+    contexts: npt.NDArray[np.uint64]  # [contexts]
+    state: npt.NDArray[np.int64]  # [4 + orders]
+    heap: npt.NDArray[np.int64]  # [2 << bits], order 0 summed below every node of the tree, units of 1/256
+    heap_count: npt.NDArray[np.int64]  # [2 << bits]
+
+
 @njit(cache=True)
-def tree_prune(
-    pool: Any,
-    contexts: Any,
-    state: Any,
-    bits: Any,
-    highest_count: Any,
-    newest: Any,
-    new_pool: Any,
-    new_contexts: Any,
-    new_state: Any,
-) -> None:
+def tree_prune(lists: Any, bits: Any, highest_count: Any, newest: Any, new: Any) -> None:
     """Copy a store without its rare successors: counts up to ``highest_count`` in contexts numbered below ``newest``.
 
-    Contexts are numbered by age, parents before children, so one pass decides what can still be reached. The new
-    arrays are filled from scratch, as is ``new_state``; the current contexts survive as far as their chain does.
+    Contexts are numbered by age, parents before children, so one pass decides what can still be reached. The ``new``
+    lists are filled from scratch but for the heap; the current contexts survive as far as their chain does.
     """
+    pool, contexts, state = lists.pool, lists.contexts, lists.state
+    new_pool, new_contexts, new_state = new.pool, new.contexts, new.state
     renamed = np.zeros(state[CONTEXT_TOP], dtype=np.uint32)
     size = 1 << bits
     pool_top = np.int64(size)

@@ -11,6 +11,7 @@ from numba import njit
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
+State = dict[str, Array]
 
 
 class Undoable:

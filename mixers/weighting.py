@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evalkit.mixers.config import NGRAMS, MixerConfig
 from evalkit.mixers.hedge import (
@@ -19,10 +18,7 @@ from evalkit.mixers.hedge import (
     mix_rows,
 )
 from evalkit.mixers.tree_lists import CODES_PER_ORDER
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-State = dict[str, npt.NDArray[np.generic]]
+from evalkit.mixers.undo import Floats, Ints, State
 
 SAMPLE_EVERY = 1024
 """Tokens between two samples of the weights in the report, at first; taken at the first commit that comes after."""
@@ -34,9 +30,7 @@ MAX_SAMPLES = 400
 class Weighting:
     """Mixes the experts' probabilities and learns the weights token by token.
 
-    Args:
-        config: experts, method and contexts.
-        code_counts: how many context codes there are in each column of codes.
+    ``code_counts`` tells how many context codes there are in each column of codes.
     """
 
     def __init__(self, config: MixerConfig, code_counts: list[int]) -> None:

@@ -62,11 +62,7 @@ class WeightAverages:
 
     def exported_kind(self) -> AverageKind:
         """Return which weights the recipe exports, given what there is."""
-        order: dict[AverageKind, tuple[AverageKind, ...]] = {
-            "swa": ("swa", "ema"),
-            "ema": ("ema",),
-            "raw": (),
-        }
+        order: dict[AverageKind, tuple[AverageKind, ...]] = {"swa": ("swa", "ema"), "ema": ("ema",), "raw": ()}
         found = self.available()
         return next((kind for kind in order[self.config.export] if kind in found), "raw")
 

@@ -110,10 +110,6 @@ class TrainingTokens:
 class ByteCounter:
     """Bytes of text that target tokens stand for, by the challenge's rule (:mod:`evalkit.tokens.tokenizer`).
 
-    Args:
-        path: SentencePiece model of the shards.
-        vocab_size: token ids of the model.
-
     Raises:
         TokenError: the file is no SentencePiece model, or its vocabulary is not the model's.
     """

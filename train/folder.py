@@ -41,40 +41,16 @@ _MAY_CHANGE = {
 """Settings that a resumed run may change without changing the weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingFolder:
-    """Paths of one run.
+    """Paths of one run, in the folder ``path``."""
 
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """The resumable state."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def config(self) -> Path:
-        """Identity of the run."""
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> Path:
-        """The log."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """The exported weights."""
-        return self.path / "model.pt"
-
-    @property
-    def summary(self) -> Path:
-        """The outcome."""
-        return self.path / "summary.json"
+    def __init__(self, *, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.pt"
+        self.summary = path / "summary.json"
 
     def recipe(self) -> Recipe:
         """Return the resolved recipe of the run that the folder holds.

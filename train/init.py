@@ -21,13 +21,7 @@ _GATE_BIAS = 4.0
 
 
 def initial_weights(model: ModelConfig, init: InitConfig, *, seed: int) -> dict[str, Tensor]:
-    """Return a GPT's float32 state dict at step 0.
-
-    Args:
-        model: the model.
-        init: the rules.
-        seed: seed of the generator; tensors are drawn in the order of the state dict.
-    """
+    """Return a GPT's float32 state dict at step 0; ``seed`` is of one generator, tensors drawn in the dict's order."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         constructed = GPT(model).state_dict()

@@ -23,10 +23,13 @@ Role = Literal["attention", "mlp", "projection", "table", "head", "vector"]
 """``attention`` and ``mlp`` matrices of the blocks; ``projection`` of hash and value embeddings; embedding
 ``table``; untied ``head``; everything else (gains, mixes, gates, scales) is a ``vector``."""
 
-_ATTENTION = re.compile(r"blocks\.\d+\.attn\.(c_q|c_k|c_v|proj)\.weight")
-_MLP = re.compile(r"blocks\.\d+\.mlp\.(fc|proj)\.weight")
-_PROJECTION = re.compile(r"(bigram|trigram|ve_shared)\.proj\.weight")
-_TABLE = re.compile(r"(tok_emb|(bigram|trigram|ve_shared)\.embed)\.weight")
+_ROLES: dict[Role, re.Pattern[str]] = {
+    "attention": re.compile(r"blocks\.\d+\.attn\.(c_q|c_k|c_v|proj)\.weight|bank\.(qo|kv)"),
+    "mlp": re.compile(r"blocks\.\d+\.mlp\.(fc|proj)\.weight|bank\.mlp_(up|down)"),
+    "projection": re.compile(r"(bigram|trigram|ve_shared)\.proj\.weight"),
+    "table": re.compile(r"(tok_emb|(bigram|trigram|ve_shared)\.embed)\.weight"),
+    "head": re.compile(r"lm_head\.weight"),
+}
 
 BANKS: dict[str, tuple[str, ...]] = {
     "bank.qo": ("attn.c_q", "attn.proj"),
@@ -39,15 +42,7 @@ BANKS: dict[str, tuple[str, ...]] = {
 
 def role_of(name: str) -> Role:
     """Return the role of the weight ``name`` of a GPT's state dict, or of a bank."""
-    if _ATTENTION.fullmatch(name) or name in ("bank.qo", "bank.kv"):
-        return "attention"
-    if _MLP.fullmatch(name) or name in ("bank.mlp_up", "bank.mlp_down"):
-        return "mlp"
-    if _PROJECTION.fullmatch(name):
-        return "projection"
-    if _TABLE.fullmatch(name):
-        return "table"
-    return "head" if name == "lm_head.weight" else "vector"
+    return next((role for role, pattern in _ROLES.items() if pattern.fullmatch(name)), "vector")
 
 
 def is_linear(name: str) -> bool:
@@ -61,13 +56,7 @@ def bank_members(config: ModelConfig, bank: str) -> list[str]:
 
 
 def pack(config: ModelConfig, weights: Mapping[str, Tensor], *, banks: bool) -> dict[str, Tensor]:
-    """Return the masters that hold ``weights``: copies, stacked into banks if asked.
-
-    Args:
-        config: the model.
-        weights: a GPT's state dict.
-        banks: whether to stack block matrices.
-    """
+    """Return the masters that hold a GPT's ``weights``: copies, block matrices stacked into banks if asked."""
     if not banks:
         return {name: value.detach().clone() for name, value in weights.items()}
     masters = {name: torch.stack([weights[m].detach() for m in bank_members(config, name)]) for name in BANKS}

@@ -33,6 +33,12 @@ def bits_of(name: str, config: QatConfig) -> int:
     return bits
 
 
+def with_width(weights: Mapping[str, Tensor], config: QatConfig) -> list[tuple[str, Tensor, int]]:
+    """Return name, weight and width of every weight that QAT reaches."""
+    named = [(name, w, bits_of(name, config)) for name, w in weights.items()]
+    return [one for one in named if one[2]]
+
+
 def row_clip(w: Tensor, config: QatConfig) -> Tensor:
     """Return the clip of every row, ``[..., rows, 1]``: amax or a quantile, at least the floor."""
     magnitude = w.abs()
@@ -91,19 +97,14 @@ def soft_quantise(w: Tensor, bits: int, alpha: Tensor, config: QatConfig) -> Ten
 
 
 def fake_quantise(weights: Mapping[str, Tensor], alpha: Tensor, config: QatConfig) -> dict[str, Tensor]:
-    """Return the weights with those that have a width passed through the quantiser.
+    """Return a GPT's float32 state dict with the weights that have a width passed through the quantiser.
 
-    Args:
-        weights: a GPT's state dict in float32.
-        alpha: sharpness of soft rounding, a tensor without dimensions; unused by ``ste``.
-        config: widths, clips and rounding.
+    ``alpha`` is the sharpness of soft rounding, a tensor without dimensions; unused by ``ste``.
     """
     result = dict(weights)
-    for name, w in weights.items():
-        bits = bits_of(name, config)
-        if bits:
-            soft = config.rounding == "soft"
-            result[name] = soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
+    soft = config.rounding == "soft"
+    for name, w, bits in with_width(weights, config):
+        result[name] = soft_quantise(w, bits, alpha, config) if soft else straight_through(w, bits, config)
     return result
 
 
@@ -113,15 +114,11 @@ def crown_q_penalty(weights: Mapping[str, Tensor], config: QatConfig) -> Tensor:
     step^2 / 12 is the variance of rounding noise, and w^2 stands in for the curvature; the penalty shrinks
     weights in rows with a coarse grid.
     """
-    total: Tensor | None = None
-    for name, w in weights.items():
-        bits = bits_of(name, config)
-        if bits:
-            noise = w.square() * step_size(w.detach(), bits, config).square()
-            term = noise.mean() if config.crown_q_reduction == "mean" else noise.sum()
-            total = term if total is None else total + term
-    if total is None:
-        return torch.zeros(())
+    total = torch.zeros(())
+    for i, (_, w, bits) in enumerate(with_width(weights, config)):
+        noise = w.square() * step_size(w.detach(), bits, config).square()
+        term = noise.mean() if config.crown_q_reduction == "mean" else noise.sum()
+        total = total + term if i else term
     return config.crown_q / 12.0 * total
 
 
@@ -143,10 +140,8 @@ def pull_to_grid(weights: Mapping[str, Tensor], keep: float, config: QatConfig) 
     A proximal step (ProxQuant: Bai et al., 2019). It leaves the rounded weights, hence the loss, as they are, and makes
     a weight that sits between two grid points settle on one instead of oscillating (Nagel et al., 2022).
     """
-    for name, w in weights.items():
-        bits = bits_of(name, config)
-        if bits:
-            w.lerp_(round_to_grid(w, bits, config), 1.0 - keep)
+    for _, w, bits in with_width(weights, config):
+        w.lerp_(round_to_grid(w, bits, config), 1.0 - keep)
 
 
 def soft_alpha(config: QatConfig, progress: float) -> float:
@@ -164,10 +159,8 @@ def grid_distance(weights: Mapping[str, Tensor], config: QatConfig) -> float:
     Weights spread evenly over the cells give 1 / sqrt(12) = 0.289. NaN if QAT reaches nothing.
     """
     squares, count = 0.0, 0
-    for name, w in weights.items():
-        bits = bits_of(name, config)
-        if bits:
-            offset = (w.float() - round_to_grid(w.float(), bits, config)) / step_size(w.float(), bits, config)
-            squares += float(offset.double().square().sum())
-            count += w.numel()
+    for _, w, bits in with_width(weights, config):
+        offset = (w.float() - round_to_grid(w.float(), bits, config)) / step_size(w.float(), bits, config)
+        squares += float(offset.double().square().sum())
+        count += w.numel()
     return math.sqrt(squares / count) if count else math.nan

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -104,10 +105,9 @@ def train_model(
             dtype=DTYPES[config.train.precision],
             training=True,
         )
-        if kernel is None:
-            return trainer.run(resume=resumed)
-        LOG.info("%s", kernel)
-        with kernel.active():
+        if kernel is not None:
+            LOG.info("%s", kernel)
+        with nullcontext() if kernel is None else kernel.active():
             return trainer.run(resume=resumed)
 
 

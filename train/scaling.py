@@ -46,12 +46,8 @@ def scale_model(config: ModelConfig, scale: str) -> ModelConfig:
     tables to width, the share of layers with exclusive self-attention, the share that is visited several
     times. Layers with value embeddings keep their distance from the last layer. No feature that is on is switched off.
 
-    Args:
-        config: the full-size model.
-        scale: see :func:`parse_scale`.
-
     Raises:
-        InputError: the scale is unusable.
+        InputError: the scale is unusable; see :func:`parse_scale`.
     """
     width, depth = parse_scale(scale, config)
     ratio = width / config.model_dim

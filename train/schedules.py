@@ -48,11 +48,7 @@ class StepTimer:
 
 
 class Clock:
-    """Where a run is between its start and its budgets.
-
-    Args:
-        config: budgets and reference length.
-    """
+    """Where a run is between its start and its budgets."""
 
     def __init__(self, config: RunConfig) -> None:
         self.steps = config.train.steps
@@ -87,12 +83,8 @@ class Clock:
 
     def total_steps(self, step: int) -> float | None:
         """Return the length of the run in steps, estimated under a clock budget; None if not known yet."""
-        if not self.max_seconds:
-            return float(self.steps)
-        pace = self.timer.seconds_per_step()
-        if pace is None:
-            return None
-        return max(1.0, min(float(self.steps), step + max(self.max_seconds - self.seconds, 0.0) / max(pace, 1e-9)))
+        remaining = self.remaining_steps(step)
+        return None if remaining is None else max(1.0, step + remaining)
 
     def fraction(self, step: int) -> float:
         """Return the part of the run that is over, by the tighter budget."""

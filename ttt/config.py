@@ -21,7 +21,7 @@ MAX_HASH_BUCKETS = 1 << 18
 class TTTConfig:
     """How the network learns from what has been scored.
 
-    The defaults were chosen by measurement (bench/RESULTS.md); :func:`published_config` is PR849's recipe.
+    The defaults were chosen by measurement (bench/RESULTS.md); the preset ``published`` is PR849's recipe.
 
     Attributes:
         chunk_tokens: positions that are scored before the next update.
@@ -83,58 +83,28 @@ class TTTConfig:
 
     def __post_init__(self) -> None:
         require_choices(self, "ttt")
-        _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "at least 1")
-        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
-        _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "0 or more")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
-        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (off) or more")
-        _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
-        _require(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "at least 0 and below 1")
-        _require(self.blocks >= 0, "blocks", self.blocks, "0 or more")
-        _require(not self.match or self.trainable == "adapters", "match", self.match, "empty unless adapters learn")
-        _require(_is_pattern(self.match), "match", self.match, "a regular expression")
-        _require(self.adapter_rank >= 1, "adapter_rank", self.adapter_rank, "at least 1")
-        _require(self.ramp == 1 or self.schedule == "cosine", "ramp", self.ramp, "1 unless the schedule is cosine")
-        _require(0 <= self.frozen_weight < 1, "frozen_weight", self.frozen_weight, "at least 0 and below 1")
-        _require(0.5 <= self.temperature <= 1.5, "temperature", self.temperature, "0.5 to 1.5; 1 is off")
-        _require(
-            0 <= self.hash_buckets <= MAX_HASH_BUCKETS, "hash_buckets", self.hash_buckets, f"0 to {MAX_HASH_BUCKETS:,}"
-        )
-        _require(
-            not self.hash_buckets or self.trainable in ("all", "all_but_first_blocks"),
-            "hash_buckets",
-            self.hash_buckets,
-            "0 unless ttt.trainable is all or all_but_first_blocks, since nothing else would train the table",
-        )
-        _require(self.time_limit >= 0, "time_limit", self.time_limit, "0 (never) or seconds")
-
-
-def published_config() -> TTTConfig:
-    """Return PR849's recipe as its code ran it (its README calls the trained part "freeze first 2 blocks")."""
-    return TTTConfig(
-        chunk_tokens=32768,
-        epochs=4,
-        learning_rate=5e-4,
-        batch_sequences=16,
-        polyak_decay=0.998,
-        trainable="last_blocks_and_scales",
-        schedule="cosine",
-        ramp=3.0,
-        frozen_weight=0.0,
-        temperature=0.98,
-    )
-
-
-def full_config() -> TTTConfig:
-    """Return updates of every weight, small and many, smoothed by the Polyak average."""
-    return TTTConfig(
-        chunk_tokens=1024,
-        learning_rate=1e-3,
-        batch_sequences=4,
-        trainable="all",
-        polyak_decay=0.98,
-        frozen_weight=0.0,
-    )
+        full = self.trainable in ("all", "all_but_first_blocks")
+        no_table = "0 unless ttt.trainable is all or all_but_first_blocks, since nothing else would train the table"
+        for name, fine, expected in (
+            ("chunk_tokens", self.chunk_tokens >= 1, "at least 1"),
+            ("epochs", self.epochs >= 0, "0 or more"),
+            ("learning_rate", self.learning_rate >= 0, "0 or more"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("grad_clip", self.grad_clip >= 0, "0 (off) or more"),
+            ("batch_sequences", self.batch_sequences >= 1, "at least 1"),
+            ("polyak_decay", 0 <= self.polyak_decay < 1, "at least 0 and below 1"),
+            ("blocks", self.blocks >= 0, "0 or more"),
+            ("match", not self.match or self.trainable == "adapters", "empty unless adapters learn"),
+            ("match", _is_pattern(self.match), "a regular expression"),
+            ("adapter_rank", self.adapter_rank >= 1, "at least 1"),
+            ("ramp", self.ramp == 1 or self.schedule == "cosine", "1 unless the schedule is cosine"),
+            ("frozen_weight", 0 <= self.frozen_weight < 1, "at least 0 and below 1"),
+            ("temperature", 0.5 <= self.temperature <= 1.5, "0.5 to 1.5; 1 is off"),
+            ("hash_buckets", 0 <= self.hash_buckets <= MAX_HASH_BUCKETS, f"0 to {MAX_HASH_BUCKETS:,}"),
+            ("hash_buckets", not self.hash_buckets or full, no_table),
+            ("time_limit", self.time_limit >= 0, "0 (never) or seconds"),
+        ):
+            require(fine, f"ttt.{name}", getattr(self, name), expected)
 
 
 def sgd_config(*, learning_rate: float = 5e-3, hash_buckets: int = 0) -> TTTConfig:
@@ -158,8 +128,30 @@ def sgd_config(*, learning_rate: float = 5e-3, hash_buckets: int = 0) -> TTTConf
 
 PRESETS: dict[str, Callable[[], TTTConfig]] = {
     "default": TTTConfig,
-    "published": published_config,
-    "full": full_config,
+    # PR849's recipe as its code ran it; its README calls the trained part "freeze first 2 blocks".
+    "published": partial(
+        TTTConfig,
+        chunk_tokens=32768,
+        epochs=4,
+        learning_rate=5e-4,
+        batch_sequences=16,
+        polyak_decay=0.998,
+        trainable="last_blocks_and_scales",
+        schedule="cosine",
+        ramp=3.0,
+        frozen_weight=0.0,
+        temperature=0.98,
+    ),
+    # Updates of every weight, small and many, smoothed by the Polyak average.
+    "full": partial(
+        TTTConfig,
+        chunk_tokens=1024,
+        learning_rate=1e-3,
+        batch_sequences=4,
+        trainable="all",
+        polyak_decay=0.98,
+        frozen_weight=0.0,
+    ),
     "pr549": partial(sgd_config, learning_rate=2e-3),
     "pr1477": sgd_config,
     "pr1493": sgd_config,
@@ -174,7 +166,3 @@ def _is_pattern(text: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    require(condition, f"ttt.{name}", value, expected)

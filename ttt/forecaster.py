@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,19 +38,6 @@ def mix_with_frozen(logits: Tensor, frozen: Tensor, weight: float) -> Tensor:
     """
     learned = torch.log_softmax(logits.double(), dim=-1) + math.log1p(-weight)
     return torch.logaddexp(learned, torch.log_softmax(frozen.double(), dim=-1) + math.log(weight))
-
-
-def _with_table(network: Network, buckets: int) -> Network:
-    """Return the network with an empty table of token pairs beside its embedding; see :func:`with_pair_table`.
-
-    Raises:
-        InputError: the network is not evalkit's own, which alone knows such a table.
-    """
-    if not buckets:
-        return network
-    if not isinstance(network.model, GPT):
-        raise InputError("ttt.hash_buckets adds a table to evalkit's own network; leave it out for another")
-    return replace(network, model=with_pair_table(network.model, buckets))
 
 
 class TTTForecaster:
@@ -85,7 +71,11 @@ class TTTForecaster:
         ranks: Ranks | None = None,
     ) -> None:
         self.config = config
-        network = _with_table(as_network(model), config.hash_buckets)
+        network = as_network(model)
+        if config.hash_buckets:
+            if not isinstance(network.model, GPT):
+                raise InputError("ttt.hash_buckets adds a table to evalkit's own network; leave it out for another")
+            network = replace(network, model=with_pair_table(network.model, config.hash_buckets))
         self.vocab_size = network.vocab_size
         self.preferred_span = config.chunk_tokens
         self._byte_table = byte_table
@@ -155,26 +145,26 @@ class TTTForecaster:
     def window_logits(self, tokens: Tokens, windows: list[WindowSpan]) -> Tensor:
         """Return the logits of every row of some windows, ``[len(windows), seq_len, vocab_size]``."""
         self._load(self._trainer.scoring_weights())
-        logits = temper(self._sliding.window_logits(tokens, windows), self.config.temperature)
-        if not self._mixes:
-            return logits
-        frozen = temper(self._frozen.window_logits(tokens, windows), self.config.temperature)
-        return mix_with_frozen(logits, frozen, self.config.frozen_weight)
+        logits = self._sliding.window_logits(tokens, windows)
+        return self._finished(logits, self._frozen.window_logits(tokens, windows) if self._mixes else None)
 
     def next_logits(self, prefix: Tokens) -> Tensor:
         """Return the logits after ``prefix``, ``[1, vocab_size]``; see :meth:`SlidingForecaster.next_logits`."""
-        position = len(prefix)
-        chunk_start = (position - 1) // self.config.chunk_tokens * self.config.chunk_tokens + 1
+        chunk_start = self.next_boundary(len(prefix)) - self.config.chunk_tokens
         fresh = self._document_token is not None and bool(
             (np.asarray(prefix[chunk_start:]) == self._document_token).any()
         )
         adapted = not fresh and self._has_learned()
         self._load(self._trainer.scoring_weights() if adapted else self._initial)
-        logits = temper(self._sliding.next_logits(prefix), self.config.temperature)
-        if not (adapted and self._mixes):
-            return logits
-        frozen = temper(self._frozen.next_logits(prefix), self.config.temperature)
-        return mix_with_frozen(logits, frozen, self.config.frozen_weight)
+        logits = self._sliding.next_logits(prefix)
+        return self._finished(logits, self._frozen.next_logits(prefix) if adapted and self._mixes else None)
+
+    def _finished(self, logits: Tensor, frozen: Tensor | None) -> Tensor:
+        """Return logits with the temperature applied, mixed with those of the frozen network where they are given."""
+        tempered = temper(logits, self.config.temperature)
+        if frozen is None:
+            return tempered
+        return mix_with_frozen(tempered, temper(frozen, self.config.temperature), self.config.frozen_weight)
 
     def next_distribution(self, prefix: Tokens) -> Nats:
         """Return log-probabilities of the token after ``prefix``, float64 ``[vocab_size]``."""
@@ -272,22 +262,18 @@ class TTTForecaster:
         Where nothing has been learned both are one; where the frozen network is not asked for, it is not run.
         """
         began = time.monotonic()
-        temperature = self.config.temperature
         for first, last, adapted in self._segments(tokens, start, stop):
             self._load(self._trainer.scoring_weights() if adapted else self._initial)
             pieces = self._sliding.logits(tokens, first, last)
             if not adapted or not (self._mixes or self.config.compare):
                 for begin, end, raw in pieces:
-                    logits = temper(raw, temperature)
+                    logits = self._finished(raw, None)
                     yield begin, end, logits, logits
                 continue
-            for (begin, end, raw), (*_, raw_frozen) in zip(
-                pieces, self._frozen.logits(tokens, first, last), strict=True
-            ):
-                logits, frozen = temper(raw, temperature), temper(raw_frozen, temperature)
-                if self._mixes:
-                    logits = mix_with_frozen(logits, frozen, self.config.frozen_weight)
-                yield begin, end, logits, frozen
+            frozen_pieces = self._frozen.logits(tokens, first, last)
+            for (begin, end, raw), (*_, frozen) in zip(pieces, frozen_pieces, strict=True):
+                logits = self._finished(raw, frozen if self._mixes else None)
+                yield begin, end, logits, self._finished(frozen, None)
         self._score_seconds += time.monotonic() - began
 
     def _segments(self, tokens: Tokens, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
@@ -346,11 +332,8 @@ class TTTForecaster:
     def _rows_of_chunk(self, tokens: Tokens, begin: int, stop: int) -> list[Row]:
         """Cut a chunk into rows of ``seq_len`` that do not overlap; a shorter rest is padded and weighs nothing."""
         seq_len = self._sliding.config.seq_len
-        rows = []
-        for first in range(begin, stop - 1, seq_len):
-            last = min(first + seq_len, stop - 1)
-            rows.append(self._row(tokens, first, last, first + 1))
-        return rows
+        starts = range(begin, stop - 1, seq_len)
+        return [self._row(tokens, first, min(first + seq_len, stop - 1), first + 1) for first in starts]
 
     def _row_of_document(self, tokens: Tokens, first_position: int, stop: int) -> list[Row]:
         """One row that ends with the chunk and weighs only the chunk's positions in the present document."""
@@ -367,11 +350,6 @@ class TTTForecaster:
         count = last - first
         inputs[:count] = tokens[first:last]
         targets[:count] = tokens[first + 1 : last + 1]
-        weights[:count] = self._weights(inputs[:count], targets[:count])
+        weights[:count] = self._byte_table.count(inputs[:count], targets[:count]) if self.config.byte_weighted else 1.0
         weights[: max(learn_from - first - 1, 0)] = 0.0
         return Row(inputs=inputs, targets=targets, weights=weights)
-
-    def _weights(self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        if not self.config.byte_weighted:
-            return np.ones(len(targets), dtype=np.float32)
-        return self._byte_table.count(inputs, targets).astype(np.float32)

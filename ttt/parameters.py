@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +18,6 @@ _SMALL_TABLES = ("resid_mix", "skip_weights", "skip_gates", "parallel_resid_lamb
 _ADAPTED = re.compile(r"^blocks\.\d+\.attn\.(c_q|c_v)$")
 _ATTENTION = re.compile(r"attn|attention|qkv|(^|[._])[qv](_proj|uery)?$|(^|\.)(query|value|w[qv])$", re.IGNORECASE)
 _ADAPTER_INIT = 0.02
-
-
-class Parameterisation(Protocol):
-    """Trained tensors, and the model's weights as a function of them."""
-
-    trained: dict[str, Tensor]
-
-    def weights(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's weights, by parameter name, that ``trained`` stands for; differentiable."""
-        ...
 
 
 class FullWeights:
@@ -60,6 +49,10 @@ class LowRankAdapters:
     def weights(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the corrected matrices."""
         return {name: base + trained[f"{name}:b"] @ trained[f"{name}:a"] for name, base in self._base.items()}
+
+
+Parameterisation = FullWeights | LowRankAdapters
+"""Trained tensors, and the model's weights as a function of them, by parameter name; differentiable."""
 
 
 def select_names(model: nn.Module, config: TTTConfig) -> list[str]:

@@ -10,12 +10,8 @@ from evalkit.ttt.config import TTTConfig
 def learning_rate(config: TTTConfig, chunk: int, num_chunks: int | None) -> float:
     """Return the learning rate after chunk ``chunk`` (counted from 0) has been scored.
 
-    ``cosine`` is lr (1 + cos(pi c / (n - 1))) / 2, times PR849's "adaptive multiplier" 1 + (ramp - 1) min(c / 0.3n, 1).
-
-    Args:
-        config: base rate and schedule.
-        chunk: the chunk that is trained on.
-        num_chunks: chunks in the stream; only ``cosine`` asks for it.
+    ``cosine`` is lr (1 + cos(pi c / (n - 1))) / 2, times PR849's "adaptive multiplier" 1 + (ramp - 1) min(c / 0.3n, 1),
+    with c the chunk and n = ``num_chunks`` those of the stream.
 
     Raises:
         ValueError: ``cosine`` without the number of chunks.

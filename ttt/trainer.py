@@ -94,12 +94,7 @@ class Trainer:
             self._optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)
 
     def step(self, rows: list[Row], rate: float, where: str) -> float:
-        """Take one optimizer step on the weighted mean loss of some rows.
-
-        Args:
-            rows: the batch.
-            rate: learning rate.
-            where: names the batch in error messages.
+        """Take one optimizer step on the weighted mean loss of some rows; ``where`` names them in error messages.
 
         Returns:
             The loss before the step, nats per unit of weight; 0 if every weight is 0, in which case nothing moves.
@@ -175,13 +170,8 @@ class Trainer:
         leaves = self._load(weights)
         loss, gradients = self._sum_over_rows(rows, total, leaves)
         with torch.enable_grad():
-            pulled = torch.autograd.grad(
-                list(weights.values()), list(self.trained.values()), gradients, allow_unused=True
-            )
-        return loss, [
-            gradient.clone() if gradient is not None else torch.zeros_like(parameter)
-            for gradient, parameter in zip(pulled, self.trained.values(), strict=True)
-        ]
+            pulled = _gradients_of(list(weights.values()), list(self.trained.values()), gradients)
+        return loss, [gradient.clone() for gradient in pulled]
 
     @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> list[Tensor]:
@@ -261,11 +251,12 @@ class Trainer:
                 )
             losses = F.cross_entropy(logits.flatten(0, 1), targets[:, first_row:].flatten(), reduction="none")
             loss = (losses * weights[:, first_row:].flatten()).sum() / total
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        return float(loss.detach()), [
-            gradient if gradient is not None else torch.zeros_like(leaf)
-            for gradient, leaf in zip(gradients, leaves, strict=True)
-        ]
+            return float(loss.detach()), _gradients_of([loss], leaves)
+
+
+def _gradients_of(outputs: list[Tensor], inputs: list[Tensor], owed: list[Tensor] | None = None) -> list[Tensor]:
+    """Return what each input owes to the outputs' gradients (1 by default), zeros where it has no part in them."""
+    return list(torch.autograd.grad(outputs, inputs, owed, allow_unused=True, materialize_grads=True))
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

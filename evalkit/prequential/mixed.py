@@ -93,10 +93,8 @@ class MixedForecaster:
         position = len(prefix)
         if self.network is None:
             return self.mixer.distribution(prefix, position)
-        rows, sharpened, entropy = network_experts(self.network.next_logits(prefix))
-        return self.mixer.distribution(
-            prefix, position, rows[0].cpu().numpy(), sharpened[0].cpu().numpy(), float(entropy[0])
-        )
+        said = network_experts(self.network.next_logits(prefix))
+        return self.mixer.distribution(prefix, position, *(values[0].cpu().numpy() for values in said))
 
     def observe(self, tokens: Tokens, start: int, stop: int) -> None:
         """Keep what the mixer learned, then let the network learn."""

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
+from evalkit.artifact.tensors import QuantizedTensor, StoredTensor
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import quantize_tensor
 from evalkit.train.quantization.curvature import Curvature
-from evalkit.train.quantization.gptq import gptq_round
+from evalkit.train.quantization.gptq import rounded
 from evalkit.train.quantization.plan import QuantizationPlan, layer_count
-from evalkit.train.quantization.rows import integer_limit, round_to_step, row_step
+from evalkit.train.quantization.rows import integer_limit, row_step
 
 STEPS = tuple(2.0 ** (-j / 2) for j in range(-2, 8))
 """Candidates for the step of a row of mean curvature, in root mean squares of a tensor's entries."""
@@ -89,7 +89,9 @@ def weighed(
     name: str, weight: Tensor, tensor: StoredTensor, hessians: Mapping[str, Tensor], curvature: Curvature
 ) -> Choice:
     """Return a stored tensor as a choice, with its estimates; ``weight`` is what it stands for."""
-    cost = _cost(module_of(name), weight, tensor, hessians, curvature)
+    module, cost = module_of(name), 0.0
+    if weight.ndim == 2 and curvature.knows(module):
+        cost = curvature.cost(module, weight - torch.from_numpy(tensor.dequantize()).view_as(weight), hessians)
     return Choice(tensor=tensor, n_bytes=estimated_bytes(tensor), cost=cost)
 
 
@@ -122,7 +124,7 @@ def quantize_rows_to(
     steps = torch.maximum(step.half(), clipped).clamp(max=_LARGEST_STEP)
     fitting = [bits for bits in widths if bool((integer_limit(bits) * steps.float() >= largest).all())]
     bits = fitting[0] if fitting else widths[-1]
-    values = round_to_step(weight, steps, bits) if hessian is None else gptq_round(weight, hessian, steps, bits)
+    values = rounded(weight, steps, bits, hessian)
     return QuantizedTensor(values=values.contiguous().numpy(), scale=steps.numpy(), bits=bits, dtype=dtype)
 
 
@@ -131,14 +133,16 @@ def best_next(chosen: Mapping[str, Choice], options: Mapping[str, Sequence[Choic
 
     Tensors that are stored in floating point have no steps in between and are left out.
     """
-    best: tuple[float, str, Choice] | None = None
-    for name, now in chosen.items():
-        for choice in options[name]:
-            if isinstance(now.tensor, QuantizedTensor) and isinstance(choice.tensor, QuantizedTensor):
-                dearer, gain = choice.n_bytes - now.n_bytes, now.cost - choice.cost
-                if dearer > 0 and gain > 0 and (best is None or gain / dearer > best[0]):
-                    best = (gain / dearer, name, choice)
-    return best and best[1:]
+    finer = [
+        ((now.cost - choice.cost) / (choice.n_bytes - now.n_bytes), name, choice)
+        for name, now in chosen.items()
+        for choice in options[name]
+        if isinstance(now.tensor, QuantizedTensor)
+        and isinstance(choice.tensor, QuantizedTensor)
+        and choice.n_bytes > now.n_bytes
+        and choice.cost < now.cost
+    ]
+    return max(finer, key=lambda one: one[0])[1:] if finer else None
 
 
 def between(
@@ -151,20 +155,10 @@ def between(
     return quantize_rows_to(weight, first ** (1 - share) * last**share, widths, hessian, now.dtype)
 
 
-def _cost(
-    module: str, weight: Tensor, tensor: StoredTensor, hessians: Mapping[str, Tensor], curvature: Curvature
-) -> float:
-    if weight.ndim != 2 or not curvature.knows(module):
-        return 0.0
-    return curvature.cost(module, weight - torch.from_numpy(tensor.dequantize()).view_as(weight), hessians)
-
-
 def estimated_bytes(tensor: StoredTensor) -> float:
     """Return the entropy of the integers, and of the distinct bytes of what is stored in floating point."""
-    if isinstance(tensor, PlainTensor):
-        return _entropy_bytes(tensor.values)
-    assert isinstance(tensor, QuantizedTensor)
-    return _entropy_bytes(tensor.values) + _entropy_bytes(tensor.scale)
+    scales = [tensor.scale] if isinstance(tensor, QuantizedTensor) else []
+    return sum(_entropy_bytes(values) for values in (tensor.values, *scales))
 
 
 def _entropy_bytes(values: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.torch_layouts import TorchCompression, TorchLayout, compress_payload, torch_payload
-from evalkit.train.quantization.gptq import gptq_round, gptq_search
+from evalkit.train.quantization.gptq import gptq_search, rounded
 from evalkit.train.quantization.plan import QuantizationPlan, TensorRule, layer_count
 from evalkit.train.quantization.pruning import magnitude_prune
 from evalkit.train.quantization.rows import deviation_clips, round_to_step, row_step, search_clip
@@ -88,16 +88,12 @@ def quantize_tensor(
         raise InputError(f"the plan asks for GPTQ on {name!r}, and there is no Hessian for it")
     if hessian is not None:
         hessian = hessian.to(weight.device)
+    compensated = hessian if rule.gptq and weight.ndim == 2 else None
     if rule.deviations and weight.ndim > 1:
         step = row_step(deviation_clips(weight, rule.deviations), rule.bits, rule.min_step)
-        compensated = rule.gptq and hessian is not None and weight.ndim == 2
-        values = (
-            gptq_round(weight, hessian, step, rule.bits)
-            if compensated and hessian is not None
-            else round_to_step(weight, step, rule.bits)
-        )
-    elif rule.gptq and hessian is not None and weight.ndim == 2:
-        values, step = gptq_search(weight, hessian, rule.bits, min_step=rule.min_step, clips=rule.clips)
+        values = rounded(weight, step, rule.bits, compensated)
+    elif compensated is not None:
+        values, step = gptq_search(weight, compensated, rule.bits, min_step=rule.min_step, clips=rule.clips)
     else:
         step = search_clip(weight, rule.bits, min_step=rule.min_step, clips=rule.clips, hessian=hessian)
         values = round_to_step(weight, step, rule.bits)

@@ -134,11 +134,9 @@ def fit(
             else:
                 used *= _LESS
         candidates.append((row, _tensors(chosen)))
-    measured = []
-    for row, tensors in candidates:
-        if row.fits:
-            measured.append((replace(row, loss=loss(tensors)), tensors))
-            table[table.index(row)] = measured[-1][0]
+    measured = [(replace(row, loss=loss(tensors)), tensors) for row, tensors in candidates if row.fits]
+    for row, _ in measured:
+        table[table.index(replace(row, loss=None))] = row
     if not measured:
         smallest = min(row.total_bytes for row in table)
         raise InputError(f"nothing fits {cap_bytes} bytes: the smallest took {smallest} with the code")

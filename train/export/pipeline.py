@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ from evalkit.train.export.export import (
 )
 from evalkit.train.export.fit import FitRow, fit
 from evalkit.train.export.refine import refine
-from evalkit.train.export.text import ExportText, OwnSamples, TrainingText
+from evalkit.train.export.text import OwnSamples, TrainingText
 from evalkit.train.export.torch_layouts import LAYOUTS, TorchLayout
 from evalkit.train.folder import TrainedModel
-from evalkit.train.qat import bits_of, round_to_grid
+from evalkit.train.qat import round_to_grid, with_width
 from evalkit.train.quantization.curvature import collect_curvature
 from evalkit.train.quantization.hessian import collect_hessians
 from evalkit.train.quantization.plan import PLANS, QuantizationPlan, TensorRule
@@ -135,7 +135,17 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     plan = plan_of(trained)
     code_bytes = code_size(list(config.code))
     layout = _layout(trained.config.recipe) if config.container != "evalkit" else None
-    text = export_text(model, trained, config)
+    text: TrainingText | OwnSamples
+    if config.calibration_data is None:
+        text = OwnSamples(model, seq_len=trained.config.train.seq_len, calibration_tokens=config.calibration_tokens)
+    else:
+        text = TrainingText(
+            config.calibration_data,
+            trained,
+            calibration_tokens=config.calibration_tokens,
+            refine_steps=config.refine,
+            force=config.force_calibration,
+        )
     notes = list(text.notes)
     calibration = text.calibration()
     hessians = collect_hessians(model, calibration) if calibration else None
@@ -174,7 +184,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
         notes.append(f"losses are nats per token of {held_out[:, 1:].numel():,} tokens of {text.kind}")
     else:
         if not config.calibration_tokens:
-            plan = replace(plan, rules=tuple(replace(rule, gptq=False) for rule in plan.rules))
+            plan = plan.without_gptq()
         tensors = quantize_state_dict(weights, plan, hessians)
     if config.refine and isinstance(text, TrainingText):
         tensors, outcome = refined(model, tensors, text, config.refine)
@@ -204,8 +214,7 @@ def missing_settings(path: Path, config: ModelConfig) -> list[str]:
     shapes, values = load_artifact(path).shapes, config.to_dict()
     told = {name: values[name] for name in open_settings(shapes, {})}
     # Some settings matter only for certain values of others.
-    differing = [f"model.{name}" for name in (*told, *open_settings(shapes, told))]
-    named = ", ".join(differing)
+    named = ", ".join(f"model.{name}" for name in (*told, *open_settings(shapes, told)))
     return [f"this layout does not hold {named}: score it with --recipe and the run's recipe.toml"]
 
 
@@ -222,32 +231,11 @@ def refined(
     return tensors, f"not refined, because {steps} steps did not help: {losses}"
 
 
-def export_text(model: GPT, trained: TrainedModel, config: ExportConfig) -> ExportText:
-    """Return the text to calibrate, measure and refine on.
-
-    Raises:
-        InputError: the shards are missing, or look like validation data.
-    """
-    if config.calibration_data is None:
-        seq_len = trained.config.train.seq_len
-        return OwnSamples(model, seq_len=seq_len, calibration_tokens=config.calibration_tokens)
-    return TrainingText(
-        config.calibration_data,
-        trained,
-        calibration_tokens=config.calibration_tokens,
-        refine_steps=config.refine,
-        force=config.force_calibration,
-    )
-
-
 def plan_of(trained: TrainedModel) -> QuantizationPlan:
     """Return the recipe's plan at the model's width, or one with the widths that its QAT trained for.
 
     The head is a matrix like the others, so a plan that stores it (or the token table it is tied to) in integers gets
     them by GPTQ. As an embedding a row would be best rounded to nearest, but the logits feel its errors more.
-
-    Args:
-        trained: names the recipe and the width.
     """
     plan = PLANS.get(trained.config.recipe)
     if plan is None:
@@ -279,7 +267,7 @@ def target_weights(
     """
     weights = dict(trained.weights)
     qat = trained.config.qat
-    rounded = {n: round_to_grid(w, bits_of(n, qat), qat) for n, w in weights.items() if bits_of(n, qat)}
+    rounded = {name: round_to_grid(w, bits, qat) for name, w, bits in with_width(weights, qat)}
     if not (qat.enabled and rounded):
         return weights, []
     measure = _loss_of(model, held_out)
@@ -298,23 +286,20 @@ def target_weights(
 
 
 def _loss_of(model: GPT, text: Tensor) -> Callable[[Mapping[str, StoredTensor]], float]:
+    """Return a function from stored tensors to the mean nats per token of a text, ``[rows, seq_len + 1]``."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
     def loss(tensors: Mapping[str, StoredTensor]) -> float:
-        state = {name: torch.from_numpy(held_values(tensor)) for name, tensor in tensors.items()}
-        reference = model.state_dict()
-        model.load_state_dict({name: value.reshape(reference[name].shape) for name, value in state.items()})
-        return float(_text_losses(model, text).mean())
+        held = {name: torch.from_numpy(held_values(tensor)) for name, tensor in tensors.items()}
+        model.load_state_dict({name: value.reshape(shapes[name]) for name, value in held.items()})
+        rows = [
+            F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double()
+            for row in tracked(list(text), "measure the loss", unit="tokens", size=lambda row: row.numel() - 1)
+        ]
+        return float((torch.stack(rows) / (text.shape[1] - 1)).mean())
 
     return loss
-
-
-@torch.no_grad()
-def _text_losses(model: GPT, text: Tensor) -> Tensor:
-    """Return the mean nats per token of each row ``[rows, seq_len + 1]``, float64 ``[rows]``."""
-    rows = [
-        F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="sum").double()
-        for row in tracked(list(text), "measure the loss", unit="tokens", size=lambda row: row.numel() - 1)
-    ]
-    return torch.stack(rows) / (text.shape[1] - 1)
 
 
 def _layout(recipe: str) -> TorchLayout:
@@ -326,7 +311,6 @@ def _layout(recipe: str) -> TorchLayout:
 
 
 def _metadata(trained: TrainedModel, config: ExportConfig, notes: list[str]) -> NativeMetadata:
-    sections: dict[str, Any] = trained.config.to_dict()
     sha256 = hashlib.sha256(config.tokenizer.read_bytes()).hexdigest() if config.tokenizer else ""
     return NativeMetadata(
         config=trained.config.model.to_dict(),
@@ -335,7 +319,7 @@ def _metadata(trained: TrainedModel, config: ExportConfig, notes: list[str]) -> 
             "weights": trained.kind,
             "seq_len": trained.config.train.seq_len,
             "notes": list(notes),
-            "sections": {name: value for name, value in sections.items() if name != "model"},
+            "sections": {name: value for name, value in trained.config.to_dict().items() if name != "model"},
         },
         tokenizer_sha256=sha256,
         evalkit_version=__version__,

@@ -1,5 +1,6 @@
 """The text that an export learns from: training shards or the model's own samples, never validation text.
 
+Both have ``notes``, what must be said about them, one sentence each, and ``kind``, what they are, in words.
 Calibration, measuring and refinement read parts that do not overlap (unless the shards are too short, which wrap).
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,24 +25,6 @@ HELD_OUT_TOKENS = 16_384  # at least; as many as calibrate where those are more
 REFINE_TOKENS = 4096  # of one update
 _BOS = 1
 _VALIDATION_NAME = re.compile(r"(^|[^a-z])(val|valid|validation|test|eval)([^a-z]|$)")
-
-
-class ExportText(Protocol):
-    """Where the tokens come from.
-
-    Attributes:
-        notes: what must be said about them, one sentence each.
-        kind: what they are, in words.
-    """
-
-    notes: list[str]
-    kind: str
-
-    def calibration(self) -> list[Tensor]:
-        """Return token batches, int64 ``[1, T]`` each."""
-
-    def held_out(self) -> Tensor:
-        """Return tokens to measure losses on, int64 ``[rows, T + 1]``."""
 
 
 class TrainingText:
@@ -65,7 +47,7 @@ class TrainingText:
         self, data: Path, trained: TrainedModel, *, calibration_tokens: int, refine_steps: int = 0, force: bool = False
     ) -> None:
         self._seq_len = trained.config.train.seq_len
-        self._calibration_rows = max(calibration_tokens // self._seq_len, 1) if calibration_tokens else 0
+        self._calibration_rows = _calibration_rows(calibration_tokens, self._seq_len)
         self._held_out_rows = max(max(calibration_tokens, HELD_OUT_TOKENS) // self._seq_len, 1)
         self._refine_rows = max(REFINE_TOKENS // self._seq_len, 1)
         self._held_out_start = self._calibration_rows * self._seq_len
@@ -101,7 +83,7 @@ class OwnSamples:
 
     def __init__(self, model: GPT, *, seq_len: int, calibration_tokens: int) -> None:
         self._model, self._seq_len = model, seq_len
-        self._calibration_rows = max(calibration_tokens // seq_len, 1) if calibration_tokens else 0
+        self._calibration_rows = _calibration_rows(calibration_tokens, seq_len)
         self.notes: list[str] = []
         if self._calibration_rows:
             self.notes.append(f"calibrated on {self._calibration_rows * seq_len:,} tokens of the model's own samples")
@@ -130,6 +112,10 @@ def sample(model: GPT, *, rows: int, seq_len: int, seed: int) -> Tensor:
         drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
         ids = torch.cat([ids, drawn], dim=1)
     return ids
+
+
+def _calibration_rows(tokens: int, seq_len: int) -> int:
+    return max(tokens // seq_len, 1) if tokens else 0
 
 
 def _first_shards(shards: Sequence[Path], tokens: int) -> list[Path]:

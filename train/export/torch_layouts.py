@@ -73,16 +73,9 @@ LAYOUTS: dict[str, TorchLayout] = {
             (r"^(bigram|trigram)\.", r"\1_embed."),
         ),
     ),
-    "pr592": TorchLayout(kind="B"),
-    "pr634": TorchLayout(kind="B"),
-    "pr849": TorchLayout(kind="B"),
-    "pr1218": TorchLayout(kind="B", kinds="methods"),
-    "pr1334": TorchLayout(kind="B", kinds="methods"),
-    "pr1394": TorchLayout(kind="B", kinds="words"),
-    "pr1477": TorchLayout(kind="B", kinds="words"),
-    "pr1493": TorchLayout(kind="B", kinds="words"),
-    "pr1529": TorchLayout(kind="B", kinds="words"),
-    "best": TorchLayout(kind="B", kinds="words"),
+    **dict.fromkeys(("pr592", "pr634", "pr849"), TorchLayout(kind="B")),
+    **dict.fromkeys(("pr1218", "pr1334"), TorchLayout(kind="B", kinds="methods")),
+    **dict.fromkeys(("pr1394", "pr1477", "pr1493", "pr1529", "best"), TorchLayout(kind="B", kinds="words")),
 }
 
 
@@ -125,32 +118,21 @@ def shuffled(content: bytes) -> bytes:
 
 
 def _layout_a(named: Mapping[str, StoredTensor], layout: TorchLayout) -> dict[str, Any]:
-    quantized: dict[str, Tensor] = {}
-    scales: dict[str, Tensor] = {}
-    dtypes: dict[str, str] = {}
-    passthrough: dict[str, Tensor] = {}
-    meta: dict[str, dict[str, Any]] = {}
-    narrowed: dict[str, str] = {}
-    for name, tensor in named.items():
-        if isinstance(tensor, PlainTensor):
-            passthrough[name] = _plain(tensor)
-            if tensor.stored == "float16":
-                narrowed[name] = tensor.dtype
-            continue
-        quantized[name] = torch.from_numpy(tensor.values.copy())
-        scales[name] = torch.from_numpy(tensor.scale.copy())
-        dtypes[name] = tensor.dtype
-        if tensor.scale.ndim:
-            meta[name] = {"scheme": "per_row", "axis": 0}
-            if layout.bits_in_meta:
-                meta[name]["bits"] = tensor.bits
+    plain = {name: tensor for name, tensor in named.items() if isinstance(tensor, PlainTensor)}
+    integers = {name: tensor for name, tensor in named.items() if isinstance(tensor, QuantizedTensor)}
     result: dict[str, Any] = {
         "__quant_format__": layout.format_tag,
-        "quantized": quantized,
-        "scales": scales,
-        "dtypes": dtypes,
-        "passthrough": passthrough,
+        "quantized": {name: torch.from_numpy(tensor.values.copy()) for name, tensor in integers.items()},
+        "scales": {name: torch.from_numpy(tensor.scale.copy()) for name, tensor in integers.items()},
+        "dtypes": {name: tensor.dtype for name, tensor in integers.items()},
+        "passthrough": {name: _plain(tensor) for name, tensor in plain.items()},
     }
+    meta = {
+        name: {"scheme": "per_row", "axis": 0} | ({"bits": tensor.bits} if layout.bits_in_meta else {})
+        for name, tensor in integers.items()
+        if tensor.scale.ndim
+    }
+    narrowed = {name: tensor.dtype for name, tensor in plain.items() if tensor.stored == "float16"}
     if meta:
         result["qmeta"] = meta
     if narrowed:

@@ -33,12 +33,9 @@ class Curvature:
     entries: Mapping[str, Tensor]
 
     def cost(self, name: str, error: Tensor, hessians: Mapping[str, Tensor]) -> float:
-        """Return by how many nats per token an error raises the loss.
+        """Return by how many nats per token an error ``[rows, cols]`` in a module's weight raises the loss.
 
-        Args:
-            name: of the module.
-            error: of its weight, ``[rows, cols]``.
-            hessians: mean of ``x x^T`` by module name.
+        ``hessians`` is the mean of ``x x^T`` by module name.
         """
         if name in self.outputs:
             return 0.5 * float((self.outputs[name].double() * weighted_row_error(error, hessians[name])).sum())
@@ -54,11 +51,9 @@ class Curvature:
 
 
 def collect_curvature(model: GPT, batches: Sequence[Tensor]) -> Curvature:
-    """Return the curvature at the model's weights.
+    """Return the curvature at the model's weights, from batches of tokens, int64 ``[1, T]`` each.
 
-    Args:
-        model: unchanged but for gradients, which are cleared.
-        batches: tokens, int64 ``[1, T]`` each.
+    The model is unchanged but for gradients, which are cleared.
     """
     generator = torch.Generator().manual_seed(0)
     modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from evalkit.plumbing.errors import InputError
-from evalkit.train.quantization.rows import PERCENTILES, integer_limit, row_clips, row_step, weighted_row_error
+from evalkit.train.quantization.rows import (
+    PERCENTILES,
+    integer_limit,
+    round_to_step,
+    rounding_error,
+    row_clips,
+    row_step,
+)
 
 _DAMPING = 0.01  # share of the mean diagonal of H that is added to the diagonal
 _DAMPING_RETRIES = 4
@@ -68,6 +75,11 @@ def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int) -> Tens
     return result.to(torch.int8)
 
 
+def rounded(weight: Tensor, step: Tensor, bits: int, hessian: Tensor | None) -> Tensor:
+    """Return integers for given row steps: GPTQ's with a Hessian, the nearest without."""
+    return round_to_step(weight, step, bits) if hessian is None else gptq_round(weight, hessian, step, bits)
+
+
 def gptq_search(
     weight: Tensor,
     hessian: Tensor,
@@ -100,10 +112,7 @@ def gptq_search(
     values = gptq_round(matrix.repeat(len(steps), 1), hessian, steps.flatten(), bits)
     values = values.view(len(steps), rows, -1)
     errors = torch.stack(
-        [
-            weighted_row_error(matrix - value.float() * step.float()[:, None], hessian)
-            for value, step in zip(values, steps, strict=True)
-        ]
+        [rounding_error(matrix, value, step, hessian) for value, step in zip(values, steps, strict=True)]
     )  # [candidates, rows]
     chosen = errors.argmin(dim=0)
     row = torch.arange(rows, device=chosen.device)

@@ -42,7 +42,8 @@ def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, inputs: add(name, inputs[0])
 
-    inputs = {name: _input_of(name) for name in names} | {head: head}
+    # One name for what the query, key and value projections of a block read.
+    inputs = {name: re.sub(r"\bc_[qkv]$", "c_qkv", name) for name in names} | {head: head}
     watched = {shared: name for name, shared in inputs.items() if name != head}  # one module of those that share
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(shared)) for shared, name in watched.items()]
     try:
@@ -56,8 +57,3 @@ def collect_hessians(model: GPT, batches: Sequence[Tensor]) -> dict[str, Tensor]
         raise InputError(f"no input reached {unreached[0]!r} during calibration")
     means = {name: total / counts[name] for name, total in sums.items()}
     return {name: means[shared] for name, shared in inputs.items()}
-
-
-def _input_of(name: str) -> str:
-    """Return a name for what a module reads: one for the query, key and value projections of a block."""
-    return re.sub(r"\bc_[qkv]$", "c_qkv", name)

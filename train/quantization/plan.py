@@ -139,6 +139,10 @@ class QuantizationPlan:
         )
         return replace(self, rules=(rule, *self.rules))
 
+    def without_gptq(self) -> QuantizationPlan:
+        """Return the plan with everything rounded to nearest."""
+        return replace(self, rules=tuple(replace(rule, gptq=False) for rule in self.rules))
+
 
 def layer_of(name: str) -> int | None:
     """Return the layer index in ``blocks.<i>.``, or None."""
@@ -203,34 +207,22 @@ PLANS: dict[str, QuantizationPlan] = {
         ),
         magnitude_prune=0.02,
     ),
-    "pr592": QuantizationPlan(
-        rules=(
-            _small("float16"),
-            _block(_MLP, 5),
-            _block(_ATTENTION, 6),
-            _int8(_ALL),
-        )
-    ),
+    "pr592": QuantizationPlan(rules=(_small("float16"), _block(_MLP, 5), _block(_ATTENTION, 6), _int8(_ALL))),
     "pr344": QuantizationPlan(
         rules=(
             TensorRule(patterns=("tok_emb.weight", "smear*.gate"), format="float16"),
             _control("float32"),
             _small("float16"),
             _block(_MLP + _ATTENTION, 6),
-            TensorRule(patterns=_ALL, format="int6", clips=PERCENTILES, min_step=published_min_step(6)),
+            replace(_block(_ALL, 6), gptq=False),
         )
     ),
-    "pr634": _GPTQ_TO_INT6,
+    **dict.fromkeys(("pr634", "pr1218", "pr1334"), _GPTQ_TO_INT6),
     "pr849": QuantizationPlan(
         rules=(_small("float16"), _block(_MLP + _ATTENTION, 5), _int8(_ALL)),
         magnitude_prune=0.03,
     ),
-    "pr1218": _GPTQ_TO_INT6,
-    "pr1334": _GPTQ_TO_INT6,
-    "pr1394": _SDCLIP,
-    "pr1477": _SDCLIP,
-    "pr1493": _SDCLIP,
-    "pr1529": _SDCLIP,
+    **dict.fromkeys(("pr1394", "pr1477", "pr1493", "pr1529"), _SDCLIP),
     # The clip of PR1394 and later ones; tables other than the head's have no Hessian.
     "best": QuantizationPlan(
         rules=(

@@ -105,34 +105,22 @@ def prune_to_size(
     Raises:
         InputError: zeroing every +-1 is not enough.
     """
-    names = sorted(n for n, t in tensors.items() if isinstance(t, QuantizedTensor) and t.values.size)
-    places, keys, starts = [], [], [0]
-    for name in names:
-        tensor = tensors[name]
-        assert isinstance(tensor, QuantizedTensor)
-        flat = np.flatnonzero(np.abs(tensor.values.ravel().astype(np.int16)) == 1)
-        places.append(flat + starts[-1])
-        keys.append(costs[name].ravel()[flat].astype(np.float32))
-        starts.append(starts[-1] + tensor.values.size)
-    order = (
-        np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")]
-        if names
-        else np.zeros(0, dtype=np.int64)
-    )
+    integers = {n: t for n, t in sorted(tensors.items()) if isinstance(t, QuantizedTensor) and t.values.size}
+    values, cost = np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.float32)
+    if integers:
+        values = np.concatenate([tensor.values.ravel() for tensor in integers.values()])
+        cost = np.concatenate([costs[name].ravel().astype(np.float32) for name in integers])
+    ones = np.flatnonzero((values == 1) | (values == -1))
+    order = ones[np.argsort(cost[ones], kind="stable")]
     total = int(order.size)
 
     def pruned(count: int) -> dict[str, StoredTensor]:
-        result = dict(tensors)
-        chosen = np.sort(order[:count])
-        bounds = np.searchsorted(chosen, starts)
-        for i, name in enumerate(names):
-            if bounds[i] == bounds[i + 1]:
-                continue
-            tensor = tensors[name]
-            assert isinstance(tensor, QuantizedTensor)
-            values = tensor.values.copy()
-            values.reshape(-1)[chosen[bounds[i] : bounds[i + 1]] - starts[i]] = 0
-            result[name] = replace(tensor, values=values)
+        left = values.copy()
+        left[order[:count]] = 0
+        result, end = dict(tensors), 0
+        for name, tensor in integers.items():
+            start, end = end, end + tensor.values.size
+            result[name] = replace(tensor, values=left[start:end].reshape(tensor.values.shape))
         return result
 
     sizes: dict[int, int] = {}

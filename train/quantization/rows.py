@@ -124,12 +124,14 @@ def search_clip(
     steps = [row_step(clip, bits, min_step) for clip in row_clips(matrix, clips)]
     if len(steps) == 1:
         return steps[0]
-    errors = [
-        weighted_row_error(matrix - round_to_step(matrix, step, bits).float() * step.float()[:, None], hessian)
-        for step in steps
-    ]
+    errors = [rounding_error(matrix, round_to_step(matrix, step, bits), step, hessian) for step in steps]
     best = torch.stack(errors).argmin(dim=0, keepdim=True)
     return torch.stack(steps).gather(0, best)[0]
+
+
+def rounding_error(matrix: Tensor, values: Tensor, step: Tensor, hessian: Tensor | None) -> Tensor:
+    """Return :func:`weighted_row_error` of a matrix that is stored as ``values`` times the ``step`` of each row."""
+    return weighted_row_error(matrix - values.float() * step.float()[:, None], hessian)
 
 
 def weighted_row_error(error: Tensor, hessian: Tensor | None) -> Tensor:
