@@ -169,19 +169,6 @@ def _slot_of_parent(records: Any, e: Any) -> Any:
 
 
 @njit(cache=True, _nrt=False)
-def _interpolated(records: Any, s: Any, e: Any, discounts: Any, k: Any, p: Any) -> Any:
-    """Return order k's probability of the token whose record is in slot ``e`` (below 0: none); ``p`` is that below."""
-    t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
-    t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
-    t3 = np.int64(records[s, MORE])
-    mass = (discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3) * p
-    if e >= 0:
-        c = records[e, COUNT]
-        mass += c - discounts[k, min(c, 3) - 1]
-    return mass / records[s, TOTAL]
-
-
-@njit(cache=True, _nrt=False)
 def _keep(words: Any, s: Any, word: Any, log: Any, j: Any) -> Any:
     """Log a word of a record before it changes; return the log's length."""
     log[j, 0] = (s * (RECORD_WORDS // 2) + word) * 4
@@ -354,9 +341,17 @@ def ngram_pass(
             s = state[CONTEXT + k]
             e = _find(records, records[s, IDENTITY], y, _step(np.int64(records[s, HASH]), np.int64(y)))
             places[k] = e
-            if records[s, TOTAL] > 0:
+            n = records[s, TOTAL]
+            if n > 0:
                 best = k + 1
-                p = _interpolated(records, s, e, discounts, k, p)
+                t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
+                t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
+                t3 = np.int64(records[s, MORE])
+                mass = (discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3) * p
+                if e >= 0:
+                    c = records[e, COUNT]
+                    mass += c - discounts[k, min(c, 3) - 1]
+                p = mass / n
             probs[i, k] = p
         for k in range(depth + 1, orders):
             probs[i, k] = p
@@ -418,14 +413,22 @@ def ngram_rows(table: Any, discounts: Any, vocab_size: Any, rows: Any) -> Any:
     best = 0
     for k in range(discounts.shape[0]):
         s = state[CONTEXT + k] if k <= state[DEPTH] else np.int64(0)
-        counted = k <= state[DEPTH] and records[s, TOTAL] > 0
-        if counted:
+        n = records[s, TOTAL] if k <= state[DEPTH] else np.uint32(0)
+        if n > 0:
             best = k + 1
+        t1 = np.int64(records[s, SINGLES_DOUBLES] & np.uint32(0xFFFF))
+        t2 = np.int64(records[s, SINGLES_DOUBLES] >> np.uint32(16))
+        t3 = np.int64(records[s, MORE])
+        held = discounts[k, 0] * t1 + discounts[k, 1] * t2 + discounts[k, 2] * t3
         for y in range(vocab_size):
             p = rows[k - 1, y] if k > 0 else 1.0 / vocab_size
-            if counted:
+            if n > 0:
+                mass = held * p
                 e = _find(records, records[s, IDENTITY], np.uint32(y), _step(np.int64(records[s, HASH]), y))
-                p = _interpolated(records, s, e, discounts, k, p)
+                if e >= 0:
+                    c = records[e, COUNT]
+                    mass += c - discounts[k, min(c, 3) - 1]
+                p = mass / n
             rows[k, y] = p
     return best * CODES_PER_ORDER
 
