@@ -418,7 +418,7 @@ def _weigh(lists: Any, shape: Any, sums: Any, first: Any, k: Any, units: Any, to
     if total > 0:
         sums.inverses[k] = 1.0 / (total * UNIT)
         sums.back_off[k] = (total * UNIT - units) * sums.inverses[k]
-        distinct = np.int64(3)
+        distinct: Any = np.int64(3)
         if k > first:
             distinct = np.int64(lists.contexts[lists.state[CONTEXT + k - first]] >> np.uint64(32)) & 0xFFFF
         size_class = (k - first + 1) * LEVELS + shape.levels[min(total, 81)]

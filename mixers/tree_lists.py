@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
+
+from evalkit.mixers.undo import Array
 
 LEVELS = 12
 """Size classes of a raw count."""
@@ -31,11 +32,11 @@ STREAM_STORE, DOCUMENT_STORE = 0, 2
 class Lists(NamedTuple):
     """The counts of the stream, or of the current document."""
 
-    pool: npt.NDArray[np.uint64]  # [words]
-    contexts: npt.NDArray[np.uint64]  # [contexts]
-    state: npt.NDArray[np.int64]  # [4 + orders]
-    heap: npt.NDArray[np.int64]  # [2 << bits], order 0 summed below every node of the tree, units of 1/256
-    heap_count: npt.NDArray[np.int64]  # [2 << bits]
+    pool: Array  # uint64[words]
+    contexts: Array  # uint64[contexts]
+    state: Array  # int64[4 + orders]
+    heap: Array  # int64[2 << bits], order 0 summed below every node of the tree, units of 1/256
+    heap_count: Array  # int64[2 << bits]
 
 
 @njit(cache=True)
