@@ -242,7 +242,7 @@ def _report(
         context=options.context if artifact else None,
         mixer=options.mixer,
         ttt=options.ttt,
-        settings=options.settings,
+        settings=session.settings(),  # as a check of the score has them
         verdict="illegal" if because else None,
         illegal_because=because,
         ledger_sha256=ledger.chain,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from source_scripts import plain
 from test_reading import CONFIG, draw, save
 
 from evalkit.artifact.load import load_artifact
@@ -22,6 +23,9 @@ from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
 from evalkit.plumbing.errors import InputError
 from evalkit.recipes import load_recipe
+from evalkit.verbs.options import ScoreOptions
+from evalkit.verbs.score import score
+from evalkit.verbs.session import open_session
 
 SYSTEMS = {system.name: system for system in published_systems()}
 
@@ -103,6 +107,22 @@ def test_only_systems_with_gated_skips_repeat_blocks() -> None:
     for system in SYSTEMS.values():
         plain = not system.config.layer_order and system.config.parallel_form == "none"
         assert plain or system.config.skip_gates, system.name
+
+
+def test_a_score_and_a_check_by_one_script_are_of_one_subject(tmp_path) -> None:
+    save(draw(dataclasses.replace(CONFIG, vocab_size=257)), tmp_path / "a.ptz")
+    (tmp_path / "train_gpt.py").write_text(plain().replace('"VOCAB_SIZE", 64', '"VOCAB_SIZE", 257'))
+    (tmp_path / "text").write_text("A few words to score.")
+    options = ScoreOptions(
+        artifact=str(tmp_path / "a.ptz"),
+        tokenizer="bytes",
+        text=str(tmp_path / "text"),
+        source=str(tmp_path / "train_gpt.py"),
+        threads=1,
+    )
+    checked = open_session(options).subject()
+    assert score(options).subject() == checked
+    assert checked["settings"]["model"]["xsa_last_n"] == "2"
 
 
 def test_score_ends_with_code_2_and_inspect_shows_what_is_open(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
