@@ -37,7 +37,7 @@ def test_a_run_whose_time_limit_struck_stays_illegal(tokenizer_path: Path, text_
     tokenizer = Tokenizer(tokenizer_path)
     tokens = np.concatenate([tokenizer.encode_document(t) for t in text_path.read_text().split("\n") if t])
     write_shard(tmp_path / "x_train_000000.bin", tokens[:1000])
-    write_shard(tmp_path / "x_val_000000.bin", tokens[1000:1200])
+    write_shard(tmp_path / "x_val_000000.bin", tokens[1000:1120])
     options = PipelineOptions(
         recipe="tiny",
         data=tmp_path,
@@ -47,8 +47,9 @@ def test_a_run_whose_time_limit_struck_stays_illegal(tokenizer_path: Path, text_
         steps=1,
         calibration_tokens=256,
         variants=(("none", True),),
-        check=CheckOptions(budget_seconds=math.inf, offsets=8),
+        check=CheckOptions(budget_seconds=math.inf, offsets=4),
         dtype="float32",
+        threads=1,
     )
     stage = run_pipeline(options).stages["sliding-ttt"]
     check = json.loads((tmp_path / "out" / "check-sliding-ttt.json").read_text())

@@ -14,7 +14,7 @@ import pytest
 import torch
 import zstandard
 
-from evalkit.artifact.compression import unwrap
+from evalkit.artifact.compression import MAX_INFLATED_BYTES, unwrap
 from evalkit.artifact.load import load_artifact
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import ArtifactError, InputError
@@ -76,7 +76,7 @@ def test_brotli_streams_that_end_elsewhere(tmp_path: Path) -> None:
     ids=["zstd", "xz", "zlib", "brotli"],
 )
 def test_bombs_are_abandoned_at_the_bound(compress, tmp_path: Path) -> None:
-    (tmp_path / "bomb").write_bytes(compress(bytes(600 * 2**20)))
+    (tmp_path / "bomb").write_bytes(compress(bytes(MAX_INFLATED_BYTES + 2**20)))
     with pytest.raises(ArtifactError, match="inflates past"):
         load_artifact(tmp_path / "bomb")
 

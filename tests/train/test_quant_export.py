@@ -83,8 +83,11 @@ def test_rules_that_make_no_sense_are_refused() -> None:
 
 
 def tiny_model(system: str) -> GPT:
+    """Return random weights; tables and the matrices of the MLP are above the size up to which plans keep float16."""
     torch.manual_seed(0)
-    overrides = {"num_layers": 3, "model_dim": 128, "num_heads": 4, "num_kv_heads": 2, "mlp_hidden": 520}
+    overrides = {
+        "vocab_size": 520, "num_layers": 2, "model_dim": 128, "num_heads": 4, "num_kv_heads": 2, "mlp_hidden": 520,
+    }  # fmt: skip
     if system == "pr344":
         overrides["trigram_buckets"] = 600
     if system != "baseline":
@@ -129,11 +132,10 @@ def test_the_dict_is_the_published_exporters_own(system: str, recipe: str) -> No
     assert_equal_trees(ours, original)
 
 
-@pytest.mark.parametrize("system", ["1218", "1394"])
-def test_brotli_is_the_published_exporters_own(system: str) -> None:
+def test_brotli_is_the_published_exporters_own() -> None:
     if not PARITY.is_dir():
         pytest.skip("the parity references are not here")
-    [path] = (PARITY / system / "small").glob("*.ptz")
+    [path] = (PARITY / "1218" / "small").glob("*.ptz")
     assert compress_payload(inflate(path.read_bytes()), "brotli") == path.read_bytes()
 
 
@@ -187,12 +189,12 @@ def test_quantised_models_keep_their_values_and_round_trip(tmp_path: Path) -> No
     state = model.state_dict()
     tensors = quantize_state_dict(state, PLANS["pr592"])
     path = tmp_path / "model.evk"
-    metadata = NativeMetadata(config={"num_layers": 3})
+    metadata = NativeMetadata(config={"num_layers": 2})
     written = write_artifact(path, tensors, "evalkit", metadata=metadata)
     again = write_artifact(tmp_path / "again.evk", tensors, "evalkit", metadata=metadata)
     assert written.sha256 == again.sha256
     back = read_native(path.read_bytes())
-    assert back.metadata.config == {"num_layers": 3}
+    assert back.metadata.config == {"num_layers": 2}
     for name, tensor in tensors.items():
         assert np.array_equal(back.tensors[name].dequantize(), tensor.dequantize())
         weight = state[name].float().numpy()
@@ -208,7 +210,7 @@ def test_quantised_models_keep_their_values_and_round_trip(tmp_path: Path) -> No
 def test_gptq_lowers_the_output_error_of_a_model() -> None:
     model = tiny_model("pr849")
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks.")]
-    tokens = torch.randint(0, 1024, (8, 64), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(0, 520, (8, 64), generator=torch.Generator().manual_seed(1))
     inputs: dict[str, list[torch.Tensor]] = {}
     handles = [
         model.get_submodule(n).register_forward_pre_hook(
@@ -234,7 +236,7 @@ def test_gptq_lowers_the_output_error_of_a_model() -> None:
         ]
         assert errors[1] < errors[0]
         compared += 1
-    assert compared >= 6
+    assert compared == 4
     with pytest.raises(InputError, match="no Hessian"):
         quantize_state_dict(state, plan, {})
 

@@ -93,14 +93,15 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     events = [line.get("event") for line in read_metrics(out / "metrics.jsonl")]
     assert events.count("qat_start") == 1
     assert events.count("validation") == 2 + 3
-    # The folder repeats the run: its recipe.toml gives the same weights.
-    again = tmp_path / "again"
-    run_training(str(out / "recipe.toml"), data, None, again)
-    assert_same(weights_of(out), weights_of(again))
     run = load_run(out)
     assert run.kind == "ema"
     GPT(run.config.model).load_state_dict(run.weights)
     assert torch.equal(load_run(out / "raw.pt").weights["skip_weights"], load_run(out, "raw").weights["skip_weights"])
+
+
+def test_the_recipe_in_the_folder_gives_the_same_weights(finished: Path, data: Path, tmp_path: Path) -> None:
+    run_training(str(finished / "recipe.toml"), data, None, tmp_path / "again")
+    assert_same(weights_of(finished), weights_of(tmp_path / "again"))
 
 
 def test_validation_scores_every_target_once(finished: Path, data: Path) -> None:
@@ -185,15 +186,20 @@ from evalkit.train.loop import Trainer
 from evalkit.train.run import run_training
 
 step = Trainer.train_step
+for last in map(int, sys.argv[4:]):
+    child = os.fork()
+    if child == 0:
 
-def killed(trainer):
-    outcome = step(trainer)
-    if trainer.step == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return outcome
+        def killed(trainer):
+            outcome = step(trainer)
+            if trainer.step == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return outcome
 
-Trainer.train_step = killed
-run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
+        Trainer.train_step = killed
+        run_training(sys.argv[1], Path(sys.argv[2]), None, Path(sys.argv[3]), resume=True)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -201,11 +207,11 @@ def test_a_killed_run_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> No
     config = settings(train__checkpoint_every="2")
     train(config, data, tmp_path / "whole")
     out, recipe = tmp_path / "run", str(tmp_path / "whole" / "recipe.toml")
-    for last in ("5", "9"):
-        child = subprocess.run(
-            [sys.executable, "-c", CHILD, recipe, str(data), str(out), last], cwd=Path(__file__).parents[2], check=False
-        )
-        assert child.returncode == -signal.SIGKILL
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, recipe, str(data), str(out), "5", "9"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert list(map(int, done.stdout.split())) == [-signal.SIGKILL] * 2
     assert not (out / "model.pt").exists()
     train(config, data, out, resume=True)
     assert resumed_at(out) == [4, 8]

@@ -31,12 +31,16 @@ fiction is to be met, and as few as a verdict of ``legal`` needs."""
 SLOW = {"x_reach_collector": 8}
 """Positions of those that search all of their memory in every call."""
 
-SHORT = {
-    "x_reach_collector": 100,
-    **dict.fromkeys(("v12_last_epoch", "v20_two_orders"), 240),
+TOKENS = {
+    "x_reach_collector": 72,
+    "v12_last_epoch": 96,
+    "v20_two_orders": 160,
+    "h_learns_in_score": 48,
     **dict.fromkeys(("h_own_noise", "h_module_noise", "h_adaptive_temperature"), 72),
+    **dict.fromkeys(("v13_fitted_temperature", "x_late_fiction", "x_rare_gate", "x_rewrites_input"), 640),
 }
-"""Tokens of those that show on any text what they do and take long over it, a process for every call in some."""
+"""Tokens of those that show on any text what they do and take long over it (a process for every call in some), and of
+those that show it late or seldom; 240 of all others."""
 
 
 def axiom_of(name: str) -> str:
@@ -48,7 +52,7 @@ def axiom_of(name: str) -> str:
 def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 0):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    tokens = SHORT.get(name, 320 if name in HONEST else 640)
+    tokens = TOKENS.get(name, 240)
     stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
     slow = name in SLOW
     positions = SLOW[name] if slow else min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
