@@ -128,6 +128,8 @@ def rows(revision: Revision, shared: Path, limit: int) -> Iterator[tuple[str, di
     data, run = shared / "data/corpus/sp1024", revision.work / "run"
     size = ("--scale", "64x2", "--steps", 20, "--set", "train.batch_tokens=2048", "--set", "train.threads=1")
     size += ("--set", "train.seq_len=256", "--set", "train.val_tokens=8192")
+    for number_type in ("train.precision", "optimizer.ns_precision"):  # of which `auto` depends on the machine
+        size += ("--set", f"{number_type}=bfloat16")
     revision.evalkit("train", "--recipe", "pr634", "--data", data, "--tokenizer", tokenizer, "--out", run, *size)
     summary = json.loads((run / "summary.json").read_text())
     yield "train pr634 at 64x2", {name: repr(loss["val_bpb"]) for name, loss in summary["validation"].items()}
