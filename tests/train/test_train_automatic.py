@@ -1,9 +1,11 @@
 """What ``auto`` stands for: by device, by counts, and by what a resumed run did before."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from train_helpers import SMALL
 
 from evalkit.plumbing.hardware import MatrixSpeed
 from evalkit.plumbing.ranks import Ranks
@@ -11,7 +13,9 @@ from evalkit.recipes import load_recipe
 from evalkit.train import automatic
 from evalkit.train.automatic import settle, training_flops_per_token
 from evalkit.train.config import RunConfig
+from evalkit.train.folder import TrainingFolder
 from evalkit.train.resolve import resolve
+from evalkit.train.run import run_training
 
 SLOW = MatrixSpeed(processor="old", float32=100.0, bfloat16=20.0)
 FAST = MatrixSpeed(processor="new", float32=100.0, bfloat16=400.0)
@@ -82,3 +86,15 @@ def test_operations_are_counted_once_for_each_visit() -> None:
     # By hand: two products in the forward pass and four in the backward pass, for every weight of a block.
     blocks = model.num_layers * (2 * 512**2 + 2 * 512 * 256 + 2 * 512 * 1536)
     assert training_flops_per_token(model, 0) == pytest.approx(6 * blocks + head + 6 * model.num_layers * 512)
+
+
+def test_a_run_is_resumed_in_what_it_began_with(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = SMALL | {"train.precision": "auto", "optimizer.ns_precision": "auto", "train.checkpoint_every": "1"}
+    begun = run_training("tiny", data, None, tmp_path / "run", keys, scale="32x2", steps=2)
+    (tmp_path / "run" / "summary.json").unlink()
+    monkeypatch.setattr(automatic, "matrix_speed", lambda device: FAST)
+    resumed = run_training("tiny", data, None, tmp_path / "run", keys, scale="32x2", steps=2, resume=True)
+    assert resumed.train_nats == begun.train_nats
+    settings = TrainingFolder(path=tmp_path / "run").settings()
+    assert settings is not None
+    assert answers(settings)[:2] == ("float32", "float32")
