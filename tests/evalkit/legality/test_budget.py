@@ -114,7 +114,9 @@ def make():
         ("make", "pass", 8 * CALL),
     ],
 )
-def test_no_call_of_a_strangers_begins_after_the_budget(method: str, learns: str, seconds: float, tmp_path: Path) -> None:
+def test_no_call_of_a_strangers_begins_after_the_budget(
+    method: str, learns: str, seconds: float, tmp_path: Path
+) -> None:
     """In two processes at most; also where every call is made in a forked copy, since ``score`` learns."""
     log = tmp_path / "log"
     source = SLOW.format(log=str(log), call=seconds, method=method, learns=learns)
