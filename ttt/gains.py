@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evalkit.prequential.intervals import clustered_mean
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -46,20 +48,15 @@ class DocumentGains:
     def summary(self) -> dict[str, Any]:
         """Return the gain in bits per byte with a 95% interval; documents are the independent units.
 
-        The gain is a ratio of sums, so its variance is that of sum(d_i - g b_i) / sum(b), d the bits that document i
-        gained and b its bytes.
+        See :func:`evalkit.prequential.intervals.clustered_mean`.
         """
         rows = np.array([row for row in self._documents if row[2] > 0])
         if not len(rows):
             return {"bpb": None, "interval_95": None, "documents": 0}
         gained, num_bytes = (rows[:, 1] - rows[:, 0]) / math.log(2), rows[:, 2]
-        gain = float(gained.sum() / num_bytes.sum())
-        if len(rows) < 2:
-            return {"bpb": gain, "interval_95": None, "documents": 1}
-        residuals = gained - gain * num_bytes
-        n = len(rows)
-        error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(num_bytes.sum())
-        return {"bpb": gain, "interval_95": [gain - 1.96 * error, gain + 1.96 * error], "documents": n}
+        gain, half, _ = clustered_mean(gained, num_bytes)
+        interval = None if half is None else [gain - half, gain + half]
+        return {"bpb": gain, "interval_95": interval, "documents": len(rows)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums."""

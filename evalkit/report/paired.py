@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalkit.plumbing.errors import InputError
-from evalkit.report.intervals import clustered_mean
+from evalkit.prequential.intervals import clustered_mean
 from evalkit.report.load import TokenScores
 from evalkit.report.series import document_index
 

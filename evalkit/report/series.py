@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalkit.report.intervals import clustered_mean, interval_halves
+from evalkit.prequential.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores
 
 _LN2 = math.log(2)

@@ -13,7 +13,7 @@ import pytest
 
 from evalkit.cli.main import run_command
 from evalkit.plumbing.errors import InputError
-from evalkit.report.intervals import clustered_mean, interval_halves
+from evalkit.prequential.intervals import clustered_mean, interval_halves
 from evalkit.report.load import TokenScores, read_report, read_token_scores
 from evalkit.report.paired import compare_tokens
 from evalkit.report.score_report import FileIdentity

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from evalkit.model.gpt import GPT
 from evalkit.model.regions import Compiled
@@ -31,7 +30,7 @@ def how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
     monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    counters.clear()
+    torch._dynamo.utils.counters.clear()
     return Compiled("eager")
 
 
@@ -39,6 +38,7 @@ def how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
 def graphs_of(network: GPT, how: Compiled) -> int:
     """Score compiled and as written; return how many graphs that took."""
     ids = torch.randint(0, VOCAB, (2, 32))
+    counters = torch._dynamo.utils.counters  # dynamo is imported by what needs it: it takes 4 s
     before = counters["stats"]["unique_graphs"]
     torch.testing.assert_close(network.logits_from(ids, 24, how), network.logits_from(ids, 24), atol=1e-5, rtol=0)
     return int(counters["stats"]["unique_graphs"]) - before

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend
 
 from evalkit.mixers import Mixer, default_config
@@ -86,6 +85,7 @@ def test_compiling_meanwhile_leaves_nothing_to_compile(monkeypatch: pytest.Monke
     monkeypatch.setattr(SlidingForecaster, "_on_cpu", False)
     monkeypatch.setattr(network, "Compiled", partial(Compiled, backend="eager"))
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
     config = SlidingConfig(seq_len=64, stride=16, batch_windows=2, compile=True)
     tokens = np.arange(200) % VOCAB
     with compiled_meanwhile(model().config, config):
