@@ -14,6 +14,8 @@ import sys
 
 def serve(path: str) -> None:
     """Answer calls until killed."""
+    import torch._dynamo  # noqa: F401 - which optimizers import
+
     import evalkit.mixers
     import evalkit.train.export.pipeline
     import evalkit.train.run
