@@ -47,7 +47,7 @@ def test_a_run_whose_time_limit_struck_stays_illegal(tokenizer_path: Path, text_
         steps=1,
         calibration_tokens=256,
         variants=(("none", True),),
-        check=CheckOptions(budget_seconds=math.inf, offsets=4),
+        check=CheckOptions(budget_seconds=math.inf, positions=1, offsets=4),
         dtype="float32",
         threads=1,
     )
