@@ -111,7 +111,7 @@ class ByteCounter:
     """Bytes of text that target tokens stand for, by the challenge's rule (:mod:`evalkit.tokens.tokenizer`).
 
     Raises:
-        TokenError: the file is no SentencePiece model, or its vocabulary is not the model's.
+        TokenError: the tokenizer cannot be opened, or its vocabulary is not the model's.
     """
 
     def __init__(self, path: Path, vocab_size: int) -> None:

@@ -46,7 +46,7 @@ def run_training(
     Args:
         recipe: name of a recipe, or a ``.toml`` file; None for that of the run that is resumed.
         data: folder with shards.
-        tokenizer: SentencePiece model, for bits per byte; None reports nats per token alone.
+        tokenizer: of the shards, for bits per byte; None reports nats per token alone.
         out: run folder.
         overrides: ``section.key`` to value.
         scale: smaller size, ``0.25`` or ``128x4``.

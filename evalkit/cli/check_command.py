@@ -78,7 +78,7 @@ def command(
     else:
         require_one(artifact, options["module"], no_model=no_model)
         if options["tokenizer"] is None:
-            raise InputError("give the artifact's SentencePiece model with --tokenizer")
+            raise InputError("give the artifact's tokenizer with --tokenizer")
         report = check_session(open_session(score_options(artifact, options)), how)
     write_json(json_path, report.to_dict())
     click.echo(describe(report))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from evalkit.cli.options import TOKENIZER_HELP
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs
@@ -45,7 +46,7 @@ def download_command(out: str, repo: str | None, **options: Any) -> None:
 
 @command.command("tokenize", epilog=EXAMPLE)
 @click.argument("documents", nargs=-1, required=True)
-@click.option("--tokenizer", required=True, metavar="MODEL", help="SentencePiece model.")
+@click.option("--tokenizer", required=True, metavar="MODEL", help=TOKENIZER_HELP)
 @click.option("--out", required=True, metavar="DIR", help="Folder to make; it must not exist, or be empty.")
 @click.option("--val-documents", type=int, default=0, show_default=True, help="The first N documents are validation.")
 @click.option("--shard-tokens", type=int, default=100_000_000, show_default=True, help="Tokens of a shard.")
@@ -86,9 +87,7 @@ def tokenize_command(documents: tuple[str, ...], tokenizer: str, out: str, worke
 
 @command.command("verify", epilog=EXAMPLE)
 @click.argument("shards", nargs=-1, required=True)
-@click.option(
-    "--tokenizer", metavar="MODEL", help="SentencePiece model; without it only headers and sizes are checked."
-)
+@click.option("--tokenizer", metavar="MODEL", help=f"{TOKENIZER_HELP} Without it only headers and sizes are checked.")
 @click.option("--documents", multiple=True, metavar="FILE", help="Texts that the shards were made from, in order.")
 @click.option(
     "--ngram", type=int, default=13, show_default=True, help="Words of a sequence in the overlap test; 0: none."

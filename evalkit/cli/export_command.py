@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from evalkit.cli.options import container_option, fit_option, target_bytes_option
+from evalkit.cli.options import TOKENIZER_HELP, container_option, fit_option, target_bytes_option
 from evalkit.plumbing.files import write_json
 from evalkit.plumbing.table import format_pairs, format_table
 
@@ -34,7 +34,7 @@ EXAMPLE = """Examples:
 @target_bytes_option
 @click.option("--code", multiple=True, metavar="FILE", help="Code that ships with the artifact.")
 @fit_option
-@click.option("--tokenizer", metavar="MODEL", help="SentencePiece model; its hash goes into the artifact.")
+@click.option("--tokenizer", metavar="MODEL", help=f"Its hash goes into the artifact. {TOKENIZER_HELP}")
 @click.option("--json", "json_path", metavar="FILE", help="Write sizes, notes and what was tried as JSON.")
 def command(
     checkpoint: str,

@@ -74,7 +74,7 @@ module_options = all_of(
 )
 scored_stream_options = all_of(
     click.option("--tokens", metavar="GLOB", help="The shards that were scored (default: as the report names them)."),
-    click.option("--tokenizer", metavar="MODEL", help="SentencePiece model (default: as the report names it)."),
+    click.option("--tokenizer", metavar="MODEL", help=f"{TOKENIZER_HELP} Default: as the report names it."),
 )
 """Of commands that read the stream behind a report."""
 
@@ -149,7 +149,7 @@ def model_options(*, tokenizer_required: bool) -> Callable[..., Any]:
 
 def training_options(*, tokenizer_required: bool) -> Callable[..., Any]:
     """Return a decorator that adds the options that say what to train, on what and for how long."""
-    use = "SentencePiece model of the tokens." if tokenizer_required else "SentencePiece model, for bits per byte."
+    use = TOKENIZER_HELP if tokenizer_required else f"For bits per byte: {TOKENIZER_HELP}"
     return all_of(
         click.option(
             "--recipe", metavar="NAME", help="What to train, or a recipe.toml of an earlier run (--resume knows)."

@@ -38,7 +38,7 @@ class TokenizeOptions:
 
     Attributes:
         documents: what :func:`evalkit.tokens.texts.read_documents` reads, in order.
-        tokenizer: SentencePiece model.
+        tokenizer: SentencePiece .model, Hugging Face tokenizer.json, or ``bytes``.
         out: folder to make; it must not exist, or be empty.
         val_documents: the first so many documents are the validation split; the rest is training.
         shard_tokens: tokens of a shard.

@@ -37,7 +37,7 @@ class VerifyOptions:
 
     Attributes:
         shards: globs, files or folders.
-        tokenizer: SentencePiece model; without it only headers and sizes are checked.
+        tokenizer: of the shards; without it only headers and sizes are checked.
         documents: the texts that the shards were made from, in order: validation first, then training.
         ngram: words (or tokens) in an n-gram of the overlap test; 0 leaves it out.
         unit: ``words`` or ``tokens``.
@@ -108,7 +108,8 @@ def verify(options: VerifyOptions) -> Verification:
     if tokenizer is not None:
         progress = Progress("verify", sum(map(len, splits.values())))
         with timed("looked at every id"):
-            usable = {split: _check_ids(result, stream, tokenizer) for split, stream in splits.items()}
+            result.counts["unknown_tokens"] = {}
+            usable = {split: _check_ids(result, split, stream, tokenizer) for split, stream in splits.items()}
         documents = itertools.chain.from_iterable(read_documents(path) for path in options.documents)
         overlap = _Overlap(options, result)
         result.counts["bytes"], result.counts["documents"] = {}, {}
@@ -140,9 +141,13 @@ def _open(result: Verification, paths: list[Path]) -> TokenStream:
     return TokenStream(parts=tuple(parts), names=tuple(names))
 
 
-def _check_ids(result: Verification, stream: TokenStream, tokenizer: TextTokenizer) -> bool:
-    """Check ids shard by shard; returns whether the stream can be decoded."""
+def _check_ids(result: Verification, split: str, stream: TokenStream, tokenizer: TextTokenizer) -> bool:
+    """Check ids shard by shard; returns whether the stream can be decoded.
+
+    Unknown tokens are a defect where the tokenizer can write any text, and else counted: scoring has the same rule.
+    """
     fine = True
+    result.counts["unknown_tokens"][split] = 0
     for part, name in zip(stream.parts, stream.names, strict=True):
         outside = unknown = 0
         first: dict[str, str] = {}
@@ -163,7 +168,8 @@ def _check_ids(result: Verification, stream: TokenStream, tokenizer: TextTokeniz
                 f"{name}: {outside:,} ids outside the tokenizer's {tokenizer.vocab_size:,} ({first['outside']}): wrong "
                 f"shard or wrong --tokenizer",
             )
-        if unknown:
+        result.counts["unknown_tokens"][split] += unknown
+        if unknown and tokenizer.has_byte_fallback:
             result.find(
                 "unknown",
                 f"{name}: {unknown:,} unknown tokens (the first: {first['unknown']}), which stand for lost text",
@@ -188,11 +194,12 @@ def _check_documents(
     for start, tokens in iterate_documents(stream, tokenizer.bos_id):
         number, documents = documents, documents + 1
         counted = int(tokenizer.byte_table.count(tokens[:-1], tokens[1:]).sum())
-        text = witness.text_of(tokens.tolist())
+        lost = tokenizer.unk_id >= 0 and bool((tokens == tokenizer.unk_id).any())  # text of which no byte is counted
+        text = witness.text_of((tokens[tokens != tokenizer.unk_id] if lost else tokens).tolist())
         size = len(text.encode("utf-8"))
         if tokens[0] != tokenizer.bos_id:  # a piece without its BOS: its first token has no predecessor to count by
             size -= len(witness.text_of(tokens[:1].tolist()).encode("utf-8"))
-        if counted != size:
+        if counted != size and not lost:
             result.find(
                 "bytes",
                 f"{split} document {number:,} (token {start:,}): the byte table counts {counted:,} bytes, its "
@@ -224,6 +231,8 @@ def _check_source(result: Verification, name: str, raw: str, text: str, tokens: 
         differs = np.flatnonzero(encoded[:same] != tokens[:same])
         at = int(differs[0]) if differs.size else same
         result.find("source", f"{name}: its tokens are not those of the source document, from its token {at:,} on")
+    elif tokenizer.unk_id in encoded:
+        return  # text that the tokenizer cannot write is lost
     elif text.removeprefix(" ") != tokenizer.normalize(raw).replace(SPACE_MARK, " ").removeprefix(" "):
         result.find("round trip", f"{name}: decoding its tokens does not give back the normalised text")
 

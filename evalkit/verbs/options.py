@@ -20,7 +20,7 @@ class ScoreOptions:
         module: a user's model, ``FILE.py:FACTORY`` or ``package.module:FACTORY``, or from Python the model itself
             (:mod:`evalkit.network.network` says what is asked of it); with neither, the online mixer alone.
         weights: file or folder that the factory of ``module`` is called with.
-        tokenizer: path of the SentencePiece model.
+        tokenizer: SentencePiece .model, Hugging Face tokenizer.json, or ``bytes``.
         tokens: glob of token shards, or several; or
         text: path of a text or of documents in JSON lines. Beside ``tokens`` and ``token_bytes`` it is the original
             that the bytes are compared with.

@@ -35,7 +35,7 @@ class PipelineOptions:
     Attributes:
         recipe: name or ``.toml`` file; None for that of the run that is resumed.
         data: folder with training and validation shards.
-        tokenizer: SentencePiece model.
+        tokenizer: SentencePiece .model, Hugging Face tokenizer.json, or ``bytes``.
         out: folder for the run, the artifact and the reports.
         tokens: glob of what to score; None scores the validation shards of ``data``.
         settings: ``SECTION.KEY`` to value, for training and, in ``mixer`` and ``ttt``, for scoring.

@@ -120,6 +120,9 @@ def test_lost_text_is_refused_unless_it_is_asked_for_and_then_counted(tmp_path: 
     assert manifest["splits"]["train"]["unknown_tokens"] == 2
     stream = open_shards(str(tmp_path / "o" / "*.bin"))
     assert (stream.read(0, len(stream)) == Tokenizer(tmp_path / "lossy.model").unk_id).sum() == 2
+    result = checked(tmp_path / "o", tmp_path / "lossy.model", documents=(source,))
+    assert result.findings == []
+    assert result.counts["unknown_tokens"] == {"val": 0, "train": 2}
 
 
 def checked(shards: Path, tokenizer: Path, **changes: object) -> Verification:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.progress import tracked
 from evalkit.plumbing.version import __version__
 from evalkit.recipes import load_recipe
+from evalkit.tokens.kinds import open_tokenizer
 from evalkit.train.export.export import (
     ArtifactFile,
     Container,
@@ -62,7 +62,7 @@ class ExportConfig:
         target_bytes: cap on artifact plus code, in bytes; over it, integers of +-1 are zeroed, cheapest first.
         fit: give every tensor the step with which the file just fits at the lowest loss, instead of the plan's.
         code: code files that ship with the artifact.
-        tokenizer: SentencePiece model whose hash goes into the artifact.
+        tokenizer: what :func:`~evalkit.tokens.kinds.open_tokenizer` opens, whose hash goes into the artifact.
     """
 
     container: Container = "evalkit"
@@ -84,8 +84,8 @@ class ExportConfig:
             raise InputError(f"--refine is {self.refine}; expected 0 (none) or a number of steps")
         if self.refine and self.calibration_data is None:
             raise InputError("--refine trains on text: name training shards with --data")
-        if self.tokenizer and not self.tokenizer.is_file():
-            raise InputError(f"tokenizer {self.tokenizer} does not exist; expected a SentencePiece model")
+        if self.tokenizer:
+            open_tokenizer(self.tokenizer)  # an error comes now, and not after the work
         if self.target_bytes < 1:
             raise InputError(f"--target-bytes is {self.target_bytes}; expected at least 1")
 
@@ -311,7 +311,7 @@ def _layout(recipe: str) -> TorchLayout:
 
 
 def _metadata(trained: TrainedModel, config: ExportConfig, notes: list[str]) -> NativeMetadata:
-    sha256 = hashlib.sha256(config.tokenizer.read_bytes()).hexdigest() if config.tokenizer else ""
+    sha256 = open_tokenizer(config.tokenizer).sha256 if config.tokenizer else ""
     return NativeMetadata(
         config=trained.config.model.to_dict(),
         recipe={
