@@ -1,9 +1,10 @@
 """The process in which a stranger's forecaster runs. Started by path, knows numpy and the standard library only.
 
-What is started is a nursery: it never sees a stranger's code, and every process for one is a copy of it, so numpy is
-imported once. Such a copy is sent the prefix that has been observed and the span that is to be scored, and nothing else; every array that
-the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the copy answers from then on and
-``pop`` ends it, so the state before the push comes back untouched, whatever the forecaster did in between.
+What is started is a nursery: it never sees a stranger's code, and every process for one is a copy of it, so that
+numpy is imported once. Such a copy is sent the prefix that has been observed and the span that is to be scored, and
+nothing else; every array that the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the
+copy answers from then on and ``pop`` ends it, so the state before the push comes back untouched, whatever the
+forecaster did in between.
 
 Frames on the socket are ``uint32 header length, uint32 payload length, JSON header, raw array bytes``; nothing is
 unpickled on either side, so the stranger cannot reach the parent through its replies.
@@ -383,7 +384,7 @@ def nurse(control: socket.socket) -> tuple[socket.socket, str]:
                 return socket.socket(fileno=files[0]), request["spec"]
             for file in files:
                 os.close(file)
-            answer = {"process": process}
+            answer: dict[str, Any] = {"process": process}
         else:
             answer = {"status": end(request["process"], request["seconds"])}
         with contextlib.suppress(BrokenPipeError):

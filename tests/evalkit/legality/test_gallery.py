@@ -29,11 +29,11 @@ fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
 
 TOKENS = {
-    "v12_last_epoch": 96,
-    "v20_two_orders": 160,
-    "h_learns_in_score": 48,
-    **dict.fromkeys(("h_own_noise", "h_module_noise", "h_adaptive_temperature"), 72),
-    **dict.fromkeys(("v13_fitted_temperature", "x_late_fiction", "x_rare_gate", "x_rewrites_input"), 640),
+    **dict.fromkeys(("h_learns_in_score", "h_own_noise", "h_module_noise"), 48),
+    **dict.fromkeys(("h_adaptive_temperature", "h_hedge", "v12_last_epoch", "v20_two_orders"), 72),
+    **dict.fromkeys(("v10_learns_too_early", "x_file_memory", "x_first_call_only", "x_random_scores"), 72),
+    "v13_fitted_temperature": 400,
+    **dict.fromkeys(("x_late_fiction", "x_rare_gate", "x_rewrites_input"), 640),
 }
 """Tokens of those that show on any text what they do and take long over it (a process for every call in some), and of
 those that show it late or seldom; 240 of all others."""
@@ -56,7 +56,7 @@ def judged(name: str, nursery: Nursery, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     tokens = TOKENS.get(name, 240)
-    stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
+    stream, _ = BigramSource.invented(16, 1).sample(tokens, 1, np.random.default_rng(seed))
     positions = min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
     options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
     return audit(f"{GALLERY / name}.py:make", stream, options, nursery=nursery)
