@@ -108,7 +108,8 @@ class _Hosts(ExitStack):
 
     def __init__(self, make: Make, options: AuditOptions, deadline: float, nursery: Nursery | None) -> None:
         super().__init__()
-        self.nursery = self.enter_context(Nursery()) if nursery is None else nursery
+        shared = make.modules if isinstance(make, ChildFactory) else ()
+        self.nursery = self.enter_context(Nursery(shared)) if nursery is None else nursery
         self.make, self.options, self.deadline = make, options, deadline
         self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
         self._idle: list[Host] = []

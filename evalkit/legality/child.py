@@ -424,10 +424,15 @@ def end(process: int, seconds: float) -> int | None:
 
 
 def main() -> None:
-    """Serve as a nursery on the socket whose number is the first argument; a copy serves a stranger's factory."""
+    """Serve as a nursery on the socket whose number is the first argument; a copy serves a stranger's factory.
+
+    The other arguments are modules of ours that the copies need.
+    """
     own_folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != own_folder]
     sys.path.append(os.path.dirname(os.path.dirname(own_folder)))
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     # what is here by now lives on: no copy's garbage collection need look at it, and write to its memory
     gc.freeze()
     link, spec = nurse(socket.socket(fileno=int(sys.argv[1])))

@@ -27,10 +27,17 @@ BATCH_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class ChildFactory:
-    """A factory that is called in a child process: its name, and its arguments as JSON holds them."""
+    """A factory that is called in a child process.
+
+    Attributes:
+        spec: Its name.
+        arguments: Its arguments, as JSON holds them.
+        modules: Modules of ours that all of its processes may share, imported before any stranger's code.
+    """
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 class ChildHost(Host):
@@ -73,10 +80,15 @@ class ChildHost(Host):
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         mine, theirs = socket.socketpair()
         self._link = mine
-        self._nursery = Nursery() if nursery is None else nursery
+        self._nursery = Nursery(factory.modules) if nursery is None else nursery
         self._own_nursery = nursery is None
-        with theirs:
-            self._process = self._nursery.begin(factory.spec, theirs.fileno(), self._noise.fileno())
+        try:
+            with theirs:
+                self._process = self._nursery.begin(factory.spec, theirs.fileno(), self._noise.fileno())
+        except (OSError, EOFError) as error:
+            self._ended = True
+            self.close()
+            raise InputError(f"no process could be started for the forecaster {factory.spec}: {error!r}") from None
         try:
             sealed = [child.seal(path) for path in stream_files]
             self._ask(

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from evalkit.legality import child
 
 PATIENCE = 60.0
-"""Seconds that a new interpreter may take to import numpy."""
+"""Seconds that a new interpreter may take to import what it shares."""
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -25,9 +26,13 @@ class Nursery(AbstractContextManager["Nursery"]):
     """A process that runs no stranger's code and copies itself for every stranger: see :func:`child.nurse`.
 
     It is started when it is first needed, and anew where something ended it. Threads may share it.
+
+    Args:
+        modules: Modules of ours that it imports besides numpy, so that its copies share them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        self._modules = modules
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lock = threading.Lock()
@@ -63,7 +68,7 @@ class Nursery(AbstractContextManager["Nursery"]):
         mine, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, child.__file__, str(theirs.fileno())],
+                [sys.executable, child.__file__, str(theirs.fileno()), *self._modules],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
