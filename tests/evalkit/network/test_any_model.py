@@ -265,7 +265,7 @@ def test_check_judges_a_module(
     name: str, verdict: str, code: int, tokenizer_path: Path, text_path: Path, tmp_path: Path
 ) -> None:
     command = ["check", "--module", f"{FILE}:{name}", "--text", str(text_path), "--tokenizer", str(tokenizer_path)]
-    command += ["--max-tokens", "40", "--span", "32", "--budget", "inf", "--json", str(tmp_path / "c.json"), "-q"]
+    command += ["--max-tokens", "70", "--span", "64", "--budget", "inf", "--json", str(tmp_path / "c.json"), "-q"]
     assert run_command(command) == code
     report = json.loads((tmp_path / "c.json").read_text())
     assert report["verdict"] == verdict
