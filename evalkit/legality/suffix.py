@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from evalkit.legality.driver import walk
 from evalkit.legality.hosts import Fault, Floats, Host, Ids
@@ -340,7 +340,7 @@ def seam_p_value(moves: Moves, over: npt.NDArray[np.intp]) -> float:
     hits = sum(int(index) in seams for index in over.tolist())
     others = len(tested) - len(seams)
     rate = (len(over) - hits + 1) / (others + 1)
-    return float(stats.binom.sf(hits - 1, len(seams), min(rate, 1.0))) if hits >= 3 else 1.0
+    return float(special.bdtrc(hits - 1, len(seams), min(rate, 1.0))) if hits >= 3 else 1.0
 
 
 def audit(
