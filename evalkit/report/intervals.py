@@ -21,7 +21,7 @@ def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[f
         The mean, half of its 95% interval, and the one-sided p-value that it is below 0; the latter two are None for
         a single cluster.
     """
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit
 
     total = math.fsum(weights.tolist())
     mean = math.fsum(sums.tolist()) / total
@@ -32,8 +32,8 @@ def clustered_mean(sums: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[f
     error = math.sqrt(clusters / (clusters - 1) * math.fsum((residual**2).tolist())) / total
     if error == 0:
         return mean, 0.0, 0.0 if mean < 0 else 1.0
-    half = float(stats.t.ppf(0.975, clusters - 1)) * error
-    return mean, half, float(stats.t.cdf(mean / error, clusters - 1))
+    half = float(stdtrit(clusters - 1, 0.975)) * error
+    return mean, half, float(stdtr(clusters - 1, mean / error))
 
 
 def interval_halves(
