@@ -29,7 +29,10 @@ fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
 
 TOKENS = {
-    **dict.fromkeys(("h_learns_in_score", "h_own_noise", "h_module_noise"), 48),
+    "h_learns_in_score": 48,
+    **dict.fromkeys(
+        ("h_own_noise", "h_module_noise"), 72
+    ),  # two spans: noise of the second is another when asked again
     **dict.fromkeys(("h_adaptive_temperature", "h_hedge", "v12_last_epoch", "v20_two_orders"), 72),
     **dict.fromkeys(("v10_learns_too_early", "x_file_memory", "x_first_call_only", "x_random_scores"), 72),
     "v13_fitted_temperature": 400,
