@@ -1,8 +1,10 @@
 """The process in which a stranger's forecaster runs. Started by path, knows numpy and the standard library only.
 
-It is sent the prefix that has been observed and the span that is to be scored, and nothing else; every array that
-the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the copy answers from then on and
-``pop`` ends it, so the state before the push comes back untouched, whatever the forecaster did in between.
+What is started is a nursery: it never sees a stranger's code, and every process for one is a copy of it, so that
+numpy is imported once. Such a copy is sent the prefix that has been observed and the span that is to be scored, and
+nothing else; every array that the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the
+copy answers from then on and ``pop`` ends it, so the state before the push comes back untouched, whatever the
+forecaster did in between.
 
 Frames on the socket are ``uint32 header length, uint32 payload length, JSON header, raw array bytes``; nothing is
 unpickled on either side, so the stranger cannot reach the parent through its replies.
@@ -11,6 +13,7 @@ unpickled on either side, so the stranger cannot reach the parent through its re
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -32,6 +35,9 @@ POPPED = 73
 
 DTYPES = {"<i8": np.int64, "<f8": np.float64}
 """What the arrays on the wire hold: token ids, and scores."""
+
+REPLY = struct.Struct("<?Q")
+"""What precedes the answer of a copy that makes one call: whether it failed, and the length in bytes."""
 
 DECOYS: dict[str, Any] = {}
 """Where the bait of the audit of that name lies; empty in every other audit."""
@@ -81,6 +87,22 @@ def send(link: socket.socket, header: dict[str, Any], array: np.ndarray | None =
         payload = array.tobytes()
     head = json.dumps(header).encode()
     link.sendall(struct.pack("<II", len(head), len(payload)) + head + payload)
+
+
+def reply(failed: bool, payload: bytes) -> bytes:
+    """Return the bytes that a copy answers with: values, or the kind and the message of a fault."""
+    return REPLY.pack(failed, len(payload)) + payload
+
+
+def read_exactly(pipe: int, count: int) -> bytes:
+    """Return exactly ``count`` bytes; EOFError when the other side has gone."""
+    parts = b""
+    while len(parts) < count:
+        part = os.read(pipe, count - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return parts
 
 
 def ending(status: int | None) -> str:
@@ -142,6 +164,7 @@ class Baited(np.ndarray):
 
 def lay_bait(stream: np.ndarray) -> None:
     """Leave the whole stream where a careless harness would: globals, containers, tracked objects."""
+    gc.unfreeze()  # a search meets what the harness holds, too
     main = sys.modules["__main__"]
     for dtype in (np.int64, np.int32, np.uint16):
         copy = stream.astype(dtype)
@@ -247,31 +270,34 @@ class Stranger:
 
     def forked(self, method: str, row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Make one call in a forked copy of this process and return what it answered."""
-        mine, theirs = socket.socketpair()
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                send(theirs, {}, self.numbers(method, row, shape))
+                answer = reply(False, self.numbers(method, row, shape).tobytes())
             except StrangerFault as fault:
-                send(theirs, {"fault": fault.kind, "message": str(fault)})
+                answer = reply(True, json.dumps([fault.kind, str(fault)]).encode())
             except BaseException as error:
-                send(theirs, {"fault": "crash", "message": describe(error)})
+                answer = reply(True, json.dumps(["crash", describe(error)]).encode())
+            while answer:
+                answer = answer[os.write(writing, answer) :]
             os._exit(0)
-        theirs.close()
-        header: dict[str, Any] | None = None
-        array = None
+        os.close(writing)
+        payload = None
+        failed = False
         try:
-            header, array = receive(mine)
+            failed, size = REPLY.unpack(read_exactly(reading, REPLY.size))
+            payload = read_exactly(reading, size)
         except EOFError:
             pass
         finally:
-            mine.close()
+            os.close(reading)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if header is None:
+        if payload is None:
             raise StrangerFault("killed" if status < 0 else "crash", f"its process {ending(status)} in {method}")
-        if array is None:
-            raise StrangerFault(header["fault"], header["message"])
-        return array
+        if failed:
+            raise StrangerFault(*json.loads(payload))
+        return np.frombuffer(payload, np.float64).reshape(shape)
 
     def answer(self, header: dict[str, Any], array: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray | None]:
         """Carry out one request."""
@@ -338,13 +364,78 @@ def serve(link: socket.socket, spec: str) -> None:
             send(link, reply, values)
 
 
+def nurse(control: socket.socket) -> tuple[socket.socket, str]:
+    """Begin and end processes for strangers as the parent asks, until it hangs up.
+
+    Every request is one byte, with the files of the process where one is to begin (its link, and where it prints), and
+    a frame. Returns in the copies alone, the link and what ``load`` names.
+    """
+    while True:
+        try:
+            _, files, _, _ = socket.recv_fds(control, 1, 2)
+            request, _ = receive(control)
+        except (EOFError, OSError, struct.error):
+            os._exit(0)
+        if request["do"] == "begin":
+            process = os.fork()
+            if process == 0:
+                control.close()
+                settle(files[1], request["folder"], request["environment"])
+                return socket.socket(fileno=files[0]), request["spec"]
+            for file in files:
+                os.close(file)
+            answer: dict[str, Any] = {"process": process}
+        else:
+            answer = {"status": end(request["process"], request["seconds"])}
+        with contextlib.suppress(BrokenPipeError):
+            send(control, answer)
+
+
+def settle(output: int, folder: str, environment: dict[str, str]) -> None:
+    """Make this copy of the nursery what a process of its own would be."""
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.chdir(folder)
+    if dict(os.environ) != environment:
+        os.environ.clear()
+        os.environ.update(environment)
+    if "numpy.random" in sys.modules:
+        np.random.seed()  # no two processes share the state of unseeded random numbers; Python's own sees to itself
+
+
+def end(process: int, seconds: float) -> int | None:
+    """Return the exit status of a process that ends by itself within ``seconds``; kill any other, and its copies."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.005)
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        os.kill(process, signal.SIGKILL)  # it has not come to lead a group of its own
+    os.waitpid(process, 0)
+    return None
+
+
 def main() -> None:
-    """Serve the socket whose number is the first argument with the factory that is the second."""
+    """Serve as a nursery on the socket whose number is the first argument; a copy serves a stranger's factory.
+
+    The other arguments are modules of ours that the copies need.
+    """
     own_folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != own_folder]
     sys.path.append(os.path.dirname(os.path.dirname(own_folder)))
-    link = socket.socket(fileno=int(sys.argv[1]))
-    spec = sys.argv[2]
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+    # what is here by now lives on: no copy's garbage collection need look at it, and write to its memory
+    gc.freeze()
+    link, spec = nurse(socket.socket(fileno=int(sys.argv[1])))
     sys.argv[:] = [spec]
     serve(link, spec)
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +15,7 @@ import numpy as np
 
 from evalkit.legality import child
 from evalkit.legality.hosts import Fault, Floats, Host, Ids, out_of_time
+from evalkit.legality.nursery import Nursery
 from evalkit.plumbing.errors import InputError
 
 BATCH_SECONDS = 0.1
@@ -30,10 +27,17 @@ BATCH_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class ChildFactory:
-    """A factory that is called in a child process: its name, and its arguments as JSON holds them."""
+    """A factory that is called in a child process.
+
+    Attributes:
+        spec: Its name.
+        arguments: Its arguments, as JSON holds them.
+        modules: Modules of ours that all of its processes may share, imported before any stranger's code.
+    """
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 class ChildHost(Host):
@@ -47,6 +51,7 @@ class ChildHost(Host):
         call_seconds: How long one call of the forecaster may take.
         deadline: On the monotonic clock; no call begins later.
         stream_files: Files that it must not open.
+        nursery: Begins its process; without one a nursery of its own does.
 
     Raises:
         InputError: the factory cannot be loaded.
@@ -61,6 +66,7 @@ class ChildHost(Host):
         call_seconds: float = 30.0,
         deadline: float = math.inf,
         stream_files: Sequence[str] = (),
+        nursery: Nursery | None = None,
     ) -> None:
         if isinstance(factory, str):
             factory = ChildFactory(factory)
@@ -69,22 +75,20 @@ class ChildHost(Host):
         self.length = 0
         self._depth = 0
         self._end: Fault | None = None
+        self._ended = False
         self._seconds_per_row: dict[tuple[str, bool, int], float] = {}
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         mine, theirs = socket.socketpair()
         self._link = mine
-        one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(one_thread, "1"), "PYTHONHASHSEED": "0"}
-        self._process = subprocess.Popen(
-            [sys.executable, child.__file__, str(theirs.fileno()), factory.spec],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=self._noise,
-            stderr=self._noise,
-            env=environment,
-            start_new_session=True,
-        )
-        theirs.close()
+        self._nursery = Nursery(factory.modules) if nursery is None else nursery
+        self._own_nursery = nursery is None
+        try:
+            with theirs:
+                self._process = self._nursery.begin(factory.spec, theirs.fileno(), self._noise.fileno())
+        except (OSError, EOFError) as error:
+            self._ended = True
+            self.close()
+            raise InputError(f"no process could be started for the forecaster {factory.spec}: {error!r}") from None
         try:
             sealed = [child.seal(path) for path in stream_files]
             self._ask(
@@ -125,7 +129,8 @@ class ChildHost(Host):
         except TimeoutError:
             self._end = Fault("hang", f"no answer to {header['do']} within {patience:.0f} s", start=self.length)
         except (EOFError, OSError, ValueError, KeyError):
-            how = child.ending(self._exit_status())
+            how = child.ending(self._nursery.end(self._process, 1.0))
+            self._ended = True
             message = f"the process of the forecaster {how} during {header['do']}{self._last_words()}"
             self._end = Fault("killed" if how.startswith("was killed") else "crash", message, start=self.length)
         if self._end is not None:
@@ -137,12 +142,6 @@ class ChildHost(Host):
                 kind, self._depth = ("crash" if kind == "died" else "killed"), self._depth - 1
             raise Fault(kind, str(reply["message"]), start=self.length)
         return reply, values
-
-    def _exit_status(self) -> int | None:
-        """Return the exit status of the process, where it ends by itself within a second."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout=1)
-        return None
 
     def _last_words(self) -> str:
         """Return the end of what the process printed, for messages."""
@@ -206,10 +205,10 @@ class ChildHost(Host):
 
     def close(self) -> None:
         """End the process and everything it forked."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+        if not self._ended:
+            self._nursery.end(self._process)
+            self._ended = True
+        if self._own_nursery:
+            self._nursery.close()
         self._link.close()
         self._noise.close()

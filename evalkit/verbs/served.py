@@ -1,6 +1,7 @@
 """A user's module as a forecaster in the child process that strangers' forecasters have; ``evalkit check`` asks for it.
 
-What is imported here is imported once; every fresh forecaster calls the module's factory again, in a forked copy.
+What is imported here is imported once, before any process knows which module it is for; every fresh forecaster calls
+the module's factory again, in a forked copy.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def child_factory(session: Session) -> ChildFactory:
     options = {name: getattr(session.options, name) for name in _SENT}
     options["settings"] = {section: dict(values) for section, values in session.options.settings.items()}
     name = f"{__name__}:{make_forecaster.__name__}"
-    return ChildFactory(name, {"options": options, "stream_tokens": len(session.stream)})
+    return ChildFactory(name, {"options": options, "stream_tokens": len(session.stream)}, modules=(__name__,))
 
 
 def make_forecaster(options: Mapping[str, Any], stream_tokens: int) -> Forecaster:

@@ -49,7 +49,7 @@ def test_a_fresh_process_restores_the_text(
 ) -> None:
     from evalkit.tokens.tokenizer import Tokenizer
 
-    raw = text_path.read_bytes()[:300]
+    raw = text_path.read_bytes()[:200]
     file, printed = compressed(tiny_artifact, raw, tokenizer_path, tmp_path, *options, capsys=capsys)
     arguments = [str(tiny_artifact), str(file), "-o", str(tmp_path / "back"), "--tokenizer", str(tokenizer_path)]
     command = [*forked_evalkit, "decompress", *arguments]

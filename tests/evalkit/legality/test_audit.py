@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from evalkit.legality.audit import audit
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.driver import run_stream
 from evalkit.legality.hosts import Fault, LocalHost
+from evalkit.legality.nursery import Nursery
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 from evalkit.legality.subject import Subject
@@ -293,6 +296,33 @@ def test_isolated_calls_and_fresh_forecasters_leave_no_trace(tmp_path):
         assert host.score(row).item() == 3
         host.fresh(0)
         assert host.score(row).item() == 1
+
+
+def test_processes_of_one_nursery_share_no_state(tmp_path):
+    """Not even that of random numbers nobody seeded; and where a stranger ends the nursery, another takes its place."""
+    (tmp_path / "luck.py").write_text(
+        "import numpy as np\n"
+        "class Luck:\n"
+        "    vocab_size = 4\n"
+        "    def score(self, tokens, start, stop):\n"
+        "        return np.random.random(stop - start)\n"
+        "make = Luck\n"
+    )
+    row = np.array([[1, 2]])
+    answers = []
+    with Nursery(["numpy.random"]) as nursery:
+        for _ in range(3):
+            with ChildHost(f"{tmp_path}/luck.py:make", nursery=nursery) as host:
+                host.fresh(0)
+                answers.append(host.score(row)[0].tolist())
+        parent = nursery._process
+        assert parent is not None
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        with ChildHost(f"{tmp_path}/luck.py:make", nursery=nursery) as host:
+            host.fresh(0)
+            answers.append(host.score(row)[0].tolist())
+    assert len({tuple(answer) for answer in answers}) == 4
 
 
 def test_the_report_is_the_contracts_json():

@@ -25,7 +25,7 @@ GALLERY = Path(__file__).parent / "gallery"
     ],
 )
 def test_a_strangers_forecaster(name: str, code: int, axiom: str | None, tmp_path: Path) -> None:
-    tokens, _ = BigramSource.invented(32, 1).sample(700, 1, np.random.default_rng(0))
+    tokens, _ = BigramSource.invented(16, 1).sample(700, 1, np.random.default_rng(0))
     write_shard(tmp_path / "val_000000.bin", tokens)
     arguments = ["--forecaster", f"{GALLERY / name}.py:make", "--tokens", str(tmp_path / "val_*.bin")]
     arguments += ["--max-tokens", "300", "--budget", "inf"]  # all positions, whatever the clock says

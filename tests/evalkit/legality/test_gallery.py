@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evalkit.legality.audit import audit
+from evalkit.legality.nursery import Nursery
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
@@ -28,16 +28,15 @@ POSITIONS = {"violator": 192, "honest": 64}
 fiction is to be met, and as few as a verdict of ``legal`` needs."""
 
 
-SLOW = {"x_reach_collector": 8}
-"""Positions of those that search all of their memory in every call."""
-
 TOKENS = {
-    "x_reach_collector": 72,
-    "v12_last_epoch": 96,
-    "v20_two_orders": 160,
     "h_learns_in_score": 48,
-    **dict.fromkeys(("h_own_noise", "h_module_noise", "h_adaptive_temperature"), 72),
-    **dict.fromkeys(("v13_fitted_temperature", "x_late_fiction", "x_rare_gate", "x_rewrites_input"), 640),
+    **dict.fromkeys(
+        ("h_own_noise", "h_module_noise"), 72
+    ),  # two spans: noise of the second is another when asked again
+    **dict.fromkeys(("h_adaptive_temperature", "h_hedge", "v12_last_epoch", "v20_two_orders"), 72),
+    **dict.fromkeys(("v10_learns_too_early", "x_file_memory", "x_first_call_only", "x_random_scores"), 72),
+    "v13_fitted_temperature": 400,
+    **dict.fromkeys(("x_late_fiction", "x_rare_gate", "x_rewrites_input"), 640),
 }
 """Tokens of those that show on any text what they do and take long over it (a process for every call in some), and of
 those that show it late or seldom; 240 of all others."""
@@ -49,16 +48,21 @@ def axiom_of(name: str) -> str:
     return min((a for a in ("causality", "normalisation", "ledger") if a in head), key=head.index)
 
 
-def judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 0):
+@pytest.fixture(scope="module")
+def nursery():
+    """What all of the audits' processes are copies of; no stranger's code runs in it."""
+    with Nursery() as started:
+        yield started
+
+
+def judged(name: str, nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 0):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     tokens = TOKENS.get(name, 240)
-    stream, _ = BigramSource.invented(32, 1).sample(tokens, 1, np.random.default_rng(seed))
-    slow = name in SLOW
-    positions = SLOW[name] if slow else min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
+    stream, _ = BigramSource.invented(16, 1).sample(tokens, 1, np.random.default_rng(seed))
+    positions = min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
     options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
-    options = replace(options, offsets=SLOW[name]) if slow else options
-    return audit(f"{GALLERY / name}.py:make", stream, options)
+    return audit(f"{GALLERY / name}.py:make", stream, options, nursery=nursery)
 
 
 def test_the_gallery_is_large_enough():
@@ -67,8 +71,8 @@ def test_the_gallery_is_large_enough():
 
 
 @pytest.mark.parametrize("name", VIOLATORS)
-def test_violator_is_illegal(name, tmp_path, monkeypatch):
-    report = judged(name, tmp_path, monkeypatch)
+def test_violator_is_illegal(name, nursery, tmp_path, monkeypatch):
+    report = judged(name, nursery, tmp_path, monkeypatch)
     assert report.verdict == "illegal", report.summary()
     assert axiom_of(name) in {finding.axiom for finding in report.findings}, report.summary()
     json.dumps(report.to_dict(), allow_nan=False)
@@ -77,20 +81,20 @@ def test_violator_is_illegal(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_twin_becomes_legal(name, tmp_path, monkeypatch):
-    report = judged(name, tmp_path, monkeypatch)
+def test_honest_twin_becomes_legal(name, nursery, tmp_path, monkeypatch):
+    report = judged(name, nursery, tmp_path, monkeypatch)
     assert report.findings == (), report.summary()
     assert report.verdict == "legal", report.summary()
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_sizes_are_right(tmp_path, monkeypatch):
-    report = judged("x_sparse_fiction", tmp_path, monkeypatch)
+def test_sizes_are_right(nursery, tmp_path, monkeypatch):
+    report = judged("x_sparse_fiction", nursery, tmp_path, monkeypatch)
     finding = report.findings[0]
     assert finding.position is not None
     assert finding.position % 97 == 13
     assert finding.evidence["nats"] == pytest.approx(1e-3, rel=1e-6)
     assert finding.evidence["bpb"] == pytest.approx(1e-3 / np.log(2) / 2.4, rel=1e-6)
-    report = judged("x_sparse_peek", tmp_path, monkeypatch)
+    report = judged("x_sparse_peek", nursery, tmp_path, monkeypatch)
     assert report.findings[0].position % 97 == 5
     assert report.findings[0].evidence["first_changed"] == report.findings[0].position + 1

@@ -1,14 +1,13 @@
 """A stranger's script and log cost bounded memory and time, end with exit code 2 and a sentence, and never run."""
 
 import base64
+import json
 import lzma
 import os
-import resource
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import brotli
@@ -30,38 +29,63 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def read(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run what ``inspect --source`` runs, without the command line's own start."""
-    code = (
-        "import sys\n"
-        "from evalkit.plumbing.errors import EvalkitError\n"
-        "from evalkit.source.reading import read_source\n"
-        "try:\n"
-        "    reading = read_source(sys.argv[1], sys.argv[2:])\n"
-        "    print(reading.understood, reading.problems)\n"
-        "except EvalkitError as error:\n"
-        "    sys.exit(f'evalkit: error: {error}')\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, str(source), *options],
-        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
-    )  # fmt: skip
+READER = """
+import json, os, resource, signal, sys
+from evalkit.plumbing.errors import EvalkitError
+from evalkit.source.reading import read_source
+
+for line in sys.stdin:
+    limit, output, errors, source, *options = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        signal.alarm(60)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for stream, path in ((1, output), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        try:
+            reading = read_source(source, options)
+            print(reading.understood, reading.problems)
+        except EvalkitError as error:
+            sys.exit(f"evalkit: error: {error}")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported what reads scripts, and reads each in a copy of itself."""
+    command = [sys.executable, "-c", READER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def read(reader: subprocess.Popen[str], source: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run what ``inspect --source`` runs, without the command line's own start, in a process of its own."""
+    output, errors = source.with_suffix(".out"), source.with_suffix(".err")
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    print(json.dumps([MEMORY, str(output), str(errors), str(source), *options]), file=reader.stdin, flush=True)
+    code = int(reader.stdout.readline())
+    return subprocess.CompletedProcess([], code, output.read_text(), errors.read_text())
+
+
+PACKED = {
+    "zlib": lambda data: zlib.compress(data, 1),
+    "lzma": lambda data: lzma.compress(data, preset=0),
+    "brotli": lambda data: brotli.compress(data, quality=1),
+}
 
 
 def bomb(kind: str) -> str:
-    zeros = bytes(64 * 2**20)
-    if kind == "lzma":
-        packed = lzma.compress(zeros, preset=0)
-        for _ in range(2):  # a bomb in a bomb is still bounded by the first
-            packed = lzma.compress(packed)
-    else:
-        packed = zlib.compress(zeros) if kind == "zlib" else brotli.compress(zeros, quality=1)
-    text = base64.b85encode(packed).decode()
+    text = base64.b85encode(PACKED[kind](bytes(64 * 2**20))).decode()
     return f"import {kind},base64\nexec({kind}.decompress(base64.b85decode('{text}')))\n"
 
 
-SCRIPTS: dict[str, str | Callable[[], str]] = {
+SCRIPTS = {
     "brackets": "x = " + "(" * 100_000 + ")" * 100_000,
     "lists": "x = " + "[" * 100_000 + "]" * 100_000,
     "signs": "x = " + "-" * 100_000 + "1",
@@ -80,9 +104,6 @@ SCRIPTS: dict[str, str | Callable[[], str]] = {
     "a number of a million digits": "x = " + "9" * 1_000_000,
     "a hexadecimal of a million digits": "x = 0x" + "f" * 1_000_000,
     "an open string": "x = '''" + "a" * 1_000_000,
-    "zlib bomb": partial(bomb, "zlib"),
-    "lzma bomb": partial(bomb, "lzma"),
-    "brotli bomb": partial(bomb, "brotli"),
     "a damaged brotli": "import brotli,base64\nexec(brotli.decompress(base64.b85decode('abcdefghij')))\n",
     "a wrapper around the file system": "exec(open('/etc/passwd').read())",
     "a wrapper that calls": "exec(__import__('os').popen('touch /tmp/evalkit-was-run').read())",
@@ -92,12 +113,11 @@ SCRIPTS: dict[str, str | Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SCRIPTS)
-def test_hostile_scripts_are_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", [*SCRIPTS, *(f"{name} bomb" for name in PACKED)])
+def test_hostile_scripts_are_refused(reader: subprocess.Popen[str], tmp_path: Path, kind: str) -> None:
     path = tmp_path / "train_gpt.py"
-    script = SCRIPTS[kind]
-    path.write_text(script if isinstance(script, str) else script(), newline="")
-    done = read(path)
+    path.write_text(SCRIPTS[kind] if kind in SCRIPTS else bomb(kind.split()[0]), newline="")
+    done = read(reader, path)
     # Refused, or read to no effect: never a crash, a traceback, or a setting.
     assert done.returncode in (0, 1), done.stderr[-400:]
     assert "Traceback" not in done.stderr
@@ -125,13 +145,13 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_constructors_that_would_never_end_are_left(tmp_path: Path, kind: str) -> None:
+def test_constructors_that_would_never_end_are_left(reader: subprocess.Popen[str], tmp_path: Path, kind: str) -> None:
     start = "class GPT(nn.Module):\n    def __init__(self, h):\n        super().__init__()\n        "
     path = tmp_path / "train_gpt.py"
     script = plain().replace(start, start + LOOPS[kind] + "\n        ")
     assert script != plain()
     path.write_text(script)
-    done = read(path)
+    done = read(reader, path)
     assert done.returncode == 0, done.stderr[-400:]
     # Left at a line; or followed past a number that is not worked out, where nothing depends on it.
     expected = "True ()" if kind in ("wide", "powers", "shift") else "cannot be followed"
@@ -172,12 +192,12 @@ def test_the_command_ends_with_code_2(
     assert capsys.readouterr().err.startswith("evalkit: error: --")
 
 
-def test_nothing_of_a_script_runs(tmp_path: Path) -> None:
+def test_nothing_of_a_script_runs(reader: subprocess.Popen[str], tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     act = f"open({str(marker)!r}, 'w').write('x')"
     script = plain().replace("raise_if_run = ", f"{act}\n__import__('os').system('touch {marker}')\nnever = ")
     script = script.replace("        super().__init__()\n", f"        super().__init__()\n        {act}\n")
     path = tmp_path / "train_gpt.py"
     path.write_text(script)
-    read(path)
+    read(reader, path)
     assert not marker.exists()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-V = 32
+V = 16
 PIECES = [bytes([97 + k % 8]) * (1 + k % 3) for k in range(V)]  # the bytes of each token, not all different
 
 
