@@ -14,9 +14,9 @@ import numpy as np
 
 from evalkit.legality import agreement, known, ledger, replay, substitution, suffix
 from evalkit.legality.childhost import ChildFactory, ChildHost
+from evalkit.legality.fork_server import ForkServer
 from evalkit.legality.hosts import Fault, Host, Ids, LocalHost, out_of_time
 from evalkit.legality.noise import NoiseProfile
-from evalkit.legality.nursery import Nursery
 from evalkit.legality.options import FALSE_ALARM, AuditOptions
 from evalkit.legality.outcome import LISTED, Outcome
 from evalkit.legality.report import AXIOMS, Finding, LegalityReport
@@ -33,7 +33,7 @@ def audit(
     tokens: np.ndarray[Any, Any],
     options: AuditOptions | None = None,
     *,
-    nursery: Nursery | None = None,
+    fork_server: ForkServer | None = None,
 ) -> LegalityReport:
     """Judge a forecaster by its behaviour on a stream.
 
@@ -43,7 +43,7 @@ def audit(
         tokens: The stream, token ids; the first is given, the rest are scored. What lies beyond ``max_tokens`` is
             salted as far as the budget reaches: a forecaster may turn to fiction only after thousands of tokens.
         options: Span, budget and so on.
-        nursery: Begins a stranger's processes; one that several audits share saves the time to start one for each.
+        fork_server: Begins a stranger's processes; one that several audits share saves the time to start one for each.
 
     Raises:
         InputError: the stream is too short, or the factory cannot be loaded.
@@ -55,7 +55,7 @@ def audit(
     if len(stream) < 2:
         raise InputError(f"the stream holds {len(stream)} tokens; at least 2 are needed to score one")
     began = time.monotonic()
-    with _Hosts(make, options, began + options.budget_seconds, nursery) as hosts:
+    with _Hosts(make, options, began + options.budget_seconds, fork_server) as hosts:
         audits = _Audits(hosts, stream.astype(np.int64), options)
         audits.run()
     return _report(make, options, len(stream), audits.outcomes, audits.gaps, time.monotonic() - began)
@@ -106,10 +106,10 @@ class _Hosts(ExitStack):
     every fresh forecaster is a copy of what was imported, whatever earlier ones did.
     """
 
-    def __init__(self, make: Make, options: AuditOptions, deadline: float, nursery: Nursery | None) -> None:
+    def __init__(self, make: Make, options: AuditOptions, deadline: float, fork_server: ForkServer | None) -> None:
         super().__init__()
         shared = make.modules if isinstance(make, ChildFactory) else ()
-        self.nursery = self.enter_context(Nursery(shared)) if nursery is None else nursery
+        self.fork_server = self.enter_context(ForkServer(shared)) if fork_server is None else fork_server
         self.make, self.options, self.deadline = make, options, deadline
         self.workers = options.workers if isinstance(make, str | ChildFactory) else 1
         self._idle: list[Host] = []
@@ -137,7 +137,7 @@ class _Hosts(ExitStack):
                 call_seconds=min(options.call_seconds, options.budget_seconds),
                 deadline=self.deadline,
                 stream_files=options.stream_files,
-                nursery=self.nursery,
+                fork_server=self.fork_server,
             )
         else:
             host = LocalHost(self.make, deadline=self.deadline)

@@ -1,6 +1,6 @@
 """The process in which a stranger's forecaster runs. Started by path, knows numpy and the standard library only.
 
-What is started is a nursery: it never sees a stranger's code, and every process for one is a copy of it, so that
+What is started is a fork server: it never sees a stranger's code, and every process for one is a copy of it, so that
 numpy is imported once. Such a copy is sent the prefix that has been observed and the span that is to be scored, and
 nothing else; every array that the forecaster gets is a fresh copy of exactly the visible tokens. ``push`` forks: the
 copy answers from then on and ``pop`` ends it, so the state before the push comes back untouched, whatever the
@@ -364,7 +364,7 @@ def serve(link: socket.socket, spec: str) -> None:
             send(link, reply, values)
 
 
-def nurse(control: socket.socket) -> tuple[socket.socket, str]:
+def serve_forks(control: socket.socket) -> tuple[socket.socket, str]:
     """Begin and end processes for strangers as the parent asks, until it hangs up.
 
     Every request is one byte, with the files of the process where one is to begin (its link, and where it prints), and
@@ -392,7 +392,7 @@ def nurse(control: socket.socket) -> tuple[socket.socket, str]:
 
 
 def settle(output: int, folder: str, environment: dict[str, str]) -> None:
-    """Make this copy of the nursery what a process of its own would be."""
+    """Make this copy of the fork server what a process of its own would be."""
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -424,7 +424,7 @@ def end(process: int, seconds: float) -> int | None:
 
 
 def main() -> None:
-    """Serve as a nursery on the socket whose number is the first argument; a copy serves a stranger's factory.
+    """Serve as a fork server on the socket whose number is the first argument; a copy serves a stranger's factory.
 
     The other arguments are modules of ours that the copies need.
     """
@@ -435,7 +435,7 @@ def main() -> None:
         importlib.import_module(name)
     # what is here by now lives on: no copy's garbage collection need look at it, and write to its memory
     gc.freeze()
-    link, spec = nurse(socket.socket(fileno=int(sys.argv[1])))
+    link, spec = serve_forks(socket.socket(fileno=int(sys.argv[1])))
     sys.argv[:] = [spec]
     serve(link, spec)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from evalkit.legality import child
+from evalkit.legality.fork_server import ForkServer
 from evalkit.legality.hosts import Fault, Floats, Host, Ids, out_of_time
-from evalkit.legality.nursery import Nursery
 from evalkit.plumbing.errors import InputError
 
 BATCH_SECONDS = 0.1
@@ -51,7 +51,7 @@ class ChildHost(Host):
         call_seconds: How long one call of the forecaster may take.
         deadline: On the monotonic clock; no call begins later.
         stream_files: Files that it must not open.
-        nursery: Begins its process; without one a nursery of its own does.
+        fork_server: Begins its process; without one a fork server of its own does.
 
     Raises:
         InputError: the factory cannot be loaded.
@@ -66,7 +66,7 @@ class ChildHost(Host):
         call_seconds: float = 30.0,
         deadline: float = math.inf,
         stream_files: Sequence[str] = (),
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         if isinstance(factory, str):
             factory = ChildFactory(factory)
@@ -80,11 +80,11 @@ class ChildHost(Host):
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         mine, theirs = socket.socketpair()
         self._link = mine
-        self._nursery = Nursery(factory.modules) if nursery is None else nursery
-        self._own_nursery = nursery is None
+        self._fork_server = ForkServer(factory.modules) if fork_server is None else fork_server
+        self._own_server = fork_server is None
         try:
             with theirs:
-                self._process = self._nursery.begin(factory.spec, theirs.fileno(), self._noise.fileno())
+                self._process = self._fork_server.begin(factory.spec, theirs.fileno(), self._noise.fileno())
         except (OSError, EOFError) as error:
             self._ended = True
             self.close()
@@ -129,7 +129,7 @@ class ChildHost(Host):
         except TimeoutError:
             self._end = Fault("hang", f"no answer to {header['do']} within {patience:.0f} s", start=self.length)
         except (EOFError, OSError, ValueError, KeyError):
-            how = child.ending(self._nursery.end(self._process, 1.0))
+            how = child.ending(self._fork_server.end(self._process, 1.0))
             self._ended = True
             message = f"the process of the forecaster {how} during {header['do']}{self._last_words()}"
             self._end = Fault("killed" if how.startswith("was killed") else "crash", message, start=self.length)
@@ -206,9 +206,9 @@ class ChildHost(Host):
     def close(self) -> None:
         """End the process and everything it forked."""
         if not self._ended:
-            self._nursery.end(self._process)
+            self._fork_server.end(self._process)
             self._ended = True
-        if self._own_nursery:
-            self._nursery.close()
+        if self._own_server:
+            self._fork_server.close()
         self._link.close()
         self._noise.close()

@@ -18,8 +18,8 @@ from evalkit.legality import substitution
 from evalkit.legality.audit import audit
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.driver import run_stream
+from evalkit.legality.fork_server import ForkServer
 from evalkit.legality.hosts import Fault, LocalHost
-from evalkit.legality.nursery import Nursery
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 from evalkit.legality.subject import Subject
@@ -298,8 +298,8 @@ def test_isolated_calls_and_fresh_forecasters_leave_no_trace(tmp_path):
         assert host.score(row).item() == 1
 
 
-def test_processes_of_one_nursery_share_no_state(tmp_path):
-    """Not even that of random numbers nobody seeded; and where a stranger ends the nursery, another takes its place."""
+def test_processes_of_one_fork_server_share_no_state(tmp_path):
+    """Not even that of random numbers nobody seeded; and where a stranger ends the server, another takes its place."""
     (tmp_path / "luck.py").write_text(
         "import numpy as np\n"
         "class Luck:\n"
@@ -310,16 +310,16 @@ def test_processes_of_one_nursery_share_no_state(tmp_path):
     )
     row = np.array([[1, 2]])
     answers = []
-    with Nursery(["numpy.random"]) as nursery:
+    with ForkServer(["numpy.random"]) as fork_server:
         for _ in range(3):
-            with ChildHost(f"{tmp_path}/luck.py:make", nursery=nursery) as host:
+            with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
                 host.fresh(0)
                 answers.append(host.score(row)[0].tolist())
-        parent = nursery._process
+        parent = fork_server._process
         assert parent is not None
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-        with ChildHost(f"{tmp_path}/luck.py:make", nursery=nursery) as host:
+        with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
             host.fresh(0)
             answers.append(host.score(row)[0].tolist())
     assert len({tuple(answer) for answer in answers}) == 4

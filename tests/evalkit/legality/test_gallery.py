@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from evalkit.legality.audit import audit
-from evalkit.legality.nursery import Nursery
+from evalkit.legality.fork_server import ForkServer
 from evalkit.legality.options import AuditOptions
 from evalkit.legality.sources import BigramSource
 
@@ -49,20 +49,20 @@ def axiom_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def nursery():
+def fork_server():
     """What all of the audits' processes are copies of; no stranger's code runs in it."""
-    with Nursery() as started:
+    with ForkServer() as started:
         yield started
 
 
-def judged(name: str, nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 0):
+def judged(name: str, fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 0):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     tokens = TOKENS.get(name, 240)
     stream, _ = BigramSource.invented(16, 1).sample(tokens, 1, np.random.default_rng(seed))
     positions = min(POSITIONS["honest" if name in HONEST else "violator"], tokens // 2)
     options = AuditOptions(budget_seconds=BUDGET, positions=positions, seed=seed, bytes_per_token=2.4)
-    return audit(f"{GALLERY / name}.py:make", stream, options, nursery=nursery)
+    return audit(f"{GALLERY / name}.py:make", stream, options, fork_server=fork_server)
 
 
 def test_the_gallery_is_large_enough():
@@ -71,8 +71,8 @@ def test_the_gallery_is_large_enough():
 
 
 @pytest.mark.parametrize("name", VIOLATORS)
-def test_violator_is_illegal(name, nursery, tmp_path, monkeypatch):
-    report = judged(name, nursery, tmp_path, monkeypatch)
+def test_violator_is_illegal(name, fork_server, tmp_path, monkeypatch):
+    report = judged(name, fork_server, tmp_path, monkeypatch)
     assert report.verdict == "illegal", report.summary()
     assert axiom_of(name) in {finding.axiom for finding in report.findings}, report.summary()
     json.dumps(report.to_dict(), allow_nan=False)
@@ -81,20 +81,20 @@ def test_violator_is_illegal(name, nursery, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_twin_becomes_legal(name, nursery, tmp_path, monkeypatch):
-    report = judged(name, nursery, tmp_path, monkeypatch)
+def test_honest_twin_becomes_legal(name, fork_server, tmp_path, monkeypatch):
+    report = judged(name, fork_server, tmp_path, monkeypatch)
     assert report.findings == (), report.summary()
     assert report.verdict == "legal", report.summary()
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_sizes_are_right(nursery, tmp_path, monkeypatch):
-    report = judged("x_sparse_fiction", nursery, tmp_path, monkeypatch)
+def test_sizes_are_right(fork_server, tmp_path, monkeypatch):
+    report = judged("x_sparse_fiction", fork_server, tmp_path, monkeypatch)
     finding = report.findings[0]
     assert finding.position is not None
     assert finding.position % 97 == 13
     assert finding.evidence["nats"] == pytest.approx(1e-3, rel=1e-6)
     assert finding.evidence["bpb"] == pytest.approx(1e-3 / np.log(2) / 2.4, rel=1e-6)
-    report = judged("x_sparse_peek", nursery, tmp_path, monkeypatch)
+    report = judged("x_sparse_peek", fork_server, tmp_path, monkeypatch)
     assert report.findings[0].position % 97 == 5
     assert report.findings[0].evidence["first_changed"] == report.findings[0].position + 1

@@ -81,8 +81,13 @@ PACKED = {
 
 
 def bomb(kind: str) -> str:
-    text = base64.b85encode(PACKED[kind](bytes(64 * 2**20))).decode()
-    return f"import {kind},base64\nexec({kind}.decompress(base64.b85decode('{text}')))\n"
+    packed, layers = PACKED[kind](bytes(64 * 2**20)), 3 if kind == "lzma" else 1
+    for _ in range(layers - 1):
+        packed = lzma.compress(packed)
+    inflated = (
+        f"{kind}.decompress(" * layers + f"base64.b85decode('{base64.b85encode(packed).decode()}')" + ")" * layers
+    )
+    return f"import {kind},base64\nexec({inflated})\n"
 
 
 SCRIPTS = {
@@ -124,6 +129,7 @@ def test_hostile_scripts_are_refused(reader: subprocess.Popen[str], tmp_path: Pa
     if done.returncode == 1:
         assert done.stderr.startswith("evalkit: error: --source ")
         assert len(done.stderr) < 700
+        assert "bomb" not in kind or "inflates past" in done.stderr
     else:
         assert "cannot be followed" in done.stdout
     assert not Path("/tmp/evalkit-was-run").exists()

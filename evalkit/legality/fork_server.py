@@ -22,8 +22,8 @@ PATIENCE = 60.0
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-class Nursery(AbstractContextManager["Nursery"]):
-    """A process that runs no stranger's code and copies itself for every stranger: see :func:`child.nurse`.
+class ForkServer(AbstractContextManager["ForkServer"]):
+    """A process that runs no stranger's code and copies itself for every stranger: see :func:`child.serve_forks`.
 
     It is started when it is first needed, and anew where something ended it. Threads may share it.
 
@@ -58,7 +58,7 @@ class Nursery(AbstractContextManager["Nursery"]):
             try:
                 status = self._ask({"do": "end", "process": process, "seconds": seconds})["status"]
                 return None if status is None else int(status)
-            except (OSError, EOFError):  # something has ended the nursery
+            except (OSError, EOFError):  # something has ended the fork server
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process, signal.SIGKILL)
                 return None
@@ -86,7 +86,7 @@ class Nursery(AbstractContextManager["Nursery"]):
         return child.receive(self._control, time.monotonic() + PATIENCE)[0]
 
     def close(self) -> None:
-        """End the nursery; the processes that it began must have ended."""
+        """End the fork server; the processes that it began must have ended."""
         if self._control is not None:
             self._control.close()
         if self._process is not None:
