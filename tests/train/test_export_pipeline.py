@@ -24,7 +24,7 @@ from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.export import pack_artifact, quantize_state_dict
 from evalkit.train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import load_run
@@ -220,6 +220,14 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
         return results[-1]
 
     monkeypatch.setattr("evalkit.train.export.pipeline.export_run", recorded)
+    packed: list[int] = []
+
+    def counted(*given: object, **more: object) -> bytes:
+        data = pack_artifact(*given, **more)  # type: ignore[arg-type]
+        packed.append(len(data))
+        return data
+
+    monkeypatch.setattr("evalkit.train.export.export.pack_artifact", counted)
     json_path = tmp_path / "fitted.json"
     chosen = ("--target-bytes", target, "--fit", "--json", json_path)
     assert export(runs / "tiny", "-o", fitted, *arguments, *chosen) == 0
@@ -235,6 +243,7 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert best.total_bytes == fitted.stat().st_size <= target
     assert all(row.fits == (row.total_bytes <= target) for row in result.table)
     assert any(not row.fits for row in result.table)
+    assert packed == [row.total_bytes for row in tried], "what was tried last is what is written"
     assert {row.label for row in tried} == {"the plan", "a step for each tensor"}
     for row in result.table:
         assert f"{row.total_bytes:,}" in printed
