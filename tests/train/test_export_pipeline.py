@@ -41,7 +41,7 @@ SETTINGS = {
     "model.bigram_buckets": "256",
     "train.batch_tokens": "256",
     "train.spans": "1",
-    "train.seq_len": "64",
+    "train.seq_len": "32",
     "train.checkpoint_seconds": "0",
     "train.device": "cpu",
 }
