@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from evalkit.train.files import load_tensors
 from evalkit.train.folder import TrainingFolder, load_run
 from evalkit.train.loop import Trainer, TrainResult
 from evalkit.train.metrics import draw_losses, read_metrics
+from evalkit.train.objective import Objective
 from evalkit.train.resolve import resolve
 from evalkit.train.run import run_training, train_model
 
@@ -165,29 +166,26 @@ LATE_LOOPS = {"model__layer_order": "0,1,1", "schedule__loop_start": "0.6"}
 def test_a_cpu_warms_up_each_graph_once(
     keys: dict[str, str], graphs: list[tuple[bool, bool]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compilation is stood in for by a record of the graphs that it would take: by rounding and by repeated blocks."""
+    """By rounding and by repeated blocks: each has a graph of torch.compile, which is stood in for here."""
     called: list[tuple[bool, bool]] = []
     first_step: list[int] = []
-    step = Trainer.train_step
+    call, step = Objective.__call__, Trainer.train_step
 
-    def recorded(terms: Callable[..., object], **_: object) -> Callable[..., object]:
-        def run(*given: Any) -> object:
-            called.append((given[3], given[5]))
-            return terms(*given)
-
-        return run
+    def recorded(objective: Objective, *given: Any, quantised: bool, looped: bool, **more: Any) -> object:
+        called.append((quantised, looped))
+        return call(objective, *given, quantised=quantised, looped=looped, **more)
 
     def watched(trainer: Trainer) -> object:
         first_step.append(len(called))
         return step(trainer)
 
-    monkeypatch.setattr(torch, "compile", recorded)
+    monkeypatch.setattr(torch, "compile", lambda terms, **_: terms)
+    monkeypatch.setattr(Objective, "__call__", recorded)
     monkeypatch.setattr(Trainer, "train_step", watched)
     steps, defaults = 3, {"train__compile": "on"}
     train(settings(steps, **defaults | keys), data, tmp_path / "warm")
     assert called[: first_step[0]] == graphs
-    compiled = keys.get("train__compile") != "off"
-    assert len(called) == (len(graphs) + steps) * compiled
+    assert len(called) == len(graphs) + steps
     # Weights, optimizers and the order of the data are as if nothing had been warmed up.
     train(settings(steps, **defaults | keys | {"train__warmup_steps": "0"}), data, tmp_path / "cold")
     assert_same(weights_of(tmp_path / "warm"), weights_of(tmp_path / "cold"))
