@@ -1,7 +1,7 @@
 """What ``auto`` stands for in ``[train]`` and ``[optimizer]``, on the device that a run has.
 
 The answers follow from the device and from counts, never from how busy the machine is, and the run folder keeps them: a
-resumed run asks nothing again.
+resumed run asks nothing again, but on another kind of device whether to compile, which is a matter of speed.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ _CORE_RATE = 1e11
 """Floating-point operations a second of a fast core, for runs that end by the clock."""
 
 
-def settle(config: RunConfig, ranks: Ranks, before: RunConfig | None = None) -> RunConfig:
+def settle(config: RunConfig, ranks: Ranks, before: RunConfig | None = None, began_on: str | None = None) -> RunConfig:
     """Return ``config`` with nothing left at ``auto``.
 
     Args:
         config: a resolved recipe.
         ranks: the processes that train, and their device; a collective call.
         before: the settled settings of the run that is resumed, which answer first.
+        began_on: the kind of device that run began on; None if not known.
     """
-    train, optimizer = config.train, config.optimizer
+    train, optimizer, here = config.train, config.optimizer, ranks.device.type
+    moved = before is not None and began_on not in (None, here)
     if before is not None:
-        precision, compiled, products = before.train.precision, before.train.compile, before.optimizer.ns_precision
+        precision, products = before.train.precision, before.optimizer.ns_precision
     else:
         precision = products = "bfloat16" if _prefers_bfloat16(ranks) else "float32"
-        compiled = "on" if ranks.device.type == "cuda" or _pays_on_a_cpu(config) else "off"
+    if before is not None and not moved:
+        compiled = before.train.compile
+    else:
+        compiled = "on" if here == "cuda" or _pays_on_a_cpu(config) else "off"
     settled = dataclasses.replace(
         config,
         train=dataclasses.replace(
@@ -51,6 +56,16 @@ def settle(config: RunConfig, ranks: Ranks, before: RunConfig | None = None) -> 
             optimizer, ns_precision=products if optimizer.ns_precision == "auto" else optimizer.ns_precision
         ),
     )
+    if moved and ranks.is_first:
+        LOG.info(
+            "the run began on %s and goes on on %s: train.compile is %s here; train.precision stays %s and "
+            "optimizer.ns_precision %s, which decide the weights",
+            began_on,
+            here,
+            settled.train.compile,
+            settled.train.precision,
+            settled.optimizer.ns_precision,
+        )
     LOG.debug("trains in %s, compile %s", settled.train.precision, settled.train.compile)
     return settled
 

@@ -2,7 +2,8 @@
 
 =================  ====================================================================================
 ``recipe.toml``    the resolved recipe, every field of every section; usable as ``--recipe``
-``config.json``    {format, version, recipe, sections, data}: the same and the shards, for programs
+``config.json``    {format, version, recipe, sections, data, device}: the same, the shards and the kind of device that
+                   the run began on, for programs
 ``checkpoint.pt``  the last resumable state (:class:`evalkit.train.loop.Trainer`), replaced atomically
 ``metrics.jsonl``  one JSON object a line: training steps and events, each with ``step``
 ``model.pt``       the exported weights: a plain state dict of the GPT, name to float32 tensor
@@ -37,8 +38,10 @@ _MAY_CHANGE = {
     "train.checkpoint_seconds",
     "train.sync_every",
     "train.device",
+    "train.compile",
 }
-"""Settings that a resumed run may change without changing the weights."""
+"""Settings that a resumed run may change without changing the weights, but for the rounding of another device or of
+compiled steps."""
 
 
 class TrainingFolder:
@@ -53,7 +56,7 @@ class TrainingFolder:
         self.summary = path / "summary.json"
 
     def recipe(self) -> Recipe:
-        """Return the resolved recipe of the run that the folder holds.
+        """Return the resolved recipe of the run that the folder holds, with ``train.compile`` left to the device.
 
         Raises:
             InputError: it holds none.
@@ -62,6 +65,7 @@ class TrainingFolder:
         if known is None:
             raise InputError(f"{self.path} holds no run to go on with; start one with --recipe")
         sections = known.to_dict()
+        sections["train"]["compile"] = "auto"
         return Recipe(name=known.recipe, model=sections["model"], sections=sections)
 
     def settings(self) -> RunConfig | None:
@@ -75,18 +79,23 @@ class TrainingFolder:
         known = self._identity()
         return RunConfig.from_dict(known["recipe"], known["sections"])
 
+    def device(self) -> str | None:
+        """Return ``cpu`` or ``cuda``, what the run that the folder holds began on; None where that is not known."""
+        return self._identity().get("device") if self.config.exists() else None
+
     def _identity(self) -> dict[str, Any]:
         known: dict[str, Any] = read_json(self.config)
         if known.get("format") != FORMAT or known.get("version") != VERSION:
             raise InputError(f"{self.config} is not a run of this version (format {FORMAT} {VERSION})")
         return known
 
-    def open(self, config: RunConfig, data: list[dict[str, Any]], *, resume: bool) -> bool:
+    def open(self, config: RunConfig, data: list[dict[str, Any]], *, device: str, resume: bool) -> bool:
         """Create the folder, or check that it holds the run that is resumed.
 
         Args:
             config: the resolved recipe.
             data: name and tokens of every training shard.
+            device: ``cpu`` or ``cuda``, on which the run begins.
             resume: go on where the folder's checkpoint stopped, if it has one.
 
         Returns:
@@ -114,7 +123,7 @@ class TrainingFolder:
             raise InputError(f"run folder {self.path} cannot be made: {error.strerror}") from None
         write_atomically(self.path / "recipe.toml", to_toml(sections).encode())
         identity = {"format": FORMAT, "version": VERSION, "recipe": config.recipe}
-        write_json(self.config, identity | {"sections": sections, "data": data})
+        write_json(self.config, identity | {"sections": sections, "data": data, "device": device})
         return False
 
 

@@ -61,8 +61,10 @@ def draw_losses(log: Path, picture: Path) -> bool:
     except ImportError:
         return False
     lines = read_metrics(log)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_axes(
+        (0.115, 0.13, 0.86, 0.84)
+    )  # room for the labels, whose sizes a layout would draw twice to learn
     training = [(line["step"], line["train_nats"]) for line in lines if "train_nats" in line]
     if training:
         axes.plot(*zip(*training, strict=True), label="training", linewidth=1)

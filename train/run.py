@@ -84,7 +84,8 @@ def train_model(
     tokens = load_validation(val_shards, vocab_size=vocab_size, limit=config.train.val_tokens)
     with ranks.joined(_device(config.train.device, ranks)) as ranks:
         folder = TrainingFolder(path=out)
-        config = settle(config, ranks, folder.settings() if resume else None)
+        before, began_on = (folder.settings(), folder.device()) if resume else (None, None)
+        config = settle(config, ranks, before, began_on)
         validator = None
         if tokens is not None:
             validator = Validator(
@@ -96,7 +97,7 @@ def train_model(
             )
         trainer = Trainer(config, stream=stream, validator=validator, ranks=ranks, folder=folder)
         # The first rank alone looks at the folder, so that no other one meets what it has just written.
-        found = folder.open(config, stream.identity(), resume=resume) if ranks.is_first else False
+        found = ranks.is_first and folder.open(config, stream.identity(), device=ranks.device.type, resume=resume)
         resumed = ranks.largest(float(found))[0] > 0
         kernel = fastest_attention(
             config.model,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalkit.network.network import Network
+from evalkit.plumbing.adamw import AdamGroup, AdamW
 from evalkit.plumbing.errors import EvalkitError, InputError
 from evalkit.plumbing.ranks import Ranks
 from evalkit.prequential.sliding import one_thread_each
@@ -87,9 +88,7 @@ class Trainer:
         parameters = list(self.trained.values())
         config = self.config
         if config.optimizer == "adamw":
-            self._optimizer: Any = torch.optim.AdamW(
-                parameters, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
-            )
+            self._optimizer: AdamW | torch.optim.SGD = AdamW([AdamGroup(parameters=parameters, lr=1.0)])
         else:
             self._optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)
 
@@ -118,10 +117,13 @@ class Trainer:
                 gradient.mul_(factor)
         for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
             parameter.grad = gradient
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if isinstance(self._optimizer, AdamW):
+            self._optimizer.step(lr_scale=rate)
+        else:
+            self._optimizer.param_groups[0]["lr"] = rate
+            self._optimizer.step()
+        for parameter in self.trained.values():
+            parameter.grad = None
         self.steps += 1
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -157,8 +159,7 @@ class Trainer:
             int(i): {key: torch.from_numpy(np.array(value)) for key, value in entry.items()}
             for i, entry in state["optimizer"].items()
         }
-        full = self._optimizer.state_dict()
-        self._optimizer.load_state_dict({"state": restored, "param_groups": full["param_groups"]})
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": restored})
         self.steps = int(state["steps"])
 
     def _gradients(self, rows: list[Row], total: float) -> tuple[float, list[Tensor]]:

@@ -167,13 +167,24 @@ def _float_group(entry: _Entry) -> str:
     return "matrix" if min(entry.matrix_shape) >= 8 else re.sub(r"\d+", "#", entry.name)
 
 
-def write_native(tensors: Mapping[str, StoredTensor], metadata: NativeMetadata) -> bytes:
+Modes = dict[str, tuple[npt.NDArray[np.int8], int]]
+"""By tensor name, integers and how they are best coded, which is measured."""
+
+
+def write_native(tensors: Mapping[str, StoredTensor], metadata: NativeMetadata, *, modes: Modes | None = None) -> bytes:
     """Return the artifact's bytes.
+
+    Args:
+        tensors: what it holds.
+        metadata: what it says about itself.
+        modes: what was measured for an earlier artifact; taken where a tensor holds the same array, and brought up to
+            date. Arrays that are in it must not be modified.
 
     Raises:
         InputError: a tensor is not what :mod:`evalkit.artifact.tensors` says, or the metadata is not JSON.
     """
-    entries = [_entry_of(name, tensors[name]) for name in sorted(tensors)]
+    measured = {} if modes is None else modes
+    entries = [_entry_of(name, tensors[name], measured) for name in sorted(tensors)]
     header = _header_bytes(entries, metadata)
     coder = rangecoder.make_encoder()
     tables = _Tables()
@@ -219,7 +230,7 @@ def read_native(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> NativeArt
     return NativeArtifact(tensors=tensors, metadata=metadata, payload_bytes=spent)
 
 
-def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
+def _entry_of(name: str, tensor: StoredTensor, modes: Modes) -> _Entry:
     if tensor.dtype not in _MODEL_DTYPES:
         raise InputError(f"tensor {name}: dtype {tensor.dtype!r} is none of {', '.join(_MODEL_DTYPES)}")
     if tensor.values.ndim > _MAX_DIMENSIONS:
@@ -239,6 +250,9 @@ def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
             f"tensor {name}: the scale must be float16 or float32 of shape () or {shape[:1]}, "
             f"not {tensor.scale.dtype} of shape {tensor.scale.shape}"
         )
+    known = modes.get(name)
+    if known is None or known[0] is not tensor.values:
+        modes[name] = known = tensor.values, _mode_of(tensor.values)
     return _Entry(
         name=name,
         kind="q",
@@ -246,7 +260,7 @@ def _entry_of(name: str, tensor: StoredTensor) -> _Entry:
         dtype=tensor.dtype,
         stored=str(tensor.scale.dtype),
         bits=tensor.bits,
-        mode=_mode_of(tensor.values),
+        mode=known[1],
         scalar_scale=tensor.scale.ndim == 0,
     )
 

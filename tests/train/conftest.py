@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """A picture of the loss takes longer than the few steps that most runs here have: one test has it drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evalkit.train.loop.draw_losses", lambda log, picture: False)
+        yield
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from evalkit.cli.main import run_command
 from evalkit.model.gpt import GPT
 from evalkit.recipes import load_recipe
 from evalkit.tokens.tokenizer import Tokenizer
-from evalkit.train.export.export import quantize_state_dict
+from evalkit.train.export.export import pack_artifact, quantize_state_dict
 from evalkit.train.export.pipeline import ExportConfig, ExportResult, export_run, plan_of, target_weights
 from evalkit.train.export.text import TrainingText
 from evalkit.train.folder import load_run
@@ -41,7 +41,7 @@ SETTINGS = {
     "model.bigram_buckets": "256",
     "train.batch_tokens": "256",
     "train.spans": "1",
-    "train.seq_len": "64",
+    "train.seq_len": "32",
     "train.checkpoint_seconds": "0",
     "train.device": "cpu",
 }
@@ -89,7 +89,7 @@ def integers(path: Path) -> dict[str, QuantizedTensor]:
 @pytest.fixture(scope="module")
 def in_own_container(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("own") / "evalkit"
-    assert export(runs / "pr849", "-o", path, "--container", "evalkit", *FEW) == 0
+    assert export(runs / "pr849", "-o", path, "--container", "evalkit", "--calibration-tokens", 0) == 0
     return path
 
 
@@ -97,7 +97,8 @@ def in_own_container(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_every_container_holds_the_same_tensors(
     container: str, runs: Path, in_own_container: Path, tmp_path: Path
 ) -> None:
-    assert export(runs / "pr849", "-o", tmp_path / container, "--container", container, *FEW) == 0
+    arguments = ("--container", container, "--calibration-tokens", 0)
+    assert export(runs / "pr849", "-o", tmp_path / container, *arguments) == 0
     own, published = load_artifact(in_own_container), load_artifact(tmp_path / container)
     assert published.compression == container.removeprefix("torch-")
     assert own.recognise() == "pr849"
@@ -220,6 +221,14 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
         return results[-1]
 
     monkeypatch.setattr("evalkit.train.export.pipeline.export_run", recorded)
+    packed: list[int] = []
+
+    def counted(*given: object, **more: object) -> bytes:
+        data = pack_artifact(*given, **more)  # type: ignore[arg-type]
+        packed.append(len(data))
+        return data
+
+    monkeypatch.setattr("evalkit.train.export.export.pack_artifact", counted)
     json_path = tmp_path / "fitted.json"
     chosen = ("--target-bytes", target, "--fit", "--json", json_path)
     assert export(runs / "tiny", "-o", fitted, *arguments, *chosen) == 0
@@ -235,6 +244,7 @@ def test_fit_prints_what_it_tried_and_keeps_the_best(
     assert best.total_bytes == fitted.stat().st_size <= target
     assert all(row.fits == (row.total_bytes <= target) for row in result.table)
     assert any(not row.fits for row in result.table)
+    assert packed == [row.total_bytes for row in tried], "what was tried last is what is written"
     assert {row.label for row in tried} == {"the plan", "a step for each tensor"}
     for row in result.table:
         assert f"{row.total_bytes:,}" in printed
@@ -429,7 +439,7 @@ def _heads(runs: Path, recipe: str) -> str:
 
 
 def test_the_same_weights_give_the_same_bytes(runs: Path, tokenizer_path: Path, tmp_path: Path) -> None:
-    for recipe, container in (("tiny", "evalkit"), ("pr634", "torch-zstd")):
+    for recipe, container in (("tiny", "evalkit"), ("pr634", "torch-xz")):
         digests = set()
         for name in ("a", "b"):
             (tmp_path / name).mkdir(exist_ok=True)
@@ -454,7 +464,7 @@ def test_an_interrupted_export_leaves_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", interrupted)
-        assert export(runs / "tiny", "-o", output, *FEW) == 130
+        assert export(runs / "tiny", "-o", output, "--calibration-tokens", 0) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"] * kept
     if kept:

@@ -1,19 +1,25 @@
 """What ``auto`` stands for: by device, by counts, and by what a resumed run did before."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from train_helpers import SMALL
 
+from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.files import write_json
 from evalkit.plumbing.hardware import MatrixSpeed
+from evalkit.plumbing.log import LOG
 from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train import automatic
 from evalkit.train.automatic import settle, training_flops_per_token
 from evalkit.train.config import RunConfig
+from evalkit.train.files import read_json
 from evalkit.train.folder import TrainingFolder
+from evalkit.train.objective import Objective
 from evalkit.train.resolve import resolve
 from evalkit.train.run import run_training
 
@@ -75,6 +81,45 @@ def test_a_resumed_run_keeps_its_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(automatic, "matrix_speed", lambda device: FAST)
     monkeypatch.setattr(automatic, "_has_compiler", lambda: False)
     assert answers(settle(best(), Ranks(), before)) == answers(before) == ("float32", "float32", "on")
+
+
+@pytest.mark.parametrize(("began_on", "compiled"), [("cpu", "on"), (None, "on"), ("cuda", "off")])
+def test_compilation_is_settled_anew_on_another_kind_of_device(
+    began_on: str | None, compiled: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Precisions stay: they decide the weights."""
+    gpu = dataclasses.replace(Ranks(), device=torch.device("cuda"))
+    before = settle(best({"train.precision": "bfloat16"}), gpu)
+    monkeypatch.setattr(automatic, "_has_compiler", lambda: False)
+    with caplog.at_level("INFO", logger=LOG.name):
+        assert answers(settle(best(), Ranks(), before, began_on)) == ("bfloat16", "bfloat16", compiled)
+    said = [record.getMessage() for record in caplog.records]
+    assert [("train.compile is off here" in line, "train.precision stays bfloat16" in line) for line in said] == (
+        [(True, True)] if began_on == "cuda" else []
+    )
+
+
+def test_a_gpus_run_goes_on_on_a_cpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without its recipe, and with what is asked for; the folder is as a GPU's run left it."""
+    out = tmp_path / "run"
+    run_training("tiny", data, None, out, SMALL | {"train.checkpoint_every": "1"}, scale="32x2", steps=2)
+    identity = read_json(out / "config.json")
+    assert identity["device"] == "cpu"
+    identity["device"], identity["sections"]["train"]["compile"] = "cuda", "on"
+    write_json(out / "config.json", identity)
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "evalkit.train.loop.Objective",
+        lambda *given, compiled: asked.append(compiled) or Objective(*given, compiled=False),
+    )
+    resume = functools.partial(run_training, data=data, tokenizer=None, out=out, resume=True)
+    keys = SMALL | {"train.checkpoint_every": "1"}
+    assert resume(None).status == "done"
+    assert resume("tiny", overrides=keys, scale="32x2", steps=2).status == "done"
+    assert resume(None, overrides={"train.compile": "on"}).status == "done"
+    assert asked == [False, False, True]
+    with pytest.raises(InputError, match=r"train\.precision was float32, now bfloat16"):
+        resume(None, overrides={"train.precision": "bfloat16"})
 
 
 def test_operations_are_counted_once_for_each_visit() -> None:

@@ -26,7 +26,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from evalkit.train import loop
 from evalkit.train.run import run_training
+
+loop.draw_losses = lambda log, picture: False  # conftest.py says why
 
 
 def work(rank, count, runs, meeting):
@@ -35,6 +38,7 @@ def work(rank, count, runs, meeting):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     for recipe, data, out, resume in runs:
         run_training(recipe, Path(data), None, Path(out), resume=resume)
+    assert "torch._dynamo" not in sys.modules  # torch's compiler, which takes seconds to import, and compiles nothing
     dist.barrier()  # a process that leaves while another still listens can abort it
     dist.destroy_process_group()
 

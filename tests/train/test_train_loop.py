@@ -1,3 +1,4 @@
+import importlib.util
 import itertools
 import json
 import os
@@ -5,7 +6,9 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,8 @@ from evalkit.train.data import TrainingTokens, find_shards
 from evalkit.train.files import load_tensors
 from evalkit.train.folder import TrainingFolder, load_run
 from evalkit.train.loop import Trainer, TrainResult
-from evalkit.train.metrics import read_metrics
+from evalkit.train.metrics import draw_losses, read_metrics
+from evalkit.train.objective import Objective
 from evalkit.train.resolve import resolve
 from evalkit.train.run import run_training, train_model
 
@@ -66,7 +70,10 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_leaves_what_the_folder_promises(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalkit.train.loop.draw_losses", draw_losses)
     out = tmp_path / "deep" / "run"
     overrides = QUICK | {"train.validate_every": "20"}
     result = run_training("tiny", data, None, out, overrides, scale="64x2", steps=60)
@@ -87,6 +94,8 @@ def test_a_run_learns_and_leaves_what_the_folder_promises(data: Path, tmp_path: 
     ):
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    if importlib.util.find_spec("matplotlib"):
+        assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["validation"]) == {"raw", "ema", "swa"}
     assert summary["exported"] == "ema"
@@ -138,6 +147,58 @@ def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
             trainer.train_step()
         weights.append({name: value.detach() for name, value in trainer.masters.items()})
     assert_same(*weights)
+
+
+LATE_LOOPS = {"model__layer_order": "0,1,1", "schedule__loop_start": "0.6"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "graphs"),
+    [
+        ({"qat__enabled": "false"}, [(False, True)]),
+        ({}, [(False, True), (True, True)]),
+        ({"qat__enabled": "false"} | LATE_LOOPS, [(False, False), (False, True)]),
+        (LATE_LOOPS, [(False, False), (True, True)]),
+        ({"train__warmup_steps": "0"}, []),
+        ({"train__compile": "off"}, []),
+    ],
+)
+def test_a_cpu_warms_up_each_graph_once(
+    keys: dict[str, str], graphs: list[tuple[bool, bool]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By rounding and by repeated blocks: each has a graph of torch.compile, which is stood in for here."""
+    called: list[tuple[bool, bool]] = []
+    first_step: list[int] = []
+    call, step = Objective.__call__, Trainer.train_step
+
+    def recorded(objective: Objective, *given: Any, quantised: bool, looped: bool, **more: Any) -> object:
+        called.append((quantised, looped))
+        return call(objective, *given, quantised=quantised, looped=looped, **more)
+
+    def watched(trainer: Trainer) -> object:
+        first_step.append(len(called))
+        return step(trainer)
+
+    monkeypatch.setattr(torch, "compile", lambda terms, **_: terms)
+    monkeypatch.setattr(Objective, "__call__", recorded)
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    steps, defaults = 3, {"train__compile": "on"}
+    train(settings(steps, **defaults | keys), data, tmp_path / "warm")
+    assert called[: first_step[0]] == graphs
+    assert len(called) == len(graphs) + steps
+    # Weights, optimizers and the order of the data are as if nothing had been warmed up.
+    train(settings(steps, **defaults | keys | {"train__warmup_steps": "0"}), data, tmp_path / "cold")
+    assert_same(weights_of(tmp_path / "warm"), weights_of(tmp_path / "cold"))
+    warm, cold = (flat(load_tensors(tmp_path / name / "checkpoint.pt")["optimizer"]) for name in ("warm", "cold"))
+    assert_same(warm, cold)
+
+
+def flat(state: Mapping[Any, Any], name: str = "") -> dict[str, torch.Tensor]:
+    """Return the tensors of a nested mapping under joined names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        tensors |= flat(value, f"{name}.{key}") if isinstance(value, Mapping) else {f"{name}.{key}": value}
+    return tensors
 
 
 def resumed_at(out: Path) -> list[int]:

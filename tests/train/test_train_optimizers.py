@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from evalkit.plumbing.adamw import AdamGroup, AdamW
 from evalkit.plumbing.ranks import Ranks
 from evalkit.recipes import load_recipe
 from evalkit.train.config import OptimizerConfig
@@ -232,3 +235,42 @@ def test_vectors_are_decayed_only_on_request() -> None:
         assert gain[0].item() == pytest.approx(0.95 if decays else 1.0)
         assert OptimizerConfig(decay_vectors=decays, vector_weight_decay=0.2).vector_decay == (0.2 if decays else 0.0)
         assert table[0, 0].item() == pytest.approx(1 - 0.035 * 0.5)
+
+
+def test_adam_takes_torchs_own_steps_and_its_state() -> None:
+    """Bit for bit: two groups, changing rates, a parameter without a gradient, and a hand-over in the middle."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (5,), (), (2, 2)]
+    start = [torch.randn(shape, generator=rng) for shape in shapes]
+    ours, oracle, later = ([nn.Parameter(value.clone()) for value in start] for _ in range(3))
+    groups = [{"params": oracle[:2], "lr": 0.02, "weight_decay": 0.1}, {"params": oracle[2:], "lr": 0.3}]
+    torchs = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.0)
+
+    def adam(parameters: list[nn.Parameter]) -> AdamW:
+        first = AdamGroup(parameters=parameters[:2], lr=0.02, weight_decay=0.1)
+        return AdamW([first, AdamGroup(parameters=parameters[2:], lr=0.3)], betas=(0.8, 0.95), eps=1e-6)
+
+    mine, resumed = adam(ours), adam(later)
+    for step in range(6):
+        scale = 1.0 - step / 7
+        for own, other in zip(ours[:3], oracle[:3], strict=True):
+            own.grad = torch.randn(own.shape, generator=rng)
+            other.grad = own.grad.clone()
+        for group, lr in zip(torchs.param_groups, (0.02, 0.3), strict=True):
+            group["lr"] = lr * scale
+        mine.step(lr_scale=scale)
+        torchs.step()
+        assert all(torch.equal(own, other) for own, other in zip(ours, oracle, strict=True))
+        if step == 2:  # an older checkpoint holds torch's state
+            for own, other in zip(later, oracle, strict=True):
+                own.data.copy_(other)
+            resumed.load_state_dict(copy.deepcopy(torchs.state_dict()))
+        elif step > 2:
+            for own, other in zip(later[:3], ours[:3], strict=True):
+                own.grad = other.grad
+            resumed.step(lr_scale=scale)
+    assert all(torch.equal(own, other) for own, other in zip(later, ours, strict=True))
+    for i, values in torchs.state_dict()["state"].items():
+        assert all(torch.equal(values[name], mine.state_dict()["state"][i][name]) for name in values)
+    resumed.load_state_dict({"state": {}, "param_groups": []})
+    assert not any(value.any() for values in resumed.state_dict()["state"].values() for value in values.values())

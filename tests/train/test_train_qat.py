@@ -192,6 +192,7 @@ def test_the_flag_changes_loss_and_gradients_in_both_layouts(layout: str, roundi
     assert loss.item() == pytest.approx(results[1][0], abs=1e-6)
 
 
+SHALLOW = {"model__num_layers": "1", "model__value_embed_layers": "0"}  # each layer takes seconds to trace
 STEPS = {"train__steps": "40", "train__max_seconds": "0", "train__spans": "1"}
 AVERAGES = {"averaging__swa_every": "30", "averaging__swa_source": "raw"}
 
@@ -231,7 +232,7 @@ def test_late_qat_leaves_weights_near_the_grid(
     """The raw weights end on the grid, and averages of them, which hold older weights too, come near it."""
     more = {}
     if mode == "traced":  # the graphs that torch.compile takes, run by torch: inductor would take g++ a minute
-        more = {"train__compile": "on", "train__warmup_steps": "0"}
+        more = {"train__compile": "on", "train__warmup_steps": "0"} | SHALLOW
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     on = distances(data, tmp_path / "run", layout, rounding, **more)
     for kind, off in distances_without.items():
@@ -278,7 +279,7 @@ def test_a_compiled_step_follows_the_flag_and_the_sharpness(monkeypatch: pytest.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     from evalkit.model.gpt import GPT
 
-    config = config_for("banks", "soft")
+    config = config_for("banks", "soft", **SHALLOW)
     state = {
         n: torch.randn(v.shape, generator=torch.Generator().manual_seed(3)) * 0.3
         for n, v in GPT(config.model).state_dict().items()

@@ -11,7 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from evalkit.artifact.native import NativeMetadata, write_native
+from evalkit.artifact.native import Modes, NativeMetadata, write_native
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.plumbing.errors import InputError
 from evalkit.plumbing.files import write_atomically
@@ -23,6 +23,7 @@ from evalkit.train.quantization.pruning import magnitude_prune
 from evalkit.train.quantization.rows import deviation_clips, round_to_step, row_step, search_clip
 
 Container = Literal["evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli"]
+_KEPT = 4  # artifacts, of a few megabytes each
 CONTAINERS: tuple[Container, ...] = ("evalkit", "torch-zstd", "torch-xz", "torch-zlib", "torch-brotli")
 
 
@@ -125,6 +126,7 @@ def pack_artifact(
     *,
     layout: TorchLayout | None = None,
     metadata: NativeMetadata | None = None,
+    modes: Modes | None = None,
 ) -> bytes:
     """Return the bytes of an artifact.
 
@@ -133,12 +135,13 @@ def pack_artifact(
         container: ``evalkit``, or a torch save compressed by zstd, xz, zlib or brotli.
         layout: arrangement of the torch containers; they need one, ``evalkit`` has none.
         metadata: what an ``evalkit`` container says about itself.
+        modes: as for :func:`~evalkit.artifact.native.write_native`.
 
     Raises:
         InputError: the container is unknown, or a torch container lacks its layout.
     """
     if container == "evalkit":
-        return write_native(tensors, metadata or NativeMetadata())
+        return write_native(tensors, metadata or NativeMetadata(), modes=modes)
     if container not in CONTAINERS:
         raise InputError(f"container {container!r} is none of {', '.join(CONTAINERS)}")
     if layout is None:
@@ -159,9 +162,35 @@ def write_artifact(
 
     Arguments as :func:`pack_artifact`.
     """
-    data = pack_artifact(tensors, container, layout=layout, metadata=metadata)
+    return write_packed(path, pack_artifact(tensors, container, layout=layout, metadata=metadata))
+
+
+def write_packed(path: Path, data: bytes) -> ArtifactFile:
+    """Write what :func:`pack_artifact` returned, in one step."""
     write_atomically(path, data)
     return ArtifactFile(path=path, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class Packer:
+    """Packs tensors for one file, as :func:`pack_artifact` does, and no tensors twice in a row.
+
+    A search packs to learn sizes, changes a few tensors and packs again, and what it ends with is written: the last few
+    artifacts are kept, and what was measured of tensors that stay. Tensors must not be modified in between.
+    """
+
+    def __init__(self, container: Container, *, layout: TorchLayout | None, metadata: NativeMetadata) -> None:
+        self._container, self._layout, self._metadata = container, layout, metadata
+        self._modes: Modes = {}
+        self._kept: list[tuple[Mapping[str, StoredTensor], bytes]] = []
+
+    def __call__(self, tensors: Mapping[str, StoredTensor]) -> bytes:
+        """Return the artifact's bytes."""
+        for held, data in self._kept:
+            if held.keys() == tensors.keys() and all(held[name] is tensor for name, tensor in tensors.items()):
+                return data
+        data = pack_artifact(tensors, self._container, layout=self._layout, metadata=self._metadata, modes=self._modes)
+        self._kept = [*self._kept[1 - _KEPT :], (dict(tensors), data)]
+        return data
 
 
 def code_size(paths: list[Path]) -> int:

@@ -27,11 +27,11 @@ from evalkit.tokens.kinds import open_tokenizer
 from evalkit.train.export.export import (
     ArtifactFile,
     Container,
+    Packer,
     code_size,
-    pack_artifact,
     quantize_state_dict,
     store_plain,
-    write_artifact,
+    write_packed,
 )
 from evalkit.train.export.fit import FitRow, fit
 from evalkit.train.export.refine import refine
@@ -153,11 +153,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     if hessians and isinstance(text, TrainingText):
         weights, said = target_weights(model, trained, plan, hessians, text.held_out())
         notes += said
-    metadata = _metadata(trained, config, notes)
-
-    def pack(held: Mapping[str, StoredTensor]) -> int:
-        return len(pack_artifact(held, config.container, layout=layout, metadata=metadata))
-
+    pack = Packer(config.container, layout=layout, metadata=_metadata(trained, config, notes))
     table: list[FitRow] = []
     tensors: Mapping[str, StoredTensor]
     if config.fit:
@@ -175,7 +171,7 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
             hessians=hessians,
             curvature=collect_curvature(model, calibration),
             loss=loss,
-            pack=pack,
+            pack=lambda held: len(pack(held)),
             cap_bytes=config.target_bytes,
             code_bytes=code_bytes,
             widths=INT_BITS if layout is None else layout.widths,
@@ -189,21 +185,21 @@ def export_run(trained: TrainedModel, path: Path, config: ExportConfig) -> Expor
     if config.refine and isinstance(text, TrainingText):
         tensors, outcome = refined(model, tensors, text, config.refine)
         notes.append(outcome)
-        metadata = _metadata(trained, config, notes)
+        pack = Packer(config.container, layout=layout, metadata=_metadata(trained, config, notes))
     zeroed = 0
-    if pack(tensors) + code_bytes > config.target_bytes:
+    if len(pack(tensors)) + code_bytes > config.target_bytes:
         costs = zeroing_costs(tensors, weights, hessians or {})
         exact = config.container == "evalkit"  # which packs in seconds; zstd-22 takes minutes
         tensors, zeroed = prune_to_size(
             tensors,
-            lambda held: pack(held) + code_bytes,
+            lambda held: len(pack(held)) + code_bytes,
             config.target_bytes,
             costs=costs,
             resolution=1 if exact else 1000,
         )
         hint = "" if config.fit else "; --fit may lose less"
         notes.append(f"{zeroed:,} integers of +-1 were zeroed to fit {config.target_bytes:,} bytes{hint}")
-    file = write_artifact(path, tensors, config.container, layout=layout, metadata=metadata)
+    file = write_packed(path, pack(tensors))
     if layout is not None:
         notes += missing_settings(path, trained.config.model)
     return ExportResult(file=file, code_bytes=code_bytes, zeroed=zeroed, notes=notes, table=table, tensors=tensors)

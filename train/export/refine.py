@@ -22,6 +22,7 @@ from torch.func import functional_call
 from evalkit.artifact.tensors import PlainTensor, QuantizedTensor, StoredTensor
 from evalkit.model.config import ModelConfig
 from evalkit.model.empty import empty_model
+from evalkit.plumbing.adamw import AdamGroup, AdamW
 from evalkit.plumbing.progress import tracked
 from evalkit.train.export.export import store_plain
 
@@ -52,16 +53,17 @@ def refine(
     model = empty_model(model_config)  # holds no weights: each pass gets its own
     free = {name: _Free.of(tensor) for name, tensor in tensors.items()}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam([f.change for f in free.values()], betas=_BETAS)
+    changes = [f.change for f in free.values()]
+    optimizer = AdamW([AdamGroup(parameters=changes, lr=learning_rate)], betas=_BETAS)
     for step in tracked(range(steps), "refine", unit="steps"):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         ids = text(step)
         state = {name: f.value().reshape(shapes[name]) for name, f in free.items()}
         logits = functional_call(model, state, (ids[:, :-1],))
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
+        for change in changes:
+            change.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(lr_scale=1 - step / steps)
     return {name: f.stored(name, tensors[name]) for name, f in free.items()}
 
 

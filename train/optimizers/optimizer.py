@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from evalkit.plumbing.adamw import AdamGroup, AdamW
 from evalkit.plumbing.ranks import Ranks
 from evalkit.train.config import OptimizerConfig
 from evalkit.train.optimizers.muon import Muon
@@ -51,18 +52,15 @@ class Optimizer:
             "vector": config.scalar_lr,
             "projection": config.scalar_lr,
         }
-        groups: list[dict[str, Any]] = []
-        for owner, parameters in owned.items():
-            decay = config.vector_decay if owner == "vector" else config.adam_weight_decay
-            groups.append(
-                {
-                    "params": list(parameters.values()),
-                    "lr": rates[owner],
-                    "base_lr": rates[owner],
-                    "weight_decay": decay,
-                }
+        groups = [
+            AdamGroup(
+                parameters=list(parameters.values()),
+                lr=rates[owner],
+                weight_decay=config.vector_decay if owner == "vector" else config.adam_weight_decay,
             )
-        self._adam = torch.optim.AdamW(
+            for owner, parameters in owned.items()
+        ]
+        self._adam = AdamW(
             groups,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
@@ -103,9 +101,7 @@ class Optimizer:
             clip = torch.clamp(config.clip_norm / (norm + 1e-6), max=1.0)
             for flat in self._flat:
                 flat.mul_(clip)
-        for group in self._adam.param_groups:
-            group["lr"] = group["base_lr"] * lr_scale
-        self._adam.step()
+        self._adam.step(lr_scale=lr_scale)
         lr = config.matrix_lr * lr_scale
         self._muon.step(lr=lr, momentum=momentum)
         if self._parallel is not None:

@@ -9,6 +9,10 @@ input energy, so that the important ones are rounded while there is still freedo
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,25 +58,43 @@ def gptq_round(weight: Tensor, hessian: Tensor, step: Tensor, bits: int) -> Tens
     left[:, dead] = 0
     order = torch.argsort(diagonal, descending=True, stable=True)
     factor = _inverse_factor(hessian, dead, order)
-    left = left[:, order].contiguous()
-    scale = step.float().to(left.device)[:, None]
-    quantized = torch.empty_like(left)
+    # The columns go one by one, which is a loop for a compiler, on the CPU whatever device the matrices are on.
+    left = left[:, order].contiguous().cpu()
+    scale, factor = step.float().cpu().numpy(), factor.cpu()
+    quantized = torch.empty(left.shape, dtype=torch.int8)
     for start in range(0, cols, _BLOCK):
         stop = min(start + _BLOCK, cols)
-        block = left[:, start:stop]
-        errors = torch.empty_like(block)
-        for j in range(stop - start):
-            u = factor[start + j, start + j : stop]
-            column = block[:, j : j + 1]
-            q = (column / scale).round().clamp(-limit - 1, limit)
-            error = (column - q * scale) / u[0]
-            block[:, j:] -= error * u
-            quantized[:, start + j] = q[:, 0]
-            errors[:, j] = error[:, 0]
+        errors = torch.empty(len(left), stop - start)
+        _round_block(
+            left[:, start:stop].numpy(),
+            scale,
+            factor[start:stop, start:stop].contiguous().numpy(),
+            np.float32(limit),
+            quantized[:, start:stop].numpy(),
+            errors.numpy(),
+        )
         left[:, stop:] -= errors @ factor[start:stop, stop:]
     result = torch.empty_like(quantized)
-    result[:, order] = quantized
-    return result.to(torch.int8)
+    result[:, order.cpu()] = quantized
+    return result.to(weight.device)
+
+
+@numba.njit(cache=True)
+def _round_block(left: Any, scale: Any, factor: Any, limit: Any, quantized: Any, errors: Any) -> None:
+    """Round the columns ``[rows, block]`` of ``left`` in turn, and have the later ones of each row make up for it.
+
+    ``quantized`` takes the integers, ``errors`` what the columns after the block are to make up for; ``left`` is spent.
+    """
+    rows, columns = left.shape
+    for row in range(rows):
+        for j in range(columns):
+            value = left[row, j]
+            q = min(max(np.rint(value / scale[row]), -limit - np.float32(1)), limit)
+            error = (value - q * scale[row]) / factor[j, j]
+            quantized[row, j] = np.int8(q)
+            errors[row, j] = error
+            for k in range(j + 1, columns):
+                left[row, k] -= error * factor[j, k]
 
 
 def rounded(weight: Tensor, step: Tensor, bits: int, hessian: Tensor | None) -> Tensor:

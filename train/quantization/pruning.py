@@ -115,6 +115,8 @@ def prune_to_size(
     total = int(order.size)
 
     def pruned(count: int) -> dict[str, StoredTensor]:
+        if not count:
+            return dict(tensors)
         left = values.copy()
         left[order[:count]] = 0
         result, end = dict(tensors), 0
@@ -124,10 +126,14 @@ def prune_to_size(
         return result
 
     sizes: dict[int, int] = {}
+    kept: dict[str, StoredTensor] = {}
 
     def measure(count: int) -> int:
-        if count not in sizes:
-            sizes[count] = size(pruned(count))
+        nonlocal kept
+        tried = pruned(count)
+        sizes[count] = size(tried)
+        if sizes[count] <= target_bytes:
+            kept = tried
         return sizes[count]
 
     low, high = 0, 0
@@ -150,4 +156,4 @@ def prune_to_size(
         else:
             low = middle
         halve = not halve
-    return pruned(high), high
+    return kept, high
