@@ -67,14 +67,14 @@ def test_two_processes_score_the_bits_of_one(options: ScoreOptions, tmp_path: Pa
         "documents": replace(options, text=str(documents), context="documents", threads=2),
         "learning": replace(options, mixer="hedge", ttt=True, settings=learning),
     }
+    in_one = {name: score(run) for name, run in runs.items()}
     (tmp_path / "options.json").write_text(json.dumps({name: asdict(run) for name, run in runs.items()}))
     subprocess.run(
         [sys.executable, "-c", PROCESSES, str(tmp_path)],
         check=True, timeout=240, capture_output=True, cwd=Path(__file__).resolve().parents[2],
         env=os.environ | {"PYTHONPATH": "."},
     )  # fmt: skip
-    for name, run in runs.items():
-        alone = score(run)
+    for name, alone in in_one.items():
         for rank in range(2):
             values = json.loads((tmp_path / f"{name}-{rank}.json").read_text())
             assert values.pop("ranks") == 2
