@@ -58,11 +58,11 @@ def command(
 
     The verdict is legal (exit code 0), illegal (3), or unproven (0, and it says what was not covered).
     """
-    from evalkit.plumbing.ranks import Ranks
+    from evalkit.plumbing.launch import place_among_processes
     from evalkit.verbs.check import CheckOptions, check_session
     from evalkit.verbs.session import open_session
 
-    if Ranks.from_environment().rank > 0:
+    if place_among_processes()[0] > 0:
         return 0  # The audits ask one forecaster after another: under torchrun the first process checks alone.
     if span is not None and span < 1:
         raise InputError(f"--span is {span}; expected at least 1 position")

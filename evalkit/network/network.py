@@ -19,7 +19,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from evalkit.legality.child import describe
 from evalkit.model.gpt import GPT
 from evalkit.model.regions import Compiled
+from evalkit.network.declared import shown
 from evalkit.plumbing.errors import EvalkitError, InputError
 
 
@@ -108,7 +108,7 @@ class Network:
         assert self._step is not None
         returned = self._called(self._step, ids, state)
         if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise InputError(f"{self.name}: step(ids, state) returned {_shown(returned)}; expected (logits, state)")
+            raise InputError(f"{self.name}: step(ids, state) returned {shown(returned)}; expected (logits, state)")
         return self._checked(returned[0], ids, 1, "step(ids, state)")[:, 0], returned[1]
 
     def _called(self, function: Callable[..., Any], ids: Tensor, *more: Any) -> Any:
@@ -132,7 +132,7 @@ class Network:
         expected = (ids.shape[0], rows, self.vocab_size)
         if not isinstance(logits, Tensor):
             raise InputError(
-                f"{self.name}: {call} returned {_shown(returned)}; expected logits, a tensor {list(expected)}"
+                f"{self.name}: {call} returned {shown(returned)}; expected logits, a tensor {list(expected)}"
             )
         if tuple(logits.shape) != expected:
             vocabulary = logits.ndim == 3 and tuple(logits.shape[:2]) == expected[:2]
@@ -161,39 +161,6 @@ def copied(network: Network) -> Network:
         raise InputError(f"{network.name} cannot be copied, which --ttt needs: {error}") from error
 
 
-def model_vocabulary(model: Any, tokenizer_size: int, name: str) -> int:
-    """Return the width of a model's logits: what it says, else the tokenizer's.
-
-    Raises:
-        InputError: it says something else than a number, or fewer than the tokenizer has.
-    """
-    size = getattr(model, "vocab_size", None)
-    if size is None:
-        return tokenizer_size
-    if isinstance(size, bool) or not isinstance(size, Integral):
-        raise InputError(f"{name}: vocab_size is {_shown(size)}; expected a whole number")
-    if int(size) < tokenizer_size:
-        raise InputError(
-            f"{name} has a vocabulary of {int(size):,}, the tokenizer one of {tokenizer_size:,}: wrong model or wrong "
-            f"--tokenizer"
-        )
-    return int(size)
-
-
-def model_window(model: Any, name: str) -> int | None:
-    """Return the window that a model asks for, or None.
-
-    Raises:
-        InputError: ``seq_len`` is something else than a positive number.
-    """
-    length = getattr(model, "seq_len", None)
-    if length is None:
-        return None
-    if isinstance(length, bool) or not isinstance(length, Integral) or int(length) < 1:
-        raise InputError(f"{name}: seq_len is {_shown(length)}; expected a positive whole number of tokens")
-    return int(length)
-
-
 def require_numbers(logits: Tensor, name: str) -> None:
     """Raise an :class:`InputError` if some logits are NaN, or a row has no finite logit at all."""
     if bool(torch.isnan(logits).any()):
@@ -201,12 +168,3 @@ def require_numbers(logits: Tensor, name: str) -> None:
         raise InputError(f"{name} returned NaN in row {row} of its logits; expected numbers")
     if bool(torch.isposinf(logits).any()) or bool(torch.isneginf(logits).all(-1).any()):
         raise InputError(f"{name} returned infinite logits that no distribution can be made of")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "None"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}"
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 40 else f"a {type(value).__name__}"

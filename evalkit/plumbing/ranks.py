@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evalkit.plumbing.errors import InputError
+from evalkit.plumbing.launch import place_among_processes
 
 _CPU = torch.device("cpu")
 
@@ -38,13 +39,6 @@ class Ranks:
     local_rank: int = 0
     device: torch.device = _CPU
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.count or self.local_rank < 0:
-            raise InputError(
-                f"RANK={self.rank}, WORLD_SIZE={self.count}, LOCAL_RANK={self.local_rank} in the environment are no "
-                f"place among processes; start them with torchrun, or unset all three"
-            )
-
     @classmethod
     def from_environment(cls) -> Ranks:
         """Read what ``torchrun`` says; without it, this process is the only one.
@@ -52,18 +46,7 @@ class Ranks:
         Raises:
             InputError: the variables hold something else than a place.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        values = {name: os.environ.get(name) for name in names}
-        if values["RANK"] is None and values["WORLD_SIZE"] is None:
-            return cls()
-        try:
-            rank, count = int(values["RANK"] or ""), int(values["WORLD_SIZE"] or "")
-            local_rank = int(values["LOCAL_RANK"] or "0")
-        except ValueError:
-            found = ", ".join(f"{name}={value!r}" for name, value in values.items())
-            raise InputError(
-                f"{found} in the environment; expected whole numbers, as torchrun sets them, or none of the three"
-            ) from None
+        rank, count, local_rank = place_among_processes()
         return cls(rank=rank, count=count, local_rank=local_rank)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from evalkit.legality.childhost import ChildFactory
 from evalkit.legality.known import LATE_TOKENS
 from evalkit.legality.options import OFFSETS, AuditOptions
 from evalkit.legality.report import Finding, LegalityReport
-from evalkit.network.causality import Leak
 from evalkit.network.factory import ModuleSource
 from evalkit.plumbing.constants import BUDGET_SECONDS
 from evalkit.plumbing.errors import InputError
@@ -24,6 +23,9 @@ from evalkit.plumbing.log import LOG, timed
 from evalkit.prequential.forecaster import preferred_span, warm_up_tokens
 from evalkit.verbs.options import ScoreOptions
 from evalkit.verbs.session import Session, open_session
+
+if TYPE_CHECKING:
+    from evalkit.network.causality import Leak
 
 DECODE_SLACK_BITS = 64.0
 DECODE_SLACK_SHARE = 1e-3

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from evalkit.artifact.infer import ResolvedConfig
 from evalkit.artifact.load import Artifact
+from evalkit.network.declared import model_vocabulary, model_window
 from evalkit.network.factory import ModuleSource
-from evalkit.network.network import model_vocabulary, model_window
 from evalkit.plumbing.errors import InputError
-from evalkit.plumbing.hardware import matrix_speed, resolve_device
 from evalkit.plumbing.log import LOG
 from evalkit.plumbing.settings import configured, require
 from evalkit.recipes import load_recipe
@@ -42,6 +41,8 @@ def choose_device(options: ScoreOptions, artifact: Artifact | ModuleSource | Non
         return "cpu"
     from torch import nn
 
+    from evalkit.plumbing.hardware import resolve_device
+
     if options.device == "auto" and isinstance(artifact, ModuleSource) and not isinstance(artifact.model, nn.Module):
         return "cpu"
     return resolve_device(options.device)
@@ -55,6 +56,8 @@ def choose_dtype(options: ScoreOptions, artifact: Artifact | ModuleSource) -> tu
         return "own", "the module's own"
     if artifact.num_parameters < _LARGE_MODEL:
         return "float32", f"a model of {artifact.num_parameters:,} parameters is small"
+    from evalkit.plumbing.hardware import matrix_speed
+
     speed = matrix_speed(options.device)
     return "bfloat16" if speed.prefers_bfloat16 else "float32", str(speed)
 

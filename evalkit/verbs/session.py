@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from evalkit.artifact.infer import NOT_INFERABLE, ResolvedConfig
 from evalkit.artifact.load import Artifact, load_artifact
 from evalkit.artifact.recognition import shown
+from evalkit.network.declared import model_vocabulary
 from evalkit.network.factory import ModuleSource, SourceFile, identify, of_object, open_module
-from evalkit.network.network import Network, model_vocabulary
 from evalkit.plumbing.errors import InputError, TokenError
 from evalkit.plumbing.log import LOG, timed
 from evalkit.plumbing.version import __version__
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from evalkit.model.config import ModelConfig
     from evalkit.model.gpt import GPT
     from evalkit.network.causality import Leak
+    from evalkit.network.network import Network
     from evalkit.plumbing.profiling import Profile
     from evalkit.plumbing.ranks import Ranks
     from evalkit.prequential.forecaster import Forecaster
@@ -149,6 +150,8 @@ class Session:
         return find_leak(network, self.sliding.seq_len, device, ids_below=self.tokenizer.vocab_size)
 
     def _module_network(self, source: ModuleSource) -> Network:
+        from evalkit.network.network import Network
+
         return Network(model=source.model, vocab_size=self.vocab_size, name=f"the model {source.path}")
 
     def make_forecaster(self, profile: Profile | None = None) -> Forecaster:

@@ -82,7 +82,7 @@ def test_this_machine_multiplies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_type_and_its_reason(
     parameters: int, speed: MatrixSpeed, dtype: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evalkit.verbs.configure.matrix_speed", lambda device: speed)
+    monkeypatch.setattr("evalkit.plumbing.hardware.matrix_speed", lambda device: speed)
     options = ScoreOptions(artifact="x", tokenizer="x", text="x")
     chosen, because = choose_dtype(options, SimpleNamespace(num_parameters=parameters))
     assert chosen == dtype

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,9 @@ def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, said
     out, err = capsys.readouterr()
     assert said in (out if code == 3 else err)
     assert code == 3 or (not out and err.count("\n") == 1)
+
+
+def test_a_strangers_check_imports_no_torch() -> None:
+    """Which takes as long as all of the audits of a quick forecaster."""
+    code = "import sys, evalkit.cli.check_command, evalkit.verbs.check; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
