@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +325,61 @@ def test_processes_of_one_fork_server_share_no_state(tmp_path):
             host.fresh(0)
             answers.append(host.score(row)[0].tolist())
     assert len({tuple(answer) for answer in answers}) == 4
+
+
+def test_a_fork_server_that_a_stranger_stops_or_ends_costs_no_other_process_anything(tmp_path, monkeypatch, capfd):
+    """Its late answers are answers to nothing, and the one in its place ends the processes that it began."""
+    (tmp_path / "even.py").write_text(
+        "import numpy as np\n"
+        "class Even:\n"
+        "    vocab_size = 4\n"
+        "    def score(self, tokens, start, stop):\n"
+        "        return np.full(stop - start, np.log(4))\n"
+        "make = Even\n"
+    )
+    row = np.array([[1]])
+
+    def begun() -> ChildHost:
+        host = ChildHost(f"{tmp_path}/even.py:make", fork_server=fork_server)
+        host.fresh(0)
+        return host
+
+    with ForkServer() as fork_server:
+        first, second = begun(), begun()
+        stopped = fork_server._process
+        assert stopped is not None
+        monkeypatch.setattr("evalkit.legality.fork_server.PATIENCE", 0.5)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        first.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped.pid, signal.SIGCONT)
+        monkeypatch.undo()
+        with begun() as third:
+            assert third.score(row).item() == np.log(4)
+            second.close()
+            os.killpg(third._process, signal.SIGKILL)
+            with pytest.raises(Fault, match="was killed by SIGKILL"):
+                third.score(row)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_stranger_leaves_running_ends_with_it(tmp_path):
+    """Even where the process that started it has ended before."""
+    (tmp_path / "parting.py").write_text(
+        "import os, signal, subprocess\n"
+        "def make():\n"
+        "    left = subprocess.Popen(['sleep', '600'])\n"
+        f"    print(left.pid, file=open('{tmp_path}/pid', 'w'), flush=True)\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    os._exit(0)\n"
+    )
+    with ChildHost(f"{tmp_path}/parting.py:make") as host, pytest.raises(Fault, match="was killed"):
+        host.fresh(0)
+    left = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    limit = time.monotonic() + 10
+    while left.exists() and left.read_text().split()[2] != "Z":  # Z: nobody has waited for it yet
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def test_the_report_is_the_contracts_json():
