@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from evalkit.legality import substitution
-from evalkit.legality.audit import audit
+from evalkit.legality.audit import _Hosts, audit
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.driver import run_stream
 from evalkit.legality.fork_server import ForkServer
@@ -380,6 +381,29 @@ def test_what_a_stranger_leaves_running_ends_with_it(tmp_path):
     while left.exists() and left.read_text().split()[2] != "Z":  # Z: nobody has waited for it yet
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def test_an_interrupted_audit_waits_for_no_more_than_a_call():
+    calls = threading.Event()
+
+    def interrupted(host):
+        calls.wait()
+        raise KeyboardInterrupt
+
+    def busy(host):
+        host.fresh(0)
+        calls.set()
+        while True:
+            host.score(np.array([[1]]))
+
+    options = AuditOptions(budget_seconds=20.0, workers=2)
+    began = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _Hosts(f"{GALLERY}/x_above_one.py:make", options, began + 20.0, None) as hosts,
+    ):
+        hosts.together(interrupted, busy)
+    assert time.monotonic() - began < 15
 
 
 def test_the_report_is_the_contracts_json():
