@@ -403,6 +403,8 @@ def settle(output: int, folder: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
     if "numpy.random" in sys.modules:
         np.random.seed()  # no two processes share the state of unseeded random numbers; Python's own sees to itself
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
 
 
 def end(process: int, seconds: float) -> int | None:

@@ -305,15 +305,16 @@ def test_processes_of_one_fork_server_share_no_state(tmp_path):
     """Not even that of random numbers nobody seeded; and where a stranger ends the server, another takes its place."""
     (tmp_path / "luck.py").write_text(
         "import numpy as np\n"
+        "import torch\n"
         "class Luck:\n"
         "    vocab_size = 4\n"
         "    def score(self, tokens, start, stop):\n"
-        "        return np.random.random(stop - start)\n"
+        "        return np.array([np.random.random(), torch.rand(()).item()])\n"
         "make = Luck\n"
     )
     row = np.array([[1, 2]])
     answers = []
-    with ForkServer(["numpy.random"]) as fork_server:
+    with ForkServer(["numpy.random", "torch"]) as fork_server:
         for _ in range(3):
             with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
                 host.fresh(0)
@@ -325,7 +326,8 @@ def test_processes_of_one_fork_server_share_no_state(tmp_path):
         with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
             host.fresh(0)
             answers.append(host.score(row)[0].tolist())
-    assert len({tuple(answer) for answer in answers}) == 4
+    for numbers in zip(*answers, strict=True):
+        assert len(set(numbers)) == 4
 
 
 def test_a_fork_server_that_a_stranger_stops_or_ends_costs_no_other_process_anything(tmp_path, monkeypatch, capfd):
