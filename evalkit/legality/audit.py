@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -118,7 +119,12 @@ class _Hosts(ExitStack):
         """Run bundles of audits side by side where there are workers, each on one host; return what they return."""
         hosts = [self._idle.pop() if self._idle else self._start() for _ in bundles]
         with ThreadPoolExecutor(self.workers) as pool:
-            results = list(pool.map(lambda bundle, host: bundle(host), bundles, hosts))
+            try:
+                results = list(pool.map(lambda bundle, host: bundle(host), bundles, hosts))
+            except BaseException:  # Ctrl-C: the bundles, which the pool waits for, end at their next call
+                for host in hosts:
+                    host.deadline = -math.inf
+                raise
         self._idle.extend(host for host in hosts if host.alive)
         return results
 

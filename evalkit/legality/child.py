@@ -403,24 +403,33 @@ def settle(output: int, folder: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
     if "numpy.random" in sys.modules:
         np.random.seed()  # no two processes share the state of unseeded random numbers; Python's own sees to itself
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
 
 
 def end(process: int, seconds: float) -> int | None:
-    """Return the exit status of a process that ends by itself within ``seconds``; kill any other, and its copies."""
+    """Return the exit status of a process that ends by itself within ``seconds``; kill any other, and all copies."""
     deadline = time.monotonic() + seconds
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(0.005)
+    with contextlib.suppress(ChildProcessError):  # an earlier fork server, which something has ended, began it
+        while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() >= deadline:
+                kill(process)
+                os.waitpid(process, 0)
+                return None
+            time.sleep(0.005)
+        kill(process)  # what it left running: its number is taken until it has been waited for
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process, signal.SIGKILL)
+    return None
+
+
+def kill(process: int) -> None:
+    """Kill a process that nobody has waited for yet, and its copies."""
     try:
         os.killpg(process, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)  # it has not come to lead a group of its own
-    os.waitpid(process, 0)
-    return None
 
 
 def main() -> None:

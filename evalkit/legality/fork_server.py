@@ -80,10 +80,16 @@ class ForkServer(AbstractContextManager["ForkServer"]):
     def _ask(self, request: dict[str, Any], files: list[int] | None = None) -> dict[str, Any]:
         if self._control is None:
             raise EOFError
-        self._control.settimeout(PATIENCE)
-        socket.send_fds(self._control, [b"."], files or [])
-        child.send(self._control, request)
-        return child.receive(self._control, time.monotonic() + PATIENCE)[0]
+        try:
+            self._control.settimeout(PATIENCE)
+            socket.send_fds(self._control, [b"."], files or [])
+            child.send(self._control, request)
+            return child.receive(self._control, time.monotonic() + PATIENCE)[0]
+        except BaseException:  # a late answer would be taken for that to the next request
+            if self._process is not None:
+                self._process.kill()
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the fork server; the processes that it began must have ended."""

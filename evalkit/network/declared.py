@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from numbers import Integral
 from typing import Any
 
@@ -45,8 +46,8 @@ def shown(value: object) -> str:
     """Return a value as a message shows it: short, with its type."""
     if value is None:
         return "None"
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"a tensor of shape {list(shape)}"
+    torch = sys.modules.get("torch")  # without it there is no tensor
+    if torch is not None and isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 40 else f"a {type(value).__name__}"

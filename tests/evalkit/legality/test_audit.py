@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,13 +10,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evalkit.legality import substitution
-from evalkit.legality.audit import audit
+from evalkit.legality.audit import _Hosts, audit
 from evalkit.legality.childhost import ChildHost
 from evalkit.legality.driver import run_stream
 from evalkit.legality.fork_server import ForkServer
@@ -302,15 +305,16 @@ def test_processes_of_one_fork_server_share_no_state(tmp_path):
     """Not even that of random numbers nobody seeded; and where a stranger ends the server, another takes its place."""
     (tmp_path / "luck.py").write_text(
         "import numpy as np\n"
+        "import torch\n"
         "class Luck:\n"
         "    vocab_size = 4\n"
         "    def score(self, tokens, start, stop):\n"
-        "        return np.random.random(stop - start)\n"
+        "        return np.array([np.random.random(), torch.rand(()).item()])\n"
         "make = Luck\n"
     )
     row = np.array([[1, 2]])
     answers = []
-    with ForkServer(["numpy.random"]) as fork_server:
+    with ForkServer(["numpy.random", "torch"]) as fork_server:
         for _ in range(3):
             with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
                 host.fresh(0)
@@ -322,7 +326,86 @@ def test_processes_of_one_fork_server_share_no_state(tmp_path):
         with ChildHost(f"{tmp_path}/luck.py:make", fork_server=fork_server) as host:
             host.fresh(0)
             answers.append(host.score(row)[0].tolist())
-    assert len({tuple(answer) for answer in answers}) == 4
+    for numbers in zip(*answers, strict=True):
+        assert len(set(numbers)) == 4
+
+
+def test_a_fork_server_that_a_stranger_stops_or_ends_costs_no_other_process_anything(tmp_path, monkeypatch, capfd):
+    """Its late answers are answers to nothing, and the one in its place ends the processes that it began."""
+    (tmp_path / "even.py").write_text(
+        "import numpy as np\n"
+        "class Even:\n"
+        "    vocab_size = 4\n"
+        "    def score(self, tokens, start, stop):\n"
+        "        return np.full(stop - start, np.log(4))\n"
+        "make = Even\n"
+    )
+    row = np.array([[1]])
+
+    def begun() -> ChildHost:
+        host = ChildHost(f"{tmp_path}/even.py:make", fork_server=fork_server)
+        host.fresh(0)
+        return host
+
+    with ForkServer() as fork_server:
+        first, second = begun(), begun()
+        stopped = fork_server._process
+        assert stopped is not None
+        monkeypatch.setattr("evalkit.legality.fork_server.PATIENCE", 0.5)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        first.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped.pid, signal.SIGCONT)
+        monkeypatch.undo()
+        with begun() as third:
+            assert third.score(row).item() == np.log(4)
+            second.close()
+            os.killpg(third._process, signal.SIGKILL)
+            with pytest.raises(Fault, match="was killed by SIGKILL"):
+                third.score(row)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_stranger_leaves_running_ends_with_it(tmp_path):
+    """Even where the process that started it has ended before."""
+    (tmp_path / "parting.py").write_text(
+        "import os, signal, subprocess\n"
+        "def make():\n"
+        "    left = subprocess.Popen(['sleep', '600'])\n"
+        f"    print(left.pid, file=open('{tmp_path}/pid', 'w'), flush=True)\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    os._exit(0)\n"
+    )
+    with ChildHost(f"{tmp_path}/parting.py:make") as host, pytest.raises(Fault, match="was killed"):
+        host.fresh(0)
+    left = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    limit = time.monotonic() + 10
+    while left.exists() and left.read_text().split()[2] != "Z":  # Z: nobody has waited for it yet
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_an_interrupted_audit_waits_for_no_more_than_a_call():
+    calls = threading.Event()
+
+    def interrupted(host):
+        calls.wait()
+        raise KeyboardInterrupt
+
+    def busy(host):
+        host.fresh(0)
+        calls.set()
+        while True:
+            host.score(np.array([[1]]))
+
+    options = AuditOptions(budget_seconds=20.0, workers=2)
+    began = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _Hosts(f"{GALLERY}/x_above_one.py:make", options, began + 20.0, None) as hosts,
+    ):
+        hosts.together(interrupted, busy)
+    assert time.monotonic() - began < 15
 
 
 def test_the_report_is_the_contracts_json():

@@ -17,6 +17,7 @@ from evalkit.cli.main import run_command
 from evalkit.network.causality import find_leak
 from evalkit.network.network import Network
 from evalkit.plumbing.constants import SIZE_CAP
+from evalkit.plumbing.errors import InputError
 from evalkit.ttt.config import TTTConfig
 from evalkit.ttt.parameters import adapted_names
 
@@ -137,6 +138,12 @@ def test_weights_that_do_not_fit_are_one_line(
     assert "the factory raised RuntimeError: Error(s) in loading state_dict" in error
     assert "size mismatch" in error
     assert error.count("\n") == 1
+
+
+def test_an_array_in_place_of_logits_is_called_one() -> None:
+    network = Network(model=lambda ids: np.zeros((*ids.shape, 5)), vocab_size=5, name="the model")
+    with pytest.raises(InputError, match="returned a ndarray; expected logits, a tensor"):
+        network.logits(torch.zeros(1, 3, dtype=torch.int64))
 
 
 def test_logits_may_be_a_view_of_a_weight(tokenizer_path: Path, text_path: Path) -> None:
