@@ -194,10 +194,12 @@ def _check_documents(
     for start, tokens in iterate_documents(stream, tokenizer.bos_id):
         number, documents = documents, documents + 1
         counted = int(tokenizer.byte_table.count(tokens[:-1], tokens[1:]).sum())
-        lost = tokenizer.unk_id >= 0 and bool((tokens == tokenizer.unk_id).any())  # text of which no byte is counted
-        text = witness.text_of((tokens[tokens != tokenizer.unk_id] if lost else tokens).tolist())
+        kept = tokens[tokens != tokenizer.unk_id]  # unknown tokens stand for text of which no byte is counted
+        lost = len(kept) < len(tokens)
+        text = witness.text_of(kept.tolist())
         size = len(text.encode("utf-8"))
-        if tokens[0] != tokenizer.bos_id:  # a piece without its BOS: its first token has no predecessor to count by
+        if kept[:1].tolist() == tokens[:1].tolist() != [tokenizer.bos_id]:
+            # A piece without its BOS: its first token has no predecessor to count by.
             size -= len(witness.text_of(tokens[:1].tolist()).encode("utf-8"))
         if counted != size and not lost:
             result.find(

@@ -410,18 +410,18 @@ def settle(output: int, folder: str, environment: dict[str, str]) -> None:
 def end(process: int, seconds: float) -> int | None:
     """Return the exit status of a process that ends by itself within ``seconds``; kill any other, and all copies."""
     deadline = time.monotonic() + seconds
+    status = None
     with contextlib.suppress(ChildProcessError):  # an earlier fork server, which something has ended, began it
-        while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while not (reaped := os.waitpid(process, os.WNOHANG))[0]:
             if time.monotonic() >= deadline:
                 kill(process)
                 os.waitpid(process, 0)
                 return None
             time.sleep(0.005)
-        kill(process)  # what it left running: its number is taken until it has been waited for
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        status = os.waitstatus_to_exitcode(reaped[1])
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process, signal.SIGKILL)
-    return None
+        os.killpg(process, signal.SIGKILL)  # what it left running
+    return status
 
 
 def kill(process: int) -> None:
