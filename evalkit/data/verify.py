@@ -198,7 +198,7 @@ def _check_documents(
         lost = len(kept) < len(tokens)
         text = witness.text_of(kept.tolist())
         size = len(text.encode("utf-8"))
-        if kept[:1].tolist() == tokens[:1].tolist() != [tokenizer.bos_id]:
+        if tokens[0] not in (tokenizer.bos_id, tokenizer.unk_id):
             # A piece without its BOS: its first token has no predecessor to count by.
             size -= len(witness.text_of(tokens[:1].tolist()).encode("utf-8"))
         if counted != size and not lost:

@@ -1,7 +1,7 @@
 """Adam with decoupled weight decay: torch's own steps, bit for bit, without the start-up of ``torch.optim.AdamW``.
 
-Making any ``torch.optim`` optimizer imports torch's compiler, more than two seconds of processor time in every process
-that trains a little or not at all. torch's function that takes the step does not need it.
+Making any ``torch.optim`` optimizer imports torch's compiler, which takes seconds, in every process that trains a
+little or not at all. torch's function that takes the step does not need it.
 """
 
 from __future__ import annotations
